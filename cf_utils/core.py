@@ -72,7 +72,7 @@ def progress(items: Iterable | None = None, **kw) -> tqdm:
     return tqdm(items, disable=headless(), **kw)
 
 
-# ---------------------------------------------------------------- blocks of features
+# ---------------------------------------------------------------- blocks of features, neighbouring pixels
 
 def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int]:
     """Number the blocks of an item of `shape`: (index int64 of that shape, how many). Edge blocks may be smaller.
@@ -96,6 +96,14 @@ def block_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
     flat = index.flatten().to(values.device)
     total = torch.zeros(len(values), n, dtype=values.dtype, device=values.device).index_add_(1, flat, values.flatten(1))
     return total / torch.bincount(flat, minlength=n)
+
+
+def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
+    """Sum over pixels of (dx^2 + dy^2)^(beta / 2) per image (B, C, H, W) -> (B,); differences over the edge are 0 (Eq. 8)."""
+    across = torch.nn.functional.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1))
+    down = torch.nn.functional.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
+    square = across.square() + down.square()
+    return (square if beta == 2 else square.pow(beta / 2)).flatten(1).sum(1)
 
 
 # ---------------------------------------------------------------- checks

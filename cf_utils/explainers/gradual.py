@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils.classifiers import predict
-from cf_utils.core import NAN, BlackBox, Explainer, Found, block_index, block_mean, item_noise
+from cf_utils.core import NAN, BlackBox, Explainer, Found, block_index, block_mean, item_noise, total_variation
 
 TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
@@ -44,14 +44,6 @@ def mean_logits(classifier: nn.Module, x: Tensor, n: int = 100, seed: int = 0) -
             raise ValueError(f"x: {len(of_c)} inputs are classified as {c}, expected at least n = {n}")
         rows.append(logits[of_c[torch.randperm(len(of_c), generator=gen)[:n]]].mean(0))
     return torch.stack(rows)
-
-
-def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
-    """Sum over pixels of (dx^2 + dy^2)^(beta / 2) per image (B, C, H, W) -> (B,); differences over the edge are 0 (Eq. 8)."""
-    across = torch.nn.functional.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1))
-    down = torch.nn.functional.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
-    square = across.square() + down.square()
-    return (square if beta == 2 else square.pow(beta / 2)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Procedural renderers with known factors."""
