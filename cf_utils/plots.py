@@ -1,0 +1,90 @@
+"""The figures that more than one notebook draws. Fixed ranges, one scale a figure with its size written out, failures shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor
+
+from cf_utils.core import Counterfactuals
+
+FAILED = "#c0392b"
+
+
+def show(ax: Axes, image: Tensor, low: float = 0.0, high: float = 1.0) -> None:
+    """One image (C, H, W) with a fixed range; grey for one channel."""
+    a = image.detach().cpu().float().numpy()
+    ax.imshow(a[0] if len(a) == 1 else np.moveaxis(a, 0, -1).clip(0, 1), cmap="gray", vmin=low, vmax=high)
+    ax.set(xticks=[], yticks=[])
+
+
+def change(ax: Axes, before: Tensor, after: Tensor, scale: float) -> None:
+    """Signed change summed over channels: red added, blue removed."""
+    ax.imshow((after - before).detach().cpu().float().sum(0).numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale)
+    ax.set(xticks=[], yticks=[])
+
+
+def frame(ax: Axes, colour: str) -> None:
+    """A coloured border, to flag a panel without covering it."""
+    for side in ax.spines.values():
+        side.set(visible=True, color=colour, linewidth=2.5)
+
+
+def grid(cfs: Counterfactuals, n: int = 8, rows: Sequence[int] | None = None) -> Figure:
+    """Query, counterfactual and signed change of n items; red border: the target was not reached."""
+    rows = list(range(min(n, len(cfs)))) if rows is None else list(rows)
+    scale = max(float((cfs.counterfactual - cfs.query)[rows].abs().sum(1).max()), 1e-6)
+    fig, axes = plt.subplots(3, len(rows), figsize=(1.2 * len(rows) + 0.4, 4.0), dpi=100, squeeze=False, layout="constrained")
+    for col, i in zip(axes.T, rows, strict=True):
+        show(col[0], cfs.query[i])
+        show(col[1], cfs.counterfactual[i])
+        change(col[2], cfs.query[i], cfs.counterfactual[i], scale)
+        col[0].set_title(f"{int(cfs.source[i])} → {int(cfs.target[i])}", fontsize=10)
+        if not cfs.reached[i]:
+            frame(col[1], FAILED)
+    for ax, label in zip(axes[:, 0], ("query", "counterfactual", f"change\n(±{scale:.2g})"), strict=True):
+        ax.set_ylabel(label, fontsize=9)
+    return fig
+
+
+def methods_grid(results: dict[str, Counterfactuals], rows: Sequence[int], agree: dict[str, Tensor] | None = None) -> Figure:
+    """A row a method, a column an item. Red border: not reached. `agree[name]` (B,) bool: what judges see as the target gets a
+    tick, the rest a cross."""
+    first = next(iter(results.values()))
+    fig, axes = plt.subplots(1 + len(results), len(rows), figsize=(1.0 * len(rows) + 1.1, 1.12 * (1 + len(results)) + 0.3), dpi=100,
+                             squeeze=False, layout="constrained")
+    for ax, i in zip(axes[0], rows, strict=True):
+        show(ax, first.query[i])
+        ax.set_title(f"{int(first.source[i])} → {int(first.target[i])}", fontsize=10)
+    axes[0, 0].set_ylabel("query", fontsize=8)
+    for line, (name, cfs) in zip(axes[1:], results.items(), strict=True):
+        for ax, i in zip(line, rows, strict=True):
+            show(ax, cfs.counterfactual[i])
+            if not cfs.reached[i]:
+                frame(ax, FAILED)
+            elif agree is not None:
+                good = bool(agree[name][i])
+                ax.text(0.97, 0.03, "✓" if good else "✗", color="#2ecc71" if good else "#f1c40f", fontsize=11, ha="right", va="bottom",
+                        transform=ax.transAxes)
+        line[0].set_ylabel(name, fontsize=8)
+    return fig
+
+
+def strip(states: Tensor, titles: Sequence[str], width: float = 1.15) -> Figure:
+    """States of a search in a row: (S, C, H, W)."""
+    fig, axes = plt.subplots(1, len(states), figsize=(width * len(states), width + 0.45), dpi=100, squeeze=False, layout="constrained")
+    for ax, state, title in zip(axes[0], states, titles, strict=True):
+        show(ax, state)
+        ax.set_title(title, fontsize=8)
+    return fig
+
+
+def box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, size: float = 9) -> None:
+    """A rounded box with text in it, in data coordinates."""
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=colour, ec="#444444", lw=1))
+    ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
