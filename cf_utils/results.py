@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from cf_utils import core, io
 
+DEMO = "demo"                          # the profile of a notebook's own parameters; the one where a failed claim raises
 PNG_BYTES = 150_000                    # what a published figure may weigh
 RESERVED = ("data", "seed", "claims", "claims_failed", "seconds", "device", "commit")
 
@@ -90,7 +91,7 @@ class Run:
         if any(before[k] != entry[k] for k in ("low", "high", "opposite")):
             raise ValueError(f"claim {name!r} was made before with other bounds; give this one another name")
         self._claims[name] = entry
-        if not ok and self.profile == "demo" and os.environ.get("CF_CLAIMS") != "record":
+        if not ok and self.profile == DEMO and os.environ.get("CF_CLAIMS") != "record":
             shown = "not a finite number" if value is None else f"{value:.4g}"
             raise AssertionError(f"{name}: {shown} is outside [{low:g}, {high:g}]")
         print(f"{name} in [{low:g}, {high:g}]: {'ok' if ok else 'FAILED'}")
@@ -233,12 +234,12 @@ def commit() -> str | None:
 
 def reported(paper: str | None = None, table: str | None = None) -> pd.DataFrame:
     """The papers' own figures (results/reported/<paper>.csv): paper, table, dataset, task, method, metric, value, sd, note."""
-    files = sorted(f for f in (project() / "results" / "reported").glob("*.csv") if f.stem != "claims")
+    files = sorted(f for f in (project() / "results" / "reported").glob("*.csv") if f.stem not in ("claims", "beside"))
     if paper is not None:
         if paper not in (known := [f.stem for f in files]):
             raise ValueError(f"paper: got {paper!r}, known are {known}")
         files = [f for f in files if f.stem == paper]
-    frame = pd.concat([pd.read_csv(f) for f in files], ignore_index=True)
+    frame = pd.concat([pd.read_csv(f, dtype={"table": str}) for f in files], ignore_index=True)
     if table is not None:
         if table not in (known := sorted(frame["table"].unique())):
             raise ValueError(f"table: got {table!r}, known are {known}")

@@ -1,0 +1,69 @@
+# `make help` lists the targets. Needs only Python >= 3.11; everything else goes into $(VENV).
+#   NB=01        only this notebook (numbers or names, several with spaces)
+#   DATA=/data   folder with official data sets
+#   ARGS=...     more options for the command behind a target (`python -m cf_utils.run --help`, pytest, a benchmark)
+#   PYTHON=...   interpreter that makes the environment        PIP_ARGS=...   more options for pip (an index, a cache)
+
+SHELL := /bin/bash
+VENV ?= .venv
+NB ?=
+DATA ?=
+ARGS ?=
+PIP_ARGS ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+RUN = $(PY) -m cf_utils.run $(NB) $(if $(DATA),--data $(DATA))
+BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo paper embedded test lab bench report publish claims mutants weights
+
+help:  ## this list
+	@sed -n 's/^#   /    /p' Makefile
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r t d; do printf 'make %-10s %s\n' "$$t" "$$d"; done
+
+# pip runs again when pyproject.toml has changed
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; name one by PYTHON=/path/to/python"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[embedded,dev]'
+	touch $@
+
+demo: $(READY)  ## run the notebooks (all, or NB=) on what ships with the project; results/demo/report.html
+	$(RUN) --profile demo $(ARGS)
+
+paper: $(READY)  ## the papers' settings, on official data (DATA=)
+	$(RUN) --profile paper $(ARGS)
+
+embedded: $(READY)  ## embedded data at sizes that carry a claim
+	$(RUN) --profile embedded $(ARGS)
+
+test: $(READY)  ## ruff, then pytest on tests/ and the notebooks (nbval); the browser test where chromium is there
+	$(PY) -m ruff check .
+	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+	CF_HEADLESS=1 CF_RESULTS_ROOT=$$root $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  $(if $(BROWSER),,-m "not browser") tests notebooks $(ARGS)
+
+lab: $(READY)  ## JupyterLab in notebooks/
+	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+bench: $(READY)  ## speed and memory side by side; results/benchmarks
+	@for b in benchmarks/*.py; do echo "$(PY) $$b $(ARGS)"; $(PY) $$b $(ARGS) || exit 1; done
+
+PROFILE ?= demo
+report: $(READY)  ## make the report anew from what has run (PROFILE=demo)
+	$(PY) -m cf_utils.report html --profile $(PROFILE)
+
+publish: $(READY)  ## copy metrics, claims, tables and figures to the tracked results/ (PROFILE=demo, NB=)
+	$(PY) -m cf_utils.report publish $(NB) --profile $(PROFILE)
+
+claims: $(READY)  ## run with 5 seeds and write how far each claim's value ranges; results/claims
+	$(RUN) --profile demo --claims $(ARGS)
+
+mutants: $(READY)  ## put in known faults one by one; a test must fail for each
+	$(PY) -m tests.mutants $(ARGS)
+
+weights:  ## pretrained weights for perceptual metrics
+	@echo "Nothing to do: no notebook needs pretrained weights yet."
