@@ -82,7 +82,8 @@ def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int
     """
     if len(block) > len(shape) or any(b == 0 or b < -1 for b in block):
         raise ValueError(f"block: got {tuple(block)} for items of shape {tuple(shape)}, expected positive extents or -1")
-    sizes = [*shape[:len(shape) - len(block)], *(s if b == -1 else b for s, b in zip(shape[len(shape) - len(block):], block, strict=True))]
+    lead = len(shape) - len(block)
+    sizes = [*shape[:lead], *(s if b == -1 else b for s, b in zip(shape[lead:], block, strict=True))]
     index, n = torch.zeros(tuple(shape), dtype=torch.int64), 1
     for d, (s, b) in enumerate(zip(shape, sizes, strict=True)):
         parts = -(-s // b)
@@ -100,10 +101,11 @@ def block_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
 
 def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
     """Sum over pixels of (dx^2 + dy^2)^(beta / 2) per image (B, C, H, W) -> (B,); differences over the edge are 0 (Eq. 8)."""
-    across = torch.nn.functional.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1))
-    down = torch.nn.functional.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
-    square = across.square() + down.square()
-    return (square if beta == 2 else square.pow(beta / 2)).flatten(1).sum(1)
+    across, down = x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
+    if beta == 2:                               # two plain sums: half the work
+        return across.square().flatten(1).sum(1) + down.square().flatten(1).sum(1)
+    square = torch.nn.functional.pad(across, (0, 1)).square() + torch.nn.functional.pad(down, (0, 0, 0, 1)).square()
+    return square.pow(beta / 2).flatten(1).sum(1)
 
 
 # ---------------------------------------------------------------- checks
@@ -275,9 +277,9 @@ class Counterfactuals:
             raise ValueError(f"settings: the two results differ in {differ or ['seed']}")
         if both := set(_listed(self.ids)) & set(_listed(other.ids)):
             raise ValueError(f"ids: {sorted(both)[:5]} are in both results")
-        joined = {}
+        joined, one, two = {}, self._like(other), other._like(self)
         for name in self._per_item():
-            a, b = getattr(self, name), getattr(other, name)
+            a, b = getattr(one, name), getattr(two, name)
             if (a is None) != (b is None):
                 raise ValueError(f"{name}: only one of the two results has it")
             if name == "path" and a is not None:
@@ -286,6 +288,16 @@ class Counterfactuals:
             joined[name] = a if a is None else torch.cat([a, b]) if isinstance(a, Tensor) else a + b
         whole, ids = dataclasses.replace(self, **joined), _listed(joined["ids"])
         return whole.select(sorted(range(len(ids)), key=ids.__getitem__))
+
+    def _like(self, other: Counterfactuals) -> Counterfactuals:
+        """Where no item needed a search there is no mask, path or generator's count: give those that `other` has."""
+        if any(why != ALREADY and s >= 0 for why, s in zip(self.reason, self.source.tolist(), strict=True)):
+            return self
+        none = {"mask": torch.zeros_like(self.query, dtype=torch.bool), "path": self.query[:, None],
+                "path_len": torch.ones(len(self), dtype=torch.int64),
+                **{f"n_{way}_generator": torch.zeros(len(self), dtype=torch.int64) for way in ("forward", "backward")}}
+        lacks = {k: v for k, v in none.items() if getattr(self, k) is None and getattr(other, k) is not None}
+        return dataclasses.replace(self, **lacks)
 
     def to_frame(self) -> pd.DataFrame:
         """A row an item: everything that is one number or word."""
@@ -359,6 +371,8 @@ class Explainer:
         classifier maps x to logits (B, K >= 2), normalisation inside it. Raises ValueError on bad input before any search.
         """
         row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, score)
+        if not 0 < self.tau < 1:
+            raise ValueError(f"tau: got {self.tau}, expected a probability inside (0, 1)")
         tau, x, target = self.tau if score is None else score, x.detach(), target.to(x.device)
         first = BlackBox(classifier, len(x))
         with frozen(classifier):
@@ -375,7 +389,8 @@ class Explainer:
             found = Found(x[:0])
             if len(todo):
                 own = ids[todo.cpu()] if isinstance(ids, Tensor) else tuple(ids[i] for i in todo.tolist())
-                found = self.search(search, x[todo], target[todo], own, tau)
+                with torch.enable_grad():           # a caller's no_grad is about its own graph
+                    found = self.search(search, x[todo], target[todo], own, tau)
                 found.counterfactual = found.counterfactual.detach()
             cf = x.clone()
             if len(todo):

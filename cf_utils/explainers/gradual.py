@@ -98,8 +98,12 @@ class GradualConstruction(Explainer):
                             ("ranking", ("once", "each"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
-        if self.steps < 1 or self.max_blocks is not None and self.max_blocks < 1:
-            raise ValueError(f"steps, max_blocks: got {self.steps}, {self.max_blocks}, expected at least 1")
+        for name in ("steps", "max_blocks", "patience"):
+            if (got := getattr(self, name)) is not None and got < 1:
+                raise ValueError(f"{name}: got {got}, expected at least 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr: got {self.lr}, expected a positive number")
+        block_index(x.shape[1:], self.block)
         if self.bounds is None and (self.clamp or self.init == "uniform"):
             raise ValueError("bounds: None, but clamp and a uniform composite need a range")
 
@@ -112,7 +116,8 @@ class GradualConstruction(Explainer):
                           "so the search may end below tau. Ask for a lower tau or train the classifier longer", stacklevel=3)
         index, n_blocks = block_index(x.shape[1:], self.block)
         index, budget = index.to(x.device), min(self.max_blocks or n_blocks, n_blocks)
-        fill = self._composite(x, ids)
+        bounds = self._range(x)
+        fill = self._composite(x, ids, bounds)
         rank = self._rank(f, x, target, torch.arange(len(x)), index, n_blocks)         # (B, n_blocks)
         order = rank.argsort(dim=1, descending=True, stable=True)
 
@@ -122,9 +127,9 @@ class GradualConstruction(Explainer):
         mask = torch.zeros_like(x, dtype=torch.bool)
 
         rows = torch.arange(len(x))                                                   # still searched; all below is theirs
-        q, c, t_mean, t_class, a_order, a_mask = x, fill, mean, target, order, mask.clone()
+        q, c, t_mean, t_class, a_order, on = x, fill, mean, target, order, torch.zeros_like(x)      # on: 1 where unmasked
         n = torch.zeros(len(x), dtype=torch.int64, device=x.device)                   # blocks unmasked
-        z, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
+        z, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)                 # x', and Adam's two moments
         t = torch.full((len(x),), self.steps, dtype=x.dtype, device=x.device)         # at the end of "step 0": unmask first
         best, since = torch.full_like(t, torch.inf), torch.zeros_like(t)
         wide = (-1, *[1] * (x.ndim - 1))
@@ -136,76 +141,72 @@ class GradualConstruction(Explainer):
             logits = f(z, rows)
             loss = self._loss(logits, z, q, t_mean, t_class)
             g = f.grad(loss.sum(), z)
-            z = z.detach()
-            if ended.any():
+            z, loss = z.detach(), loss.detach()
+            if self.patience is not None:
+                low = loss < best - self.flat * best.abs().nan_to_num(posinf=0.0)
+                best, since = torch.where(low, loss, best), torch.where(low, 0, since + 1)
+            t = t + 1
+            if ended.any():                                                           # look at the score, leave or unmask
                 p = logits.detach().softmax(1).gather(1, t_class[:, None])[:, 0]
-                nan = ~loss.detach().isfinite()
-                hit, spent = (n > 0) & (p >= tau) & (logits.argmax(1) == t_class), n >= budget
+                nan, spent = ~loss.isfinite(), n >= budget
+                hit = (p >= tau) & (logits.argmax(1) == t_class)
                 e = (ended & (n > 0)).nonzero().flatten()
-                path[rows[e.cpu()], n[e] - 1] = z[e]
-                leave = ended & (hit | spent) | nan
+                state = torch.where((on[e] > 0) & ~nan[e].view(wide), z[e], q[e])     # where masked, x to the last bit
+                path[rows[e.cpu()], n[e] - 1] = state
+                result[rows[e.cpu()]] = state
+                leave = ended & (n > 0) & (hit | spent | nan)
                 if leave.any():
                     for j in leave.nonzero().flatten().tolist():
                         i = int(rows[j])
-                        n_done[i], mask[i] = n[j], a_mask[j]
-                        result[i] = q[j] if nan[j] else z[j]
+                        n_done[i], mask[i] = n[j], on[j] > 0
                         failed[i] = NAN if nan[j] else "" if hit[j] else self._why(int(n[j]), float(own[i]), tau)
                     stay = ~leave
                     rows = rows[stay.cpu()]
-                    z, m, v, t, n, q, c, t_mean, t_class, a_order, a_mask, best, since, ended, loss, g = (
-                        s[stay] for s in (z, m, v, t, n, q, c, t_mean, t_class, a_order, a_mask, best, since, ended, loss, g))
+                    z, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g = (
+                        s[stay] for s in (z, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g))
                     if not len(rows):
                         break
-                if ended.any():                                                       # masking step
-                    e = ended.nonzero().flatten()
+                e = ended.nonzero().flatten()
+                if len(e):                                                            # masking step
                     if self.ranking == "each":
                         again = self._rank(f, z[e], t_class[e], rows[e.cpu()], index, n_blocks)
-                        taken = torch.zeros_like(again).scatter_(1, index.flatten().expand(len(e), -1), a_mask[e].flatten(1).to(again))
+                        taken = torch.zeros_like(again).scatter_(1, index.flatten().expand(len(e), -1), on[e].flatten(1))
                         a_order[e, n[e]] = again.masked_fill(taken > 0, -torch.inf).argmax(1)
                     new = index == a_order[e, n[e]].view(-1, *[1] * index.ndim)
-                    a_mask[e] |= new
-                    z[e] = torch.where(a_mask[e] if self.restart else new, c[e], z[e])
+                    on[e] += new
+                    z[e] = torch.where(on[e] > 0 if self.restart else new, c[e], z[e])
                     n[e] += 1
                     t[e], m[e], v[e], best[e], since[e] = 0, 0, 0, torch.inf, 0
-                    rest = ~ended                                                     # the others go on with this very pass
-                    if not rest.any():
-                        continue
-                    g = g * rest.view(wide).to(g)
-                    t = t + rest.to(t)
-                else:
-                    t = t + 1
-            else:
-                t = t + 1
-            if self.patience is not None:
-                low = loss.detach() < best - self.flat * best.abs().nan_to_num(posinf=0.0)
-                best, since = torch.where(low, loss.detach(), best), torch.where(low, torch.zeros_like(since), since + 1)
-            g = g * a_mask                                                            # composition step: Adam on masked values
+                    g[e] = 0                    # the others go on with this very pass; these start with the next
+            g.mul_(on)                                                                # composition step: Adam on unmasked values
             m.lerp_(g, 0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
-            steps = t.clamp(min=1)
-            size, root = self.lr / (1 - 0.9 ** steps), (1 - 0.999 ** steps).sqrt()
-            z = z.addcdiv(m * size.view(wide), (v.sqrt() / root.view(wide)).add_(1e-8), value=-1)
+            k = t.clamp(min=1)
+            size, root = self.lr / (1 - 0.9 ** k), (1 - 0.999 ** k).sqrt()
+            z.addcdiv_(m * size.view(wide), v.sqrt().div_(root.view(wide)).add_(1e-8), value=-1)
             if self.clamp:
-                low, high = (torch.as_tensor(b, dtype=z.dtype, device=z.device) for b in self.bounds)
-                z = torch.maximum(torch.minimum(z, high), low)
+                z.clamp_(*bounds)
         n_done = n_done.clamp(min=1)
         last = torch.minimum(torch.arange(int(n_done.max()))[None], n_done[:, None] - 1)             # padded with the last state
         return Found(result, mask=mask, path=path[torch.arange(len(x))[:, None], last], path_len=n_done, reason=failed)
 
-    def _composite(self, x: Tensor, ids) -> Tensor:
+    def _range(self, x: Tensor) -> tuple:
+        """Bounds as numbers (one fast kernel), or as two tensors like x where one of them is given per feature."""
+        if self.bounds is None or not any(isinstance(b, Tensor) for b in self.bounds):
+            return self.bounds or (None, None)
+        return tuple(torch.as_tensor(b).to(x) for b in self.bounds)
+
+    def _composite(self, x: Tensor, ids, bounds: tuple) -> Tensor:
         """The composite's first values (B, ...)."""
         if self.init == "query":
-            return x.clone()
-        kind = "normal" if self.init == "normal" else "uniform"
-        if self.noise == "item":
-            c = item_noise(self.seed, ids, x.shape[1:], "composite", kind)
+            c = x
         else:
-            c = item_noise(self.seed, ["common"], x.shape[1:], "composite", kind).expand(x.shape)
-        c = c.to(x)
-        if kind == "uniform":
-            low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
-            c = low + (high - low) * c
-        return c.clone()
+            kind = "normal" if self.init == "normal" else "uniform"
+            names = ids if self.noise == "item" else ["common"]
+            c = item_noise(self.seed, names, x.shape[1:], "composite", kind).to(x).expand(x.shape)
+            if kind == "uniform":
+                c = bounds[0] + (bounds[1] - bounds[0]) * c
+        return c.clamp(*bounds) if self.clamp else c.clone()
 
     def _rank(self, f: BlackBox, z: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
         """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks)."""
@@ -231,5 +232,5 @@ class GradualConstruction(Explainer):
         return loss
 
     def _why(self, n: int, own: float, tau: float) -> str:
-        pull = f"; the mean logits score {own:.3f} themselves" if self.term == "logits" and own < tau else ""
+        pull = f"; the mean logits score {own:.3f} themselves" if self.term in ("logits", "mean_abs") and own < tau else ""
         return f"budget of {n} blocks spent below tau{pull}"
