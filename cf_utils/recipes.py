@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cf_utils import classifiers, core, io, training
 from cf_utils.datasets import mnist
+from cf_utils.generators import autoencoder
 
 RECIPES: dict[str, Callable[[str, int, Path | None], tuple[nn.Module, dict, dict]]] = {}
 
@@ -132,6 +133,25 @@ def mnist_judge_svm(root, seed, folder):
     log = {"seconds": time.perf_counter() - began}
     card |= {"settings": {"C": 0.3}, "architecture": {"class": "HogSVM"}}
     return model, card, log | {"quality": _quality(model, splits)}
+
+
+@recipe("mnist_autoencoder")
+def mnist_autoencoder(root, seed, folder):
+    """CEM's prior: a plain convolutional autoencoder with 20 latent numbers."""
+    splits, card = _digits(root)
+    settings = {"epochs": 12, "batch_size": 128, "lr": 4e-3, "loss": "squared error, summed over pixels"}
+    model, x = autoencoder.AutoEncoder(), splits["test"].x
+
+    def loss(module, batch):
+        return (module(batch[0]) - batch[0]).square().flatten(1).sum(1).mean()
+
+    log = training.fit(model, splits["train"], [training.Part(loss, lr=4e-3)], epochs=12, batch_size=128, seed=seed,
+                       folder=folder)
+    gen = torch.Generator().manual_seed(seed)
+    kinds = {"digits": x, "noise_0.1": (x + 0.1 * torch.randn(x.shape, generator=gen)).clamp(0, 1),
+             "noise_0.3": (x + 0.3 * torch.randn(x.shape, generator=gen)).clamp(0, 1)}
+    error = {f"squared_error_{k}": autoencoder.reconstruction_error(model, v).mean().item() for k, v in kinds.items()}
+    return model, card | {"settings": settings}, log | {"quality": error | {"test_n": len(x)}}
 
 
 def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = io.CHECKPOINTS) -> dict:

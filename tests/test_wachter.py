@@ -1,0 +1,183 @@
+"""Wachter against closed forms on a linear model, brute force in the plane, and the contracts of every method."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from cf_utils.explainers.wachter import Wachter, median_absolute_deviation
+
+TAU = 0.9
+WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}
+FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="log_odds")
+
+
+def linear(scale=1.0, rows=6, features=8, push=0.0):
+    """Two classes, z_1 - z_0 = w.x + b: model, x, target 1, w, and the gap in log-odds that each item is short of tau."""
+    gen = torch.Generator().manual_seed(0)
+    model = nn.Linear(features, 2).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(scale * torch.randn(2, features, generator=gen))
+        model.bias.copy_(torch.tensor([3.0 + push, 0.0]))
+    x = 0.4 + 0.2 * torch.rand(rows, features, generator=gen).double()
+    w = (model.weight[1] - model.weight[0]).detach()
+    gap = torch.logit(torch.tensor(TAU, dtype=torch.float64)) - (x @ w - 3 - push)
+    assert (gap > 0.5).all()
+    return model, x, torch.ones(rows, dtype=torch.int64), w, gap
+
+
+@pytest.mark.parametrize(("term", "far"), [("log_odds", 1.12), ("probability", 1.1)])
+def test_never_beats_the_closed_form_and_comes_close_to_it(term, far):
+    model, x, target, w, gap = linear()
+    cfs = FINE.with_(term=term)(model, x, target)
+    moved, least = (cfs.counterfactual - x).abs().sum(1), gap / w.abs().max()
+    assert cfs.reached.all()
+    assert (moved >= least - 1e-9).all()
+    assert (moved <= far * least).all()                             # measured 1.068 (log-odds), 1.028 (probability)
+
+
+def test_squared_distance_moves_along_the_gradient():
+    model, x, target, w, gap = linear()
+    d = FINE.with_(distance="l2")(model, x, target).counterfactual - x
+    ratio = d.norm(dim=1) / (gap / w.norm())
+    assert (ratio >= 1 - 1e-9).all() and (ratio <= 1.1).all()       # measured 1.003
+    assert (torch.cosine_similarity(d, w[None]) > 0.999).all()
+
+
+def test_mad_decides_which_feature_is_cheap():
+    model, x, target, w, gap = linear()
+    cheap = int(w.abs().argsort()[-2])
+    mad = torch.ones(8).double()
+    mad[cheap] = 2 * float(w.abs().max() / w[cheap].abs())         # now w.mad is largest there
+    cfs = FINE.with_(mad=mad)(model, x, target)
+    d = cfs.counterfactual - x
+    cost, least = (d.abs() / mad).sum(1), gap / (w.abs() * mad).max()
+    assert cfs.reached.all() and (d.abs().argmax(1) == cheap).all()
+    assert (cost >= least - 1e-9).all() and (cost <= 1.25 * least).all()         # measured 1.152
+    assert (FINE(model, x, target).counterfactual - x).abs().argmax(1).ne(cheap).all()
+
+
+def test_median_absolute_deviation_by_hand():
+    x = torch.tensor([[0.0, 0.0, 7.0], [1.0, 0.0, 7.0], [2.0, 0.0, 7.0], [10.0, 4.0, 7.0], [3.0, 0.0, 7.0]])
+    torch.testing.assert_close(median_absolute_deviation(x), torch.tensor([1.0, 0.8, 1.0]))   # median; its stand-in; constant
+
+
+def test_lam_is_raised_until_the_score_is_met():
+    model, x, target, _, _ = linear()
+    slow = FINE.with_(lam=1e-3, factor=4.0)
+    assert not slow.with_(rounds=1)(model, x, target).reached.any()   # the first lam is too weak
+    cfs = slow(model, x, target)
+    assert cfs.reached.all() and (cfs.path_len >= 4).all()          # query and at least three rounds
+    moved = (cfs.path - x[:, None]).abs().sum(2)
+    assert (moved[:, 1] < 0.05 * moved[:, -1]).all()                # weak lam stays at the query
+    assert (moved.diff(dim=1) > -0.05).all() and (moved[:, -1] > 0.3).all()
+    torch.testing.assert_close(cfs.path[:, -1], cfs.counterfactual)
+    done = Wachter(**WIDE, lam=1e6, steps=300, rounds=3)(model, x, target)
+    assert (done.path_len == 2).all()                               # a strong first lam: one round, nothing raised
+
+
+def test_saturated_probability_waits_for_lam_and_log_odds_do_not():
+    model, x, target, _, gap = linear(push=25.0)                    # p about 1e-11
+    assert (gap > 20).all()
+    weak = Wachter(tau=TAU, bounds=None, clamp=False, steps=100, rounds=3, lam=1.0, lr=0.1)
+    assert (weak(model, x, target).score < 1e-6).all()
+    assert weak.with_(term="log_odds")(model, x, target).reached.all()
+    late = weak.with_(rounds=16)(model, x, target)
+    assert late.reached.all() and (late.path_len > 6).all()         # lam has to make up for p: 12 or 13
+
+
+class Bent(nn.Module):
+    """Two features, a curved boundary: z_1 - z_0 = 6 (y - 0.35 - 0.3 sin 6x)."""
+
+    def forward(self, x):
+        z = 6 * (x[:, 1] - 0.35 - 0.3 * torch.sin(6 * x[:, 0]))
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+def test_brute_force_in_the_plane():
+    side = torch.linspace(0, 1, 801, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    good = grid[Bent()(grid).softmax(1)[:, 1] >= TAU]
+    x = torch.tensor([[0.2, 0.1], [0.35, 0.05], [0.55, 0.3], [0.75, 0.05], [0.9, 0.02]], dtype=torch.float64)
+    least = torch.cdist(x, good, p=1).amin(1)
+    cfs = FINE.with_(bounds=(0.0, 1.0))(Bent(), x, torch.ones(5, dtype=torch.int64))
+    moved = (cfs.counterfactual - x).abs().sum(1)
+    assert cfs.reached.all() and (moved >= least - 2 / 800).all()
+    assert (moved <= 1.1 * least + 2 / 800).all()                   # measured 1.041
+
+
+def test_a_row_depends_neither_on_its_batch_nor_on_the_order():
+    model, x, target, *_ = linear()
+    explain = Wachter(**WIDE, steps=40, rounds=8, lam=0.1, factor=3.0)
+    whole, order = explain(model, x, target), torch.tensor([3, 0, 5, 1, 4, 2])
+    mixed = explain(model, x[order], target)
+    alone = torch.cat([explain(model, x[i:i + 1], target[:1]).counterfactual for i in range(6)])
+    torch.testing.assert_close(mixed.counterfactual, whole.counterfactual[order], atol=1e-9, rtol=0)
+    torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
+    assert mixed.n_forward.tolist() == whole.n_forward[order].tolist()
+
+
+class Trap(nn.Module):
+    """A model whose outputs are NaN for a marked row (feature 0 over 0.9) once it has moved towards the target."""
+
+    def __init__(self, model, edge):
+        super().__init__()
+        self.model, self.edge = model, edge
+
+    def forward(self, x):
+        z = self.model(x)
+        return torch.where(((x[:, 0] > 0.9) & (z[:, 1] - z[:, 0] > self.edge))[:, None], torch.nan, z)
+
+
+def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody():
+    model, x, target, *_ = linear()
+    with torch.no_grad():
+        model.weight[:, 0] = 0
+        x[2, 0] = 0.95
+        z = model(x)
+    explain = Wachter(**WIDE, steps=40, rounds=8, lam=0.1, factor=3.0, term="log_odds")
+    clean = explain(model, x, target)
+    caught = explain(Trap(model, float(z[2, 1] - z[2, 0]) + 0.2), x, target)
+    others = torch.tensor([0, 1, 3, 4, 5])
+    torch.testing.assert_close(caught.counterfactual[others], clean.counterfactual[others], atol=1e-9, rtol=0)
+    assert caught.reason[2] == "classifier returned NaN" and torch.equal(caught.counterfactual[2], x[2])
+    assert caught.n_forward[2] < clean.n_forward[2] or clean.path_len[2] == 2
+
+
+def test_failures_are_kept_and_flagged():
+    model, x, target, *_ = linear(push=25.0)
+    cfs = Wachter(**WIDE, steps=5, rounds=2)(model, x, target)
+    assert not cfs.valid.any() and len(cfs) == 6
+    assert all("2 values of lam" in r for r in cfs.reason)
+
+
+def test_passes_are_those_that_a_hook_counts():
+    model, x, target, *_ = linear()
+    with torch.no_grad():
+        x[0] += 1 * (model.weight[1] - model.weight[0])             # already there
+    seen = []
+    model.register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    cfs = Wachter(**WIDE, steps=20, rounds=6, factor=3.0, lr=0.05, term="log_odds")(model, x, target)
+    assert int(cfs.n_forward.sum()) == sum(seen) and cfs.reason[0] == "already target" and cfs.n_forward[0] == 1
+    rounds = cfs.path_len[1:] - 1
+    assert cfs.n_forward[1:].tolist() == (2 + 21 * rounds).tolist() and cfs.n_backward[1:].tolist() == (20 * rounds).tolist()
+
+
+def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
+    model, x, target, *_ = linear(push=-1.0)
+    for term in ("probability", "log_odds"):
+        cfs = FINE.with_(term=term, bounds=(0.0, 1.0))(model, x, target, score=0.8)
+        assert cfs.reached.all() and (cfs.score >= 0.8).all()
+        assert cfs.counterfactual.min() >= 0 and cfs.counterfactual.max() <= 1
+        assert (cfs.score < 0.84).all()                             # aims at 0.82
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"term": "logit"}, "term"), ({"distance": "linf"}, "distance"), ({"steps": 0}, "steps"), ({"rounds": 0}, "rounds"),
+    ({"factor": 1.0}, "factor"), ({"lam": 0.0}, "lam"), ({"tolerance": 0.0}, "tolerance"), ({"bounds": None}, "bounds"),
+    ({"mad": torch.zeros(8)}, "mad"), ({"mad": torch.ones(7)}, "mad"), ({"mad": torch.ones(1, 2, 8)}, "mad")])
+def test_bad_settings_are_refused_by_name(change, word):
+    model, x, target, *_ = linear()
+    with pytest.raises(ValueError, match=word):
+        dataclasses.replace(FINE, **change)(model, x, target)
