@@ -104,7 +104,7 @@ def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) ->
     path = folder / f"{name}.safetensors"
     for p in (path, path.with_suffix(".json")):
         if not p.exists():
-            raise FileNotFoundError(f"{p} is missing; `python -m cf_utils.training {name}` makes it (README, 'Checkpoints')")
+            raise FileNotFoundError(f"{p} is missing; `python -m cf_utils.recipes {name} --data DIR` makes it")
     card = read_json(path.with_suffix(".json"))
     if (found := sha256(path)) != card["sha256"]:
         raise ValueError(f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again")
