@@ -154,6 +154,21 @@ def mnist_autoencoder(root, seed, folder):
     return model, card | {"settings": settings}, log | {"quality": error | {"test_n": len(x)}}
 
 
+@recipe("mnist_aae")
+def mnist_aae(root, seed, folder):
+    """The latent space of ABELE: an adversarial autoencoder of digits (labels are not used)."""
+    from cf_utils.generators import aae
+    splits, card = _digits(root)
+    settings = {"epochs": 14, "batch_size": 256, "lr": {"reconstruction": 2e-3, "discrimination": 1e-3, "deception": 1e-3}}
+    model = aae.AdversarialAutoencoder()
+    parts = [training.Part(aae.reconstruction, 2e-3, lambda m: [*m.encoder.parameters(), *m.decoder.parameters()]),
+             training.Part(aae.discrimination, 1e-3, lambda m: m.discriminator.parameters(), betas=(0.5, 0.999)),
+             training.Part(aae.deception, 1e-3, lambda m: m.encoder.parameters(), betas=(0.5, 0.999))]
+    log = training.fit(model, splits["train"], parts, epochs=14, batch_size=256, seed=seed, folder=folder)
+    quality = aae.quality(model, splits["test"].x, classifiers.load("mnist_cnn")) | {"agreement_with": "mnist_cnn"}
+    return model, card | {"settings": settings}, log | {"quality": quality}
+
+
 def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = io.CHECKPOINTS) -> dict:
     """Train, measure the stored (float16) weights, write checkpoint and card; return the card."""
     if name not in RECIPES:
