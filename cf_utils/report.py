@@ -106,12 +106,13 @@ def publish(profile: str, name: str) -> Path:
     files = [f for kind in ("figures/*.png", "tables/*.csv", "claims.json", "metrics.json") for f in sorted(folder.glob(kind))]
     if heavy := [f.name for f in files if f.suffix == ".png" and f.stat().st_size > results.PNG_BYTES]:
         raise ValueError(f"{name}: {', '.join(heavy)} weigh more than {results.PNG_BYTES} bytes; write figures by run.figure()")
-    for file in files:
-        with io.whole_file(to / file.relative_to(folder)) as part:
-            shutil.copyfile(file, part)
+    (to / "metrics.json").unlink(missing_ok=True)          # comes back last: who finds it finds everything of one run
     for old in [*to.glob("figures/*.png"), *to.glob("tables/*.csv")]:
         if not (folder / old.relative_to(to)).exists():
             old.unlink()
+    for file in files:
+        with io.whole_file(to / file.relative_to(folder)) as part:
+            shutil.copyfile(file, part)
     return to
 
 

@@ -140,6 +140,7 @@ class Run:
                    "claims_failed": len(failed), "seconds": round(time.perf_counter() - self._began, 2),
                    "device": device(), "commit": commit()}
         self.check_owner()
+        (self.folder / "metrics.json").unlink(missing_ok=True)     # an older run's would vouch for the claims written next
         io.write_json(self.folder / "claims.json", list(self._claims.values()))
         for old in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
             if old not in self._written:

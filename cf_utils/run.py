@@ -82,9 +82,8 @@ def workflow(names: list[str], args: argparse.Namespace, extra: list[str]) -> in
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(path),
                    "--directory", str(results.root()), "--cores", str(args.cores), "--nolock", "--rerun-incomplete",
                    "--keep-going", "--scheduler", "greedy", "--max-checksum-file-size", "100MB",
-                   "--quiet", "host", "progress", "reason", "rules"]
+                   *(["--dry-run"] if args.dry_run else ["--quiet", "host", "progress", "reason", "rules"])]
         command += ["--resources", f"gpu={config['gpus']}"] if config["gpu"] else []
-        command += ["--dry-run"] if args.dry_run else []
         before = stamps(config)
         # the child inherits the lock: should only this process be killed, a successor waits for the orphan instead of racing it
         rc = subprocess.run([*command, *extra], pass_fds=(lock,), check=False).returncode

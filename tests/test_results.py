@@ -1,0 +1,263 @@
+"""Results: what a run writes, that claims mean something, and that a kill at any moment leaves nothing half-written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from cf_utils import core, io, job, report, results
+from tests.conftest import make_explainer, make_net, make_queries
+from tests.workplace import LIGHT, execute_here, killed_at_rename, make_notebook, project  # noqa: F401 (a fixture)
+
+
+@pytest.fixture
+def run(project):  # noqa: F811
+    return results.Run("01_tiny", profile="demo", seed=0, data="embedded")
+
+
+def noisy(size: float = 8) -> Figure:
+    fig = Figure(figsize=(size, size))
+    fig.add_subplot().imshow(np.random.default_rng(0).random((400, 400, 3)))
+    return fig
+
+
+# ---------------------------------------------------------------- claims and metrics
+
+def test_a_claim_prints_its_bounds_but_not_the_value(run, capsys):
+    run.claim("change", 0.123456, 0.1, 10)
+    assert capsys.readouterr().out == "change in [0.1, 10]: ok\n"
+
+
+@pytest.mark.parametrize("value", [11.0, -1, math.nan, math.inf, None])
+def test_a_failed_claim_raises_in_demo_and_is_recorded_elsewhere(run, value, monkeypatch, capsys):
+    with pytest.raises(AssertionError, match=r"^change: .* is outside \[0, 10\]"):
+        run.claim("change", value, 0, 10)
+    other = results.Run("01_tiny", profile="paper", seed=0, data="official")
+    other.claim("change", value, 0, 10, opposite="it shrinks")
+    assert "FAILED" in capsys.readouterr().out
+    assert other.finish()["claims_failed"] == 1
+    (entry,) = io.read_json(other.folder / "claims.json")
+    assert (entry["name"], entry["ok"], entry["opposite"]) == ("change", False, "it shrinks")
+    assert job.failed_claims(other.folder) == ["change"]
+    monkeypatch.setenv("CF_CLAIMS", "record")
+    run.claim("change 2", value, 0, 10)                                        # and in demo, when the ranges are being measured
+
+
+@pytest.mark.parametrize("low, high", [(0, math.inf), (-math.inf, 1), (math.nan, 1), (1, 0), (1, 1)])
+def test_bounds_are_finite_and_in_order(run, low, high):
+    with pytest.raises(ValueError, match="expected finite ones, low < high"):
+        run.claim("x", 0.5, low, high)
+
+
+def test_the_same_claim_may_come_again_but_not_with_other_bounds(run):
+    run.claim("x", 1, 0, 2)
+    run.claim("x", 1.5, 0, 2)                                                  # a cell that was run twice
+    with pytest.raises(ValueError, match="other bounds"):
+        run.claim("x", 1, 0, 3)
+
+
+def test_metrics_are_strict_json_with_what_design_asks(run):
+    run.metrics(n=90, a=torch.tensor(0.5), b=np.float32(2), c=math.nan, d=math.inf, e=None, f=True)
+    run.finish()
+    found = json.loads((run.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert {k: found[k] for k in "abcdef"} == {"a": 0.5, "b": 2.0, "c": None, "d": None, "e": None, "f": 1}
+    assert found["n"] == 90 and found["data"] == "embedded" and found["seconds"] >= 0 and found["device"] and "commit" in found
+
+
+def test_metrics_refuse_a_second_value_a_reserved_name_and_what_is_no_number(run):
+    run.metrics(n=1)
+    run.metrics(n=1)
+    for bad, text in (({"n": 2}, "already 1, got 2"), ({"n": None}, "already 1"), ({"device": 1}, "written by finish"),
+                      ({"m": "3"}, "expected one number"), ({"m": torch.zeros(2)}, "expected one number")):
+        with pytest.raises(ValueError, match=text):
+            run.metrics(**bad)
+
+
+# ---------------------------------------------------------------- figures, tables, what was left by an earlier run
+
+def test_a_heavy_figure_is_brought_under_the_limit_and_stays_a_png(run):
+    run.figure("noise", noisy())
+    content = (run.folder / "figures" / "noise.png").read_bytes()
+    assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= results.PNG_BYTES
+
+
+def test_a_figure_is_the_same_bytes_each_time(run):
+    def draw():
+        run.figure("f", noisy(2))
+        return (run.folder / "figures" / "f.png").read_bytes()
+    assert draw() == draw()
+
+
+def test_a_table_keeps_an_index_that_says_something(run):
+    run.table("a", pd.DataFrame({"v": [1.5]}, index=pd.Index(["ours"], name="method")))
+    run.table("b", pd.DataFrame({"v": [1.5]}))
+    assert (run.folder / "tables" / "a.csv").read_text() == "method,v\nours,1.5\n"
+    assert (run.folder / "tables" / "b.csv").read_text() == "v\n1.5\n"
+
+
+def test_finish_removes_what_only_an_earlier_run_made(run):
+    run.table("old", pd.DataFrame({"v": [1]}))
+    run.finish()
+    again = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
+    again.table("new", pd.DataFrame({"v": [1]}))
+    again.finish()
+    assert [p.name for p in (run.folder / "tables").iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".x"])
+def test_names_cannot_leave_the_folder(run, name):
+    with pytest.raises(ValueError, match="name: got"):
+        run.figure(name, noisy(1))
+
+
+# ---------------------------------------------------------------- the owner
+
+def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("CF_RUN_TOKEN", "first")
+    run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
+    io.write_json(run.folder / "owner.json", {"token": "first"})
+    run.figure("f", noisy(1))                                                  # its own folder: allowed
+    net = make_net()
+    x, target = make_queries(net, n=2)
+    took_over = []
+
+    class Slow(nn.Module):
+        """The successor comes while the orphan searches."""
+        def forward(self, x):
+            if not took_over:
+                io.write_json(run.folder / "owner.json", {"token": "second"})
+                took_over.append(True)
+            return net(x)
+
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(results.NotOwner):
+        run.explain("a", make_explainer(steps=2), Slow(), x, target, torch.arange(2))
+    for write in (lambda: run.figure("g", noisy(1)), lambda: run.table("t", pd.DataFrame({"v": [1]})), run.finish,
+                  lambda: run.explain("a", make_explainer(steps=2), net, x, target, torch.arange(2))):
+        with pytest.raises(results.NotOwner, match="belongs to another run"):
+            write()
+    assert sorted(p for p in run.folder.rglob("*") if p.is_file()) == [p for p in before if p.is_file()]
+
+
+def test_the_owner_check_changes_nothing_in_the_result(run):
+    net = make_net()
+    x, target = make_queries(net, n=3)
+    ours = run.explain("a", make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2)
+    plain = core.explain_in_batches(make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2)
+    assert torch.equal(ours.counterfactual, plain.counterfactual) and ours.settings == plain.settings
+
+
+# ---------------------------------------------------------------- killed just before and just after each rename
+
+def versions(root, monkeypatch):
+    """Writer -> (write(version), read() -> the version that is there, or None where nothing is taken for whole)."""
+    run = lambda v: results.Run("01_tiny", profile="paper", seed=v, data="embedded")  # noqa: E731
+    folder = results.run_folder("paper", "01_tiny")
+    monkeypatch.setattr(job, "execute", execute_here)
+    frame = lambda v: pd.DataFrame({"v": [v] * 1000})  # noqa: E731
+
+    def checkpoint(v):
+        io.save_checkpoint("net", nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)), {}, root)
+
+    def load_checkpoint():
+        net = nn.Linear(3, 3)
+        io.load_checkpoint("net", net, root)
+        return int(net.weight[0, 0])
+
+    def explained(v):
+        net = make_net()
+        x, target = make_queries(net, n=2)
+        make_explainer(steps=1, seed=v)(net, x, target, torch.arange(2)).save(root / "cfs")
+
+    def finish(v):
+        r = run(v)
+        r.metrics(n=v)
+        r.claim("v", v, 0, 9)
+        r.finish()
+
+    def finished():
+        n = io.read_json(folder / "metrics.json")["n"]
+        assert io.read_json(folder / "claims.json")[0]["value"] == n           # never one run's metrics with another's claims
+        return n
+
+    make_notebook(root, "02_light", ("", LIGHT))
+
+    def ran():
+        light = results.run_folder("paper", "02_light")
+        n = io.read_json(light / "metrics.json")["n"]
+        json.loads((light / "notebook.ipynb").read_text())
+        assert io.read_json(light / "claims.json")[0]["value"] == n
+        return n
+
+    def publish(v):
+        finish(v)
+        run(v).table("t", frame(v))
+        report.publish("paper", "01_tiny")
+
+    def published():
+        n = results.published("paper", "01_tiny")["n"]
+        assert pd.read_csv(root / "results" / "paper" / "01_tiny" / "tables" / "t.csv").v[0] == n
+        return n
+
+    return {
+        "write_text": (lambda v: io.write_text(root / "t", str(v) * 9999), lambda: int((root / "t").read_text()[:9999][-1])),
+        "write_json": (lambda v: io.write_json(root / "j", {"v": v}), lambda: io.read_json(root / "j")["v"]),
+        "write_tensors": (lambda v: io.write_tensors(root / "s", {"v": torch.full((999,), v)}),
+                          lambda: int(io.read_tensors(root / "s")["v"][-1])),
+        "save_checkpoint": (checkpoint, load_checkpoint),
+        "Counterfactuals.save": (explained, lambda: core.Counterfactuals.load(root / "cfs").seed),
+        "Run.figure": (lambda v: run(v).figure("f", noisy(v)), lambda: (folder / "figures" / "f.png").stat().st_size and 2),
+        "Run.table": (lambda v: run(v).table("t", frame(v)), lambda: int(pd.read_csv(folder / "tables" / "t.csv").v.iloc[999])),
+        "Run.finish": (finish, finished),
+        "run_one": (lambda v: job.run_one("02_light", "paper", {"steps": v, "profile": "paper"}), ran),
+        "publish": (publish, published),
+        "report": (lambda v: report.write("paper"), lambda: 2 if report.path("paper").read_text().endswith("</html>") else None),
+        "claim_ranges": (lambda v: (finish(v), report.claim_ranges("01_tiny", [folder])),
+                         lambda: io.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"]),
+    }
+
+
+@pytest.mark.parametrize("writer", [
+    "write_text", "write_json", "write_tensors", "save_checkpoint", "Counterfactuals.save", "Run.figure", "Run.table",
+    "Run.finish", "run_one", "publish", "report", "claim_ranges"])
+def test_a_kill_around_any_rename_leaves_old_new_or_nothing(project, writer, monkeypatch):  # noqa: F811
+    write, read = versions(project, monkeypatch)[writer]
+
+    def taken_for_whole():
+        try:
+            return read()
+        except (FileNotFoundError, ValueError):        # missing, or refused by the reader with a word on what to do
+            return None
+    for nth in itertools.count(1):
+        write(1)
+        if killed_at_rename(lambda: write(2), nth, "before") == 0:
+            break
+        assert taken_for_whole() in (1, 2, None)
+        write(2)                                       # the next run, without any clearing up by hand
+        assert taken_for_whole() == 2
+        write(1)
+        assert killed_at_rename(lambda: write(2), nth, "after") == -9
+        assert taken_for_whole() in (1, 2, None)
+        write(2)
+        assert taken_for_whole() == 2
+    assert nth > 1                                     # at least one rename was met
+
+
+# ---------------------------------------------------------------- the papers' figures
+
+def test_reported_figures_by_paper_and_table():
+    assert len(results.reported()) == 436
+    table = results.reported("gradual-construction", "Table 6")
+    row = table[(table["dataset"] == "HELOC") & (table["method"] == "gradual") & (table["metric"] == "L1")]
+    assert row["value"].tolist() == [1.05] and "note" in table
+    for bad in ({"paper": "nobody"}, {"paper": "ace", "table": "Table 99"}):
+        with pytest.raises(ValueError, match="known are"):
+            results.reported(**bad)
