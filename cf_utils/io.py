@@ -109,9 +109,8 @@ def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) ->
     if (found := sha256(path)) != card["sha256"]:
         raise ValueError(f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again")
     state, own = read_tensors(path), module.state_dict()
-    wrong = [f"{k}: file {tuple(state[k].shape) if k in state else 'absent'}, model {tuple(own[k].shape) if k in own else 'absent'}"
-             for k in sorted(state.keys() | own.keys())
-             if k not in state or k not in own or state[k].shape != own[k].shape]
+    shapes = {k: [tuple(s[k].shape) if k in s else "absent" for s in (state, own)] for k in sorted(state.keys() | own.keys())}
+    wrong = [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
     if wrong:
         raise ValueError(f"{path} does not fit {type(module).__name__}: " + "; ".join(wrong[:8]))
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})

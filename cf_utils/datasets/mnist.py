@@ -10,10 +10,12 @@ embedded digit, and the embedded test digits are unseen in both worlds.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib.util
 import json
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -79,8 +81,9 @@ def fetch(root: str) -> None:
     folder = Path(root) / "MNIST" / "raw"
     for name, (md5, *_) in RAW.items():
         path = folder / f"{name}.gz"
-        if path.exists() and hashlib.md5(_unzipped(path)).hexdigest() == md5:
-            continue
+        with contextlib.suppress(FileNotFoundError, ValueError):       # absent or broken: fetched
+            if hashlib.md5(_unzipped(path)).hexdigest() == md5:
+                continue
         with io.whole_file(path) as part:
             with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as source:
                 part.write_bytes(source.read())
@@ -129,9 +132,10 @@ def _folder(root: Path) -> Path:
 
 
 def _unzipped(path: Path, zipped: bool | None = None) -> bytes:
+    raw = path.read_bytes()
     try:
-        return gzip.decompress(path.read_bytes()) if (path.suffix == ".gz" if zipped is None else zipped) else path.read_bytes()
-    except (EOFError, OSError) as e:
+        return gzip.decompress(raw) if (path.suffix == ".gz" if zipped is None else zipped) else raw
+    except (EOFError, OSError, zlib.error) as e:
         raise ValueError(missing("mnist", path, f"the file is truncated or no gzip file: {e}")) from e
 
 
