@@ -45,10 +45,12 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
     order = torch.Generator()
     loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=order, drop_last=True)
     owner = module
-    optimisers = [torch.optim.AdamW(list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay) for p in parts]
+    optimisers = [torch.optim.AdamW(list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay)
+                  for p in parts]
     module, loader, *optimisers = accelerator.prepare(module, loader, *optimisers)
     total = epochs * len(loader)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, p.lr, total, pct_start=0.2) if p.schedule else None
+    rise = 0.2 if total >= 10 else 0.5                              # OneCycleLR divides by a rise of one step
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, p.lr, max(total, 4), pct_start=rise) if p.schedule else None
                  for o, p in zip(optimisers, parts, strict=True)]
     average = None
     if ema:
