@@ -246,6 +246,14 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
     assert run()[1] == 0
 
 
+def test_failures_stay_in_place_and_flagged(net):
+    x, target = make_queries(net, 5)
+    cfs = explain_in_batches(make_explainer(steps=4, max_blocks=2), net, x, target, torch.arange(5), batch_size=2)
+    assert len(cfs) == 5
+    assert 0 < cfs.reached.sum() < 5                            # measured 2: both kinds are there
+    assert [bool(r) for r in cfs.reason] == [not r for r in cfs.reached.tolist()]
+
+
 def test_shards_want_ids(net):
     x, target = make_queries(net, 4)
     with pytest.raises(ValueError, match="ids: None"):
