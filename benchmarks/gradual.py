@@ -1,0 +1,211 @@
+"""Speed and memory of gradual construction, side by side in one process: `python benchmarks/gradual.py` (see --help).
+
+speedup_batch64     one by one / a batch of 64, seconds; same settings, no leaving, alternating batch by batch
+max_abs_difference  the same two in float64 on few items: largest difference of a value or a score
+speedup_early       one by one without leaving / a batch of 64 that leaves composition steps early
+overhead            a search at constant batch 64 / its bare passes forward and back, alternating, best of 5
+peak_mib            growth of resident memory during a batch of 64 (GPU: peak allocated)
+
+Prints one table and writes results/benchmarks/gradual.json; ends non-zero where a bound is missed (--quick judges none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import psutil
+import torch
+
+from cf_utils import classifiers, core, io
+from cf_utils.datasets import mnist
+from cf_utils.explainers.gradual import GradualConstruction, mean_logits
+
+JUDGES = ("mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
+
+
+def timed(explain, model, x, target, ids) -> tuple[core.Counterfactuals, float]:
+    began = time.perf_counter()
+    cfs = explain(model, x, target, ids)
+    cfs.score.tolist()                                      # a GPU is done only then
+    return cfs, time.perf_counter() - began
+
+
+def one_by_one(explain, model, x, target, ids) -> tuple[core.Counterfactuals, float]:
+    parts = [timed(explain, model, x[i:i + 1], target[i:i + 1], ids[i:i + 1]) for i in range(len(x))]
+    whole = parts[0][0]
+    for part, _ in parts[1:]:
+        whole = whole + part                                # joining is not part of the time
+    return whole, sum(s for _, s in parts)
+
+
+def agreement(judges, cfs: core.Counterfactuals) -> float:
+    """Share of all items that are valid and that the judges' majority takes for the target."""
+    votes = torch.stack([classifiers.predict(j, cfs.counterfactual).argmax(1).cpu() for j in judges])
+    return ((classifiers.majority(votes) == cfs.target.cpu()) & cfs.valid.cpu()).double().mean().item()
+
+
+def overhead(explain, model, x, target, repeats: int) -> dict:
+    """A search from which nothing leaves, against the passes it made, in their order and sizes, and nothing else."""
+    passes: list[list] = []                                 # [batch size, was there a way back]
+
+    def count(module, given, out):
+        passes.append([len(out), False])
+        if out.requires_grad:
+            this = passes[-1]
+            out.register_hook(lambda g: this.__setitem__(1, True))
+
+    hook = model.register_forward_hook(count)
+    cfs, _ = timed(explain, model, x, target, None)
+    hook.remove()
+    if {n for n, _ in passes} != {len(x)}:
+        raise RuntimeError(f"the batch was to stay at {len(x)}, passes were of {sorted({n for n, _ in passes})} rows")
+    if len(passes) * len(x) != cfs.n_forward.sum():
+        raise RuntimeError("the explainer counts other passes than the hook")
+
+    def bare() -> float:
+        z = x.clone()
+        began = time.perf_counter()
+        for _, back in passes:
+            if back:
+                z.requires_grad_(True)
+                torch.autograd.grad(model(z).sum(), z)
+            else:
+                with torch.no_grad():
+                    model(z)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    best = [float("inf")] * 2
+    with core.frozen(model):                                # so the bare passes pay for no parameter gradient either
+        for _ in range(repeats):
+            best = [min(best[0], timed(explain, model, x, target, None)[1]), min(best[1], bare())]
+    return {"overhead": best[0] / best[1], "passes": len(passes), "ms_per_pass_bare": 1e3 * best[1] / len(passes)}
+
+
+def peak_mib(explain, model, x, target) -> float:
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        timed(explain, model, x, target, None)
+        return torch.cuda.max_memory_allocated() / 2**20
+    process, done, peak = psutil.Process(), threading.Event(), [0]
+    before = process.memory_info().rss
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        timed(explain, model, x, target, None)
+    finally:
+        done.set()
+        thread.join()
+    return max(0, peak[0] - before) / 2**20
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=256, help="digits compared in float32 (default 256)")
+    parser.add_argument("--n64", type=int, default=8, help="digits compared in float64 (default 8)")
+    parser.add_argument("--iterations", type=int, default=100, help="Adam steps of a composition step (default 100)")
+    parser.add_argument("--blocks", type=int, default=12, help="budget of blocks (default 12)")
+    parser.add_argument("--patience", type=int, default=10, help="of the early-leaving preset (default 10)")
+    parser.add_argument("--flat", type=float, default=0.01, help="of the early-leaving preset (default 0.01)")
+    parser.add_argument("--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="n 16, n64 2, batch 16, 20 iterations, 1 repeat: to see that it runs")
+    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "gradual.json")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.n, args.n64, args.batch, args.iterations, args.repeats = 16, 2, 16, 20, 1
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    began, device = time.perf_counter(), core.pick_device(args.device)
+    warnings.simplefilter("ignore", UserWarning)            # the overhead asks for a tau that nothing reaches
+    model = classifiers.load("mnist_cnn", device)
+    judges = [classifiers.load(j, device) for j in JUDGES]
+    proto = mean_logits(model, mnist.load("", "train").x.to(device), seed=args.seed)
+    pool = mnist.load("", "test")
+    rows, target = mnist.ordered_pairs(pool, -(-args.n // 90))
+    rows, target = rows[:args.n], target[:args.n].to(device)
+    x, ids = pool.x[rows].to(device), pool.ids[rows]
+    slow = GradualConstruction.recommended(proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed)
+    early = slow.with_(patience=args.patience, flat=args.flat)
+    first = slice(0, args.batch)
+
+    never = slow.with_(tau=1 - 1e-9, max_blocks=2)
+    timed(never.with_(steps=2), model, x[:1], target[:1], None)      # warm up on one: libraries are loaded, kernels chosen
+    memory = peak_mib(slow, model, x[first], target[first])
+    cost = overhead(never, model, x[first], target[first], args.repeats)
+
+    found: dict[str, list] = {"alone": [], "batch": [], "early": []}
+    seconds = dict.fromkeys(found, 0.0)
+    for at in core.progress(range(0, args.n, args.batch), desc="side by side"):
+        r = slice(at, at + args.batch)
+        for name, call, explain in (("batch", timed, slow), ("alone", one_by_one, slow), ("early", timed, early)):
+            cfs, s = call(explain, model, x[r], target[r], ids[r])
+            found[name].append(cfs)
+            seconds[name] += s
+    whole = {}
+    for name, parts in found.items():
+        whole[name] = parts[0]
+        for part in parts[1:]:
+            whole[name] = whole[name] + part
+    alone, batch, quick = whole["alone"], whole["batch"], whole["early"]
+
+    double = classifiers.load("mnist_cnn", device).double()
+    exact = slow.with_(prototypes=proto.double())
+    few = slice(0, args.n64)
+    one, _ = one_by_one(exact, double, x[few].double(), target[few], ids[few])
+    many, _ = timed(exact, double, x[few].double(), target[few], ids[few])
+    many = many.select(many.ids.argsort())
+    difference = max((one.counterfactual - many.counterfactual).abs().max().item(), (one.score - many.score).abs().max().item())
+
+    figures = {
+        "speedup_batch64": seconds["alone"] / seconds["batch"], "max_abs_difference": difference,
+        "speedup_early": seconds["alone"] / seconds["early"], "overhead": cost["overhead"], "peak_mib": memory,
+        "float32_same_validity": (alone.valid == batch.valid).double().mean().item(),
+        "float32_same_blocks": (alone.mask == batch.mask).flatten(1).all(1).double().mean().item(),
+        "validity_alone": alone.valid.double().mean().item(), "validity_early": quick.valid.double().mean().item(),
+        "judge_agreement_alone": agreement(judges, alone), "judge_agreement_early": agreement(judges, quick)}
+    figures["validity_early_change"] = figures["validity_early"] - figures["validity_alone"]
+    figures["judge_agreement_early_change"] = figures["judge_agreement_early"] - figures["judge_agreement_alone"]
+    bounds = {"speedup_batch64": (3, None), "max_abs_difference": (None, 1e-9), "speedup_early": (8, None),
+              "overhead": (None, 1.15),
+              "float32_same_validity": (0.99, None), "float32_same_blocks": (0.99, None),
+              "validity_early_change": (-0.01, 0.01), "judge_agreement_early_change": (-0.01, 0.01)}
+    missed = []
+    print(f"{'figure':<32}{'value':>12}  bound")
+    for name, value in figures.items():
+        low, high = bounds.get(name, (None, None))
+        ok = (low is None or value >= low) and (high is None or value <= high)
+        bound = " and ".join(f"{s} {b:g}" for s, b in ((">=", low), ("<=", high)) if b is not None)
+        missed += [] if ok else [name]
+        print(f"{name:<32}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
+    record = {**figures, "missed": missed, "quick": args.quick, "n": args.n, "n64": args.n64, "batch": args.batch,
+              "data": "embedded", "settings": {"iterations": args.iterations, "blocks": args.blocks, "patience": args.patience,
+                                               "flat": args.flat, "seed": args.seed, "repeats": args.repeats},
+              "seconds_alone": seconds["alone"], "seconds_batch": seconds["batch"], "seconds_early": seconds["early"],
+              "passes_overhead": cost["passes"], "ms_per_pass_bare": cost["ms_per_pass_bare"], "threads": torch.get_num_threads(),
+              "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}",
+              "torch": torch.__version__, "seconds": time.perf_counter() - began}
+    io.write_json(args.out, record)
+    print(f"{record['seconds']:.0f} s, {record['threads']} threads, {record['device']}; written to {args.out}")
+    if missed and not args.quick:
+        print(f"missed: {', '.join(missed)}", file=sys.stderr)
+    return int(bool(missed) and not args.quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,163 @@
+"""Known faults, put in one by one: `python -m tests.mutants [NAME ...]`. A test must fail for each, or this ends non-zero.
+
+The tree is copied to a temporary folder; a fault is a text that must stand there exactly once and what replaces it, so a fault
+that the code has outgrown is an error, not a pass. The same tests must pass on the unchanged copy first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+GRADUAL, CORE, IO = "cf_utils/explainers/gradual.py", "cf_utils/core.py", "cf_utils/io.py"
+MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils/results.py"
+G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
+LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
+        "workflow", "notebooks", "results/reported", "results/checkpoints")
+
+
+class Fault(NamedTuple):
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = {
+    "logit term removed": Fault(GRADUAL, "loss = torch.linalg.vector_norm(logits - mean, dim=1)", "loss = 0 * logits.sum(1)",
+                                (f"{G}class_term_alone",)),
+    "norm inside the class sum by default": Fault(GRADUAL, "loss = torch.linalg.vector_norm(logits - mean, dim=1)",
+                                                  "loss = (logits - mean).sum(1).abs()", (f"{G}class_term_alone",)),
+    "distance term removed": Fault(GRADUAL, "        if self.lam:\n", "        if False:\n", (f"{G}distance_term_alone",)),
+    "total variation dropped": Fault(GRADUAL, "if self.eta and z.ndim == 4:", "if False:", (f"{G}total_variation_term_alone",)),
+    "mask ignored": Fault(GRADUAL, "            g.mul_(on) ", "            pass ", (f"{G}equals_a_plain_second_implementation",)),
+    "values outside the mask written": Fault(GRADUAL, "torch.where((on[e] > 0) & ~nan[e].view(wide), z[e], q[e])",
+                                             "torch.where(~nan[e].view(wide), z[e], q[e])", (f"{G}values_a_hair_outside",)),
+    "mean instead of sum over the batch": Fault(GRADUAL, "g = f.grad(loss.sum(), z)\n            z, loss",
+                                                "g = f.grad(loss.mean(), z)\n            z, loss",
+                                                (f"{G}a_row_does_not_depend_on_its_batch",)),
+    "noise by batch position": Fault(CORE, 'f"{seed}|{i}|{stream}"', 'f"{seed}|{len(rows)}|{stream}"',
+                                     (f"{C}noise_depends_on_seed_id_and_stream_alone",)),
+    "composite by batch position": Fault(GRADUAL, 'names = ids if self.noise == "item"',
+                                         'names = [str(k) for k in range(len(x))] if self.noise == "item"',
+                                         (f"{G}a_row_does_not_depend_on_its_batch",)),
+    "Adam not restarted": Fault(GRADUAL, "t[e], m[e], v[e], best[e], since[e] = 0, 0, 0, torch.inf, 0",
+                                "t[e], best[e], since[e] = 0, torch.inf, 0", (f"{G}adam_starts_afresh_with_each_block",)),
+    "flatness measured against the last block": Fault(GRADUAL, "t[e], m[e], v[e], best[e], since[e] = 0, 0, 0, torch.inf, 0",
+                                                      "t[e], m[e], v[e], since[e] = 0, 0, 0, 0",
+                                                      (f"{G}equals_a_plain_second_implementation",)),
+    "clamp ignored": Fault(GRADUAL, "                z.clamp_(*bounds)\n", "                pass\n",
+                           (f"{G}clamp_and_its_absence",)),
+    "tau ignored": Fault(GRADUAL, "hit = (p >= tau) & ", "hit = ", (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second")),
+    "signed instead of absolute gradient": Fault(GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ",
+                                                 (f"{G}rank_gives_the_order",)),
+    "already-target items searched": Fault(CORE, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)),
+    "failures dropped": Fault(CORE, "        parts.append(part)\n", "        parts.append(part.select(part.reached))\n",
+                              (f"{C}failures_stay",)),
+    "failures not flagged": Fault(CORE, "valid = (logits.argmax(1) == target) & p.isfinite()", "valid = p.isfinite()",
+                                  (f"{G}budget_spent_is_a_flagged_failure",)),
+    "passes not counted": Fault(CORE, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)),
+    "training mode not put back": Fault(CORE, "            m.training = training\n", "            pass\n",
+                                        (f"{G}parameters_gradients_and_mode",)),
+    "other settings joined": Fault(CORE, "if (self.settings, self.seed) != (other.settings, other.seed):", "if False:",
+                                   (f"{C}what_may_not_be_joined",)),
+    "batches of another setting read": Fault(CORE, "key = io.sha256(setting, x[rows]", "key = io.sha256(x[rows]",
+                                             (f"{C}what_is_there_is_read",)),
+    "normalised images accepted": Fault(CORE, "if (x < low - 1e-6).any() or (x > high + 1e-6).any():", "if False:",
+                                        (f"{C}bad_input_is_named",)),
+    "half-written files": Fault(IO, 'part = path.with_name(f"{path.name}.part-{os.getpid()}")', "part = path",
+                                ("tests/test_io.py::test_a_file_is_the_old_one_or_the_new_one",)),
+    "weights of another card loaded": Fault(IO, 'if (found := sha256(path)) != card["sha256"]:', "if False:",
+                                            ("tests/test_io.py::test_checkpoint_missing",)),
+    "digits not verified": Fault(MNIST, "if (found := hashlib.md5(raw).hexdigest()) != md5:", "if False:",
+                                 ("tests/test_mnist.py::test_a_broken_file_is_named",)),
+    "training saw embedded digits": Fault(MNIST, "embedded if split == \"validation\" else ~embedded", "embedded | ~embedded",
+                                          ("tests/test_mnist.py::test_official_layout",)),
+    "average not updated": Fault("cf_utils/training.py", "average.update_parameters(owner)", "pass",
+                                 ("tests/test_training.py::test_moving_average_by_hand",)),
+    "misspelt parameter accepted": Fault(JOB, "if unknown := sorted(given.keys() - known.keys()):", "if unknown := []:",
+                                         ("tests/test_run.py::test_bad_input_is_refused_before_any_work",)),
+    "a claim's bound turned round": Fault(RESULTS, "ok = value is not None and low <= value <= high",
+                                          "ok = value is not None and low <= value >= high",
+                                          ("tests/test_results.py::test_a_claim", "tests/test_results.py::test_a_failed_claim")),
+}
+
+
+def copy(to: Path) -> Path:
+    for name in LEFT:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        elif (ROOT / name).exists():
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+def tests(tree: Path, selected: tuple[str, ...], first: bool = True) -> subprocess.CompletedProcess:
+    """pytest on the copy. A selection is a file, or the beginning of a test's name: `file::test_beginning`."""
+    files = sorted({s.split("::")[0] for s in selected})
+    wanted = " or ".join(s.split("::")[1] for s in selected if "::" in s)
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", *(["-x"] if first else []),
+                           *(["-k", wanted] if wanted else []), *files], cwd=tree, env=env, capture_output=True, text=True)
+
+
+def try_one(name: str) -> tuple[str, str, float]:
+    """(name, 'killed' or 'SURVIVED' or what went wrong, seconds)"""
+    fault, began = FAULTS[name], time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = copy(Path(folder))
+        text = (tree / fault.file).read_text(encoding="utf-8")
+        if (count := text.count(fault.old)) != 1:
+            return name, f"ERROR: its text stands {count} times in {fault.file}, expected once", 0.0
+        (tree / fault.file).write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        done = tests(tree, fault.tests)
+    verdict = {0: "SURVIVED", 1: "killed"}.get(done.returncode)
+    verdict = verdict or f"ERROR: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+    if verdict == "killed" and ("SyntaxError" in done.stdout or "error during collection" in done.stdout):
+        verdict = "ERROR: the fault is no valid Python"
+    return name, verdict, time.perf_counter() - began
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="faults to try (default: all)")
+    parser.add_argument("-j", type=int, default=os.cpu_count() or 1, help="at once (default: one a core)")
+    parser.add_argument("--list", action="store_true", help="name them and stop")
+    args = parser.parse_args(argv)
+    if unknown := set(args.names) - FAULTS.keys():
+        parser.error(f"unknown: {sorted(unknown)}; known: {sorted(FAULTS)}")
+    chosen = args.names or list(FAULTS)
+    if args.list:
+        print(*chosen, sep="\n")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = copy(Path(folder))
+        where = subprocess.run([sys.executable, "-c", "import cf_utils; print(cf_utils.__file__)"], cwd=tree, text=True,
+                               env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True).stdout
+        if not Path(where.strip()).is_relative_to(tree):
+            print(f"the tests would not see the copy: cf_utils is {where}", file=sys.stderr)
+            return 2
+        sound = tests(tree, tuple(sorted({s for n in chosen for s in FAULTS[n].tests})))
+    if sound.returncode:
+        print(f"without a fault the tests fail already:\n{sound.stdout[-4000:]}", file=sys.stderr)
+        return 2
+    bad = 0
+    with ThreadPoolExecutor(args.j) as pool:
+        for name, verdict, seconds in pool.map(try_one, chosen):
+            bad += verdict != "killed"
+            print(f"{name:<45}{verdict:<10}{seconds:6.1f} s", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} killed")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
