@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="n 16, n64 2, batch 16, 20 iterations, 1 repeat: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="n 16, n64 2, batch 16, 20 iterations, 1 repeat: does it run?")
     parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "gradual.json")
     args = parser.parse_args(argv)
     if args.quick:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -453,11 +453,12 @@ def describe(thing: Any) -> Any:
 
 def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, target: Tensor, ids, *, score: float | None = None,
                        batch_size: int = 64, folder: str | Path | None = None, shard: tuple[int, int] = (1, 1),
-                       desc: str | None = None) -> Counterfactuals | None:
+                       desc: str | None = None, before_save: Callable[[], None] | None = None) -> Counterfactuals | None:
     """Explain in whole batches fixed by row, so that any number of shards gives the same numbers, bit for bit.
 
     With `folder`, each batch is saved under a name that hashes all that it depends on; batches that are there are read, not
-    computed again. `shard=(k, n)` computes batches k-1, k-1+n, ... and returns None when others are left to do.
+    computed again; `before_save` is asked before each is written and may raise. `shard=(k, n)` computes batches k-1,
+    k-1+n, ... and returns None when others are left to do.
     """
     if ids is None and shard != (1, 1):
         raise ValueError("ids: None means row numbers, which mean nothing in a shard; pass ids")
@@ -479,6 +480,8 @@ def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, tar
                 continue
         part = explain(classifier, x[rows], target[rows], ids[rows], score)
         if where is not None:
+            if before_save is not None:
+                before_save()
             part.save(where)
         parts.append(part)
     if n > 1:

@@ -56,8 +56,8 @@ def methods_grid(results: dict[str, Counterfactuals], rows: Sequence[int], agree
     """A row a method, a column an item. Red border: not reached. `agree[name]` (B,) bool: what judges see as the target gets a
     tick, the rest a cross."""
     first = next(iter(results.values()))
-    fig, axes = plt.subplots(1 + len(results), len(rows), figsize=(1.0 * len(rows) + 1.1, 1.12 * (1 + len(results)) + 0.3), dpi=100,
-                             squeeze=False, layout="constrained")
+    size = (1.0 * len(rows) + 1.1, 1.12 * (1 + len(results)) + 0.3)
+    fig, axes = plt.subplots(1 + len(results), len(rows), figsize=size, dpi=100, squeeze=False, layout="constrained")
     for ax, i in zip(axes[0], rows, strict=True):
         show(ax, first.query[i])
         ax.set_title(f"{int(first.source[i])} → {int(first.target[i])}", fontsize=10)
@@ -69,15 +69,16 @@ def methods_grid(results: dict[str, Counterfactuals], rows: Sequence[int], agree
                 frame(ax, FAILED)
             elif agree is not None:
                 good = bool(agree[name][i])
-                ax.text(0.97, 0.03, "✓" if good else "✗", color="#2ecc71" if good else "#f1c40f", fontsize=11, ha="right", va="bottom",
-                        transform=ax.transAxes)
+                ax.text(0.97, 0.03, "✓" if good else "✗", color="#2ecc71" if good else "#f1c40f", fontsize=11, ha="right",
+                        va="bottom", transform=ax.transAxes)
         line[0].set_ylabel(name, fontsize=8)
     return fig
 
 
 def strip(states: Tensor, titles: Sequence[str], width: float = 1.15) -> Figure:
     """States of a search in a row: (S, C, H, W)."""
-    fig, axes = plt.subplots(1, len(states), figsize=(width * len(states), width + 0.45), dpi=100, squeeze=False, layout="constrained")
+    size = (width * len(states), width + 0.45)
+    fig, axes = plt.subplots(1, len(states), figsize=size, dpi=100, squeeze=False, layout="constrained")
     for ax, state, title in zip(axes[0], states, titles, strict=True):
         show(ax, state)
         ax.set_title(title, fontsize=8)

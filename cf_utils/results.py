@@ -7,7 +7,6 @@ folder: the runner writes a token beside them, and a kernel that outlived its ru
 
 from __future__ import annotations
 
-import copy
 import io as memory
 import math
 import os
@@ -130,8 +129,8 @@ class Run:
         """
         self.check_owner()
         return core.explain_in_batches(
-            _owned(explainer, self.check_owner), classifier, x, target, ids, score=score, batch_size=batch_size,
-            folder=self.folder / "batches" / _name(name), shard=self.shard, desc=name)
+            explainer, classifier, x, target, ids, score=score, batch_size=batch_size, shard=self.shard, desc=name,
+            folder=self.folder / "batches" / _name(name), before_save=self.check_owner)
 
     def finish(self) -> dict[str, Any]:
         """Write claims.json and metrics.json, and remove figures and tables left by earlier runs only."""
@@ -162,20 +161,6 @@ class Run:
         self.check_owner()
         self._written.add(path)
         return io.whole_file(path)
-
-
-def _owned(explainer: core.Explainer, check) -> core.Explainer:
-    """The same explainer, under the same name and settings, that asks `check` before a batch is handed over to be saved."""
-    kind = type(explainer)
-
-    def call(self, *args, **kw):
-        found = kind.__call__(self, *args, **kw)
-        check()
-        return found
-
-    same = copy.copy(explainer)
-    object.__setattr__(same, "__class__", type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__}))
-    return same
 
 
 def _name(text: str) -> str:

@@ -1,0 +1,261 @@
+"""What a student sees: a notebook in a real JupyterLab in headless Chromium, all cells run, and a slider that moves a picture.
+
+Everything either program writes goes to the test's own folder. Chromium and its driver come from the PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+
+from cf_utils import io
+
+pytestmark = pytest.mark.browser
+LIMIT = 300                                            # seconds for one test, all in all
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1300,1000"]
+LAB_SETTINGS = {
+    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},       # every cell is in the page
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings":
+        {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+SLIDER_CELL = """def explore(step=3):
+    plt.figure(figsize=(2, 2))
+    plt.bar(range(4), [i <= step for i in range(4)])
+    plt.show()
+
+explore()
+ipywidgets.interact(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False));"""
+
+
+def make_small_notebook(root: Path) -> Path:
+    """A notebook with one slider and cells after it, of the same make as our own."""
+    cells = [new_markdown_cell("# small"), new_code_cell("import ipywidgets\nimport matplotlib.pyplot as plt"),
+             new_code_cell(SLIDER_CELL, metadata={"tags": ["slider"]}), *[new_code_cell(f"{i}") for i in range(20)]]
+    path = root / "small.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def copy_notebook(root: Path, name: str) -> Path:
+    """notebooks/<name> with the profiles, stripped of what it may have been run to."""
+    shutil.copytree(io.ROOT / "notebooks" / "profiles", root / "profiles")
+    notebook = nbformat.read(io.ROOT / "notebooks" / name, as_version=4)
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, root / name)
+    return root / name
+
+
+def slider_cell(path: Path) -> int:
+    """Position among all cells of the last one tagged `slider`."""
+    tagged = [i for i, c in enumerate(nbformat.read(path, as_version=4).cells) if "slider" in c.metadata.get("tags", [])]
+    assert tagged, f"{path.name}: no cell is tagged 'slider'"
+    return tagged[-1]
+
+
+# ---------------------------------------------------------------- the two programs
+
+@contextlib.contextmanager
+def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
+    """A JupyterLab of this Python on a free local port, knowing nothing of the user's settings and kernels; its address."""
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "MPLCONFIGDIR": "matplotlib",
+               "CF_RESULTS_ROOT": "results"}
+    foreign = ("CF_HEADLESS", "CF_RUN_TOKEN", "CF_SHARD", "CF_CLAIMS", "CF_PROJECT_ROOT", "MPLBACKEND")     # a runner's, not a student's
+    env = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith(("JUPYTER", "JPY_", "XDG_"))}
+    env |= {"HOME": str(home), **{k: str(home / v) for k, v in folders.items()}}
+    for name, content in LAB_SETTINGS.items():
+        io.write_json(home / "settings" / name, content)
+    kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    io.write_json(home / "data" / "kernels" / "python3" / "kernel.json",
+                  {"argv": kernel, "display_name": "Python 3", "language": "python"})
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--notebook-dir={notebooks}",
+               "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+               "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.news_url="]
+    address = f"http://127.0.0.1:{port}"
+    with open(home / "lab.log", "w") as log, subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log) as server:
+        try:
+            wait(lambda: server.poll() is not None or answers(f"{address}/api/status"), time.monotonic() + 60, "JupyterLab to answer")
+            assert server.poll() is None, f"JupyterLab ended at its start:\n{(home / 'lab.log').read_text()[-3000:]}"
+            yield address
+        finally:
+            with contextlib.suppress(OSError):                       # or its kernels outlive it
+                for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels", timeout=5)):
+                    urllib.request.urlopen(urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE"), timeout=10)
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def browser(home: Path) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium with an empty profile."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert chromium and driver, "chromium or chromedriver is not on the PATH: make test leaves this test out there, -m 'not browser'"
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS, f"--user-data-dir={home / 'chromium'}"]:
+        options.add_argument(flag)
+    page = webdriver.Chrome(options, webdriver.ChromeService(driver, log_output=str(home / "chromedriver.log")))
+    try:
+        page.set_page_load_timeout(60)
+        yield page
+    finally:
+        page.quit()
+
+
+def wait(done: Callable[[], object], until: float, what: str, every: float = 0.25):
+    """What `done` gives once it is true; TimeoutError with `what` after `until`. A page that redraws meanwhile is asked again."""
+    began, seen = time.monotonic(), None
+    while time.monotonic() < until:
+        with contextlib.suppress(StaleElementReferenceException):
+            if seen := done():
+                return seen
+        time.sleep(every)
+    raise TimeoutError(f"waited {time.monotonic() - began:.0f} s for {what}")
+
+
+# ---------------------------------------------------------------- a notebook in the page
+
+@dataclass
+class Lab:
+    """One notebook open in JupyterLab, with the time by which all must be done."""
+
+    page: webdriver.Chrome
+    cell: int                       # the slider's
+    until: float
+
+    def cells(self) -> list:
+        return self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-Cell")
+
+    def open(self, address: str, path: Path) -> None:
+        self.page.get(f"{address}/lab/tree/{path.name}")
+        n = len(nbformat.read(path, as_version=4).cells)
+        wait(lambda: len(self.cells()) == n, min(self.until, time.monotonic() + 90), f"{n} cells of {path.name} in the page")
+        wait(lambda: self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"),
+             min(self.until, time.monotonic() + 60), "the kernel to start")
+
+    def run_all(self) -> None:
+        """By the Run menu, as a student does."""
+        self.page.find_element(By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='Run']]").click()
+        find = (By.CSS_SELECTOR, ".lm-Menu li[data-command='runmenu:run-all']")
+        wait(lambda: self.page.find_elements(*find), min(self.until, time.monotonic() + 10), "the Run menu to open")
+        self.page.find_element(*find).click()
+        wait(self.finished, self.until, "all cells to run (prompts so far: " + "see the screenshot)")
+
+    def finished(self) -> bool:
+        """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
+        errors = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']")
+        assert not errors, f"a cell failed:\n{errors[0].text[-3000:]}"
+        prompts = self.page.execute_script(
+            "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)")
+        idle = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        return bool(idle) and all(p.strip(" []:").isdigit() for p in prompts)
+
+    def pictures(self) -> list[str]:
+        """What the slider draws: sources of the images in the widget's own output."""
+        return self.page.execute_script(
+            "return [...arguments[0].querySelectorAll('.widget-output img')].map(e => e.src)", self.cells()[self.cell])
+
+    def value(self) -> float:
+        handle = self.cells()[self.cell].find_element(By.CSS_SELECTOR, ".noUi-handle")
+        return float(handle.get_attribute("aria-valuenow"))
+
+    def drag(self, share: float) -> None:
+        """Take the slider's handle with the mouse and let it go `share` of the track further, towards the middle."""
+        cell = self.cells()[self.cell]
+        handle, track = (cell.find_element(By.CSS_SELECTOR, f".noUi-{part}") for part in ("handle", "base"))
+        self.page.execute_script("arguments[0].scrollIntoView({block: 'center'})", track)
+        time.sleep(0.5)                                              # the page scrolls smoothly; a press on the way would miss
+        middle = track.rect["x"] + track.rect["width"] / 2
+        way = 1 if handle.rect["x"] + handle.rect["width"] / 2 < middle else -1
+        steps = ActionChains(self.page).click_and_hold(handle)
+        for _ in range(4):                                           # in strides, as a hand does
+            steps = steps.move_by_offset(round(way * share * track.rect["width"] / 4), 0)
+        steps.release().perform()
+
+
+@contextlib.contextmanager
+def lab(tmp_path: Path, path: Path) -> Iterator[Lab]:
+    """`path` open in JupyterLab in Chromium; a failure leaves screenshot.png and the server's log in tmp_path and says so."""
+    home = tmp_path / "home"
+    home.mkdir()
+    until = time.monotonic() + LIMIT
+    with lab_server(home, path.parent) as address, browser(home) as page:
+        try:
+            opened = Lab(page, slider_cell(path), until)
+            opened.open(address, path)
+            yield opened
+        except BaseException as e:
+            with contextlib.suppress(Exception):
+                page.save_screenshot(str(tmp_path / "screenshot.png"))
+            e.add_note(f"see {tmp_path / 'screenshot.png'} and {home / 'lab.log'}")
+            raise
+
+
+def check_slider(opened: Lab) -> None:
+    opened.run_all()
+    wait(opened.pictures, min(opened.until, time.monotonic() + 20), "the slider's first picture")
+    before, value = opened.pictures(), opened.value()
+    opened.drag(0.4)
+    wait(lambda: opened.value() != value, min(opened.until, time.monotonic() + 10), f"the slider to leave {value:g}")
+    changed = wait(lambda: (now := opened.pictures()) and now != before and now, min(opened.until, time.monotonic() + 20),
+                   f"another picture (the slider went from {value:g} to {opened.value():g})")
+    assert len(changed) == len(before) and all(src.startswith("data:image/png") for src in changed)
+    opened.drag(-0.4)                                                # and back: the picture follows the slider, not the clock
+    wait(lambda: opened.value() == value, min(opened.until, time.monotonic() + 10), f"the slider to be back at {value:g}")
+    wait(lambda: opened.pictures() == before, min(opened.until, time.monotonic() + 20), "the first picture again")
+
+
+def test_a_slider_changes_its_picture(tmp_path):
+    (tmp_path / "work").mkdir()
+    with lab(tmp_path, make_small_notebook(tmp_path / "work")) as opened:
+        check_slider(opened)
+
+
+@pytest.mark.slow
+def test_notebook_01_runs_in_jupyterlab_and_its_slider_changes_the_picture(tmp_path):
+    (tmp_path / "work").mkdir()
+    with lab(tmp_path, copy_notebook(tmp_path / "work", "01_gradual_mnist.ipynb")) as opened:
+        check_slider(opened)
+
+
+def test_a_failing_cell_is_reported_by_its_error(tmp_path):
+    (tmp_path / "work").mkdir()
+    path = make_small_notebook(tmp_path / "work")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].source = "1 / 0"
+    nbformat.write(notebook, path)
+    with pytest.raises(AssertionError, match="ZeroDivisionError") as e, lab(tmp_path, path) as opened:
+        opened.run_all()
+    assert (tmp_path / "screenshot.png").stat().st_size > 0 and "screenshot.png" in e.value.__notes__[0]
