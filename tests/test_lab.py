@@ -36,6 +36,7 @@ LAB_SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},       # every cell is in the page
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings":
         {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}      # the server's own Python
 SLIDER_CELL = """def explore(step=3):
     plt.figure(figsize=(2, 2))
     plt.bar(range(4), [i <= step for i in range(4)])
@@ -50,7 +51,7 @@ def make_small_notebook(root: Path) -> Path:
     cells = [new_markdown_cell("# small"), new_code_cell("import ipywidgets\nimport matplotlib.pyplot as plt"),
              new_code_cell(SLIDER_CELL, metadata={"tags": ["slider"]}), *[new_code_cell(f"{i}") for i in range(20)]]
     path = root / "small.ipynb"
-    nbformat.write(new_notebook(cells=cells), path)
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
     return path
 
 
@@ -60,6 +61,7 @@ def copy_notebook(root: Path, name: str) -> Path:
     notebook = nbformat.read(io.ROOT / "notebooks" / name, as_version=4)
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
+    notebook.metadata.update(KERNEL)
     nbformat.write(notebook, root / name)
     return root / name
 
@@ -75,18 +77,15 @@ def slider_cell(path: Path) -> int:
 
 @contextlib.contextmanager
 def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
-    """A JupyterLab of this Python on a free local port, knowing nothing of the user's settings and kernels; its address."""
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
-               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "MPLCONFIGDIR": "matplotlib",
-               "CF_RESULTS_ROOT": "results"}
-    foreign = ("CF_HEADLESS", "CF_RUN_TOKEN", "CF_SHARD", "CF_CLAIMS", "CF_PROJECT_ROOT", "MPLBACKEND")     # a runner's, not a student's
-    env = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith(("JUPYTER", "JPY_", "XDG_"))}
+    """A JupyterLab of this Python on a free local port that knows nothing of the user's settings and kernels; its address."""
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+               "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+               "MPLCONFIGDIR": "matplotlib", "CF_RESULTS_ROOT": "results"}
+    foreign = ("CF_", "JUPYTER", "JPY_", "XDG_", "MPLBACKEND")       # of a runner or another server, not of a student
+    env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     env |= {"HOME": str(home), **{k: str(home / v) for k, v in folders.items()}}
     for name, content in LAB_SETTINGS.items():
         io.write_json(home / "settings" / name, content)
-    kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    io.write_json(home / "data" / "kernels" / "python3" / "kernel.json",
-                  {"argv": kernel, "display_name": "Python 3", "language": "python"})
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -96,13 +95,14 @@ def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     with open(home / "lab.log", "w") as log, subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log) as server:
         try:
-            wait(lambda: server.poll() is not None or answers(f"{address}/api/status"), time.monotonic() + 60, "JupyterLab to answer")
+            wait(lambda: server.poll() is not None or answers(f"{address}/api/status"), time.monotonic() + 90, "JupyterLab")
             assert server.poll() is None, f"JupyterLab ended at its start:\n{(home / 'lab.log').read_text()[-3000:]}"
             yield address
         finally:
             with contextlib.suppress(OSError):                       # or its kernels outlive it
                 for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels", timeout=5)):
-                    urllib.request.urlopen(urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE"), timeout=10)
+                    end = urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")
+                    urllib.request.urlopen(end, timeout=10)
             server.terminate()
             try:
                 server.wait(15)
@@ -121,7 +121,7 @@ def answers(url: str) -> bool:
 def browser(home: Path) -> Iterator[webdriver.Chrome]:
     """Headless Chromium with an empty profile."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium and driver, "chromium or chromedriver is not on the PATH: make test leaves this test out there, -m 'not browser'"
+    assert chromium and driver, "no chromium or no chromedriver on the PATH; leave this test out by -m 'not browser'"
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in [*FLAGS, f"--user-data-dir={home / 'chromium'}"]:
@@ -162,8 +162,7 @@ class Lab:
         self.page.get(f"{address}/lab/tree/{path.name}")
         n = len(nbformat.read(path, as_version=4).cells)
         wait(lambda: len(self.cells()) == n, min(self.until, time.monotonic() + 90), f"{n} cells of {path.name} in the page")
-        wait(lambda: self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"),
-             min(self.until, time.monotonic() + 60), "the kernel to start")
+        wait(self.idle, min(self.until, time.monotonic() + 60), "the kernel to start")
 
     def run_all(self) -> None:
         """By the Run menu, as a student does."""
@@ -171,7 +170,12 @@ class Lab:
         find = (By.CSS_SELECTOR, ".lm-Menu li[data-command='runmenu:run-all']")
         wait(lambda: self.page.find_elements(*find), min(self.until, time.monotonic() + 10), "the Run menu to open")
         self.page.find_element(*find).click()
-        wait(self.finished, self.until, "all cells to run (prompts so far: " + "see the screenshot)")
+        wait(self.finished, self.until, "all cells to run")
+
+    def idle(self) -> bool:
+        name = self.page.find_elements(By.CSS_SELECTOR, ".jp-Toolbar-kernelName")
+        resting = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        return bool(resting and name) and "No Kernel" not in name[0].text
 
     def finished(self) -> bool:
         """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
@@ -179,8 +183,7 @@ class Lab:
         assert not errors, f"a cell failed:\n{errors[0].text[-3000:]}"
         prompts = self.page.execute_script(
             "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)")
-        idle = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        return bool(idle) and all(p.strip(" []:").isdigit() for p in prompts)
+        return self.idle() and all(p.strip(" []:").isdigit() for p in prompts)
 
     def pictures(self) -> list[str]:
         """What the slider draws: sources of the images in the widget's own output."""

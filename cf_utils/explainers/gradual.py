@@ -107,11 +107,12 @@ class GradualConstruction(Explainer):
 
     @classmethod
     def recommended(cls, prototypes: Tensor, **changes) -> GradualConstruction:
-        """Values inside bounds, composite from the query itself, blocks ranked again at each step, at most 16 of them.
+        """Values inside bounds, composite from U[0, 1), blocks ranked again at each step, at most 16 of them.
 
-        Measured on 30 validation digits against the composite from U[0, 1) ranked once: validity 1.00 for 0.93 at tau 0.9.
+        Measured on 180 embedded digits (mnist_cnn, 100 steps, 12 blocks, tau 0.9): decision flipped for 1.00, tau reached for
+        0.97; ranked once 0.98 and 0.91; from the query itself 0.98 and 0.96.
         """
-        return cls(prototypes, **({"clamp": True, "init": "query", "ranking": "each", "max_blocks": 16} | changes))
+        return cls(prototypes, **({"clamp": True, "init": "uniform", "ranking": "each", "max_blocks": 16} | changes))
 
     @classmethod
     def early(cls, prototypes: Tensor, **changes) -> GradualConstruction:
