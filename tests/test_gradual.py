@@ -82,6 +82,7 @@ def test_total_variation_term_alone(beta):
         expected.append(total)
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(total_variation(x, beta), expected, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda z: total_variation(z, beta), x.clone().requires_grad_(True))
     loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(logits, x, x, logits, torch.zeros(5, dtype=torch.int64))
     torch.testing.assert_close(loss, 0.3 * expected, rtol=1e-12, atol=0)
 

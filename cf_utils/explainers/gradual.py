@@ -171,7 +171,7 @@ class GradualConstruction(Explainer):
         n = torch.zeros(len(x), dtype=torch.int64, device=x.device)                   # blocks unmasked
         z, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)                 # x', and Adam's two moments
         t = torch.full((len(x),), self.steps, dtype=x.dtype, device=x.device)         # at the end of "step 0": unmask first
-        best, since = torch.full_like(t, torch.inf), torch.zeros_like(t)
+        best, since, room = torch.full_like(t, torch.inf), torch.zeros_like(t), torch.empty_like(x)
         wide = (-1, *[1] * (x.ndim - 1))
         while len(rows):
             ended = t >= self.steps
@@ -223,7 +223,8 @@ class GradualConstruction(Explainer):
             v.mul_(0.999).addcmul_(g, g, value=0.001)
             k = t.clamp(min=1)
             size, root = self.lr / (1 - 0.9 ** k), (1 - 0.999 ** k).sqrt()
-            z.addcdiv_(m * size.view(wide), v.sqrt().div_(root.view(wide)).add_(1e-8), value=-1)
+            move = torch.sqrt(v, out=room[:len(z)]).add_((1e-8 * root).view(wide))         # no new memory: it costs page faults
+            z.sub_(torch.div(m, move, out=move).mul_((size * root).view(wide)))
             if self.clamp:
                 z.clamp_(*bounds)
         n_done = n_done.clamp(min=1)
