@@ -175,7 +175,10 @@ class Lab:
         find = (By.CSS_SELECTOR, ".lm-Menu li[data-command='runmenu:run-all']")
         wait(lambda: self.page.find_elements(*find), min(self.until, time.monotonic() + 10), "the Run menu to open")
         self.page.find_element(*find).click()
-        wait(self.finished, self.until, "all cells to run")
+        try:
+            wait(self.finished, self.until, "all cells to run")
+        except TimeoutError as e:
+            raise TimeoutError(f"{e}; prompts: {' '.join(self.prompts())}") from None
 
     def idle(self) -> bool:
         name = self.page.find_elements(By.CSS_SELECTOR, ".jp-Toolbar-kernelName")
@@ -186,9 +189,11 @@ class Lab:
         """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
         errors = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']")
         assert not errors, f"a cell failed:\n{errors[0].text[-3000:]}"
-        prompts = self.page.execute_script(
+        return self.idle() and all(p.strip(" []:").isdigit() for p in self.prompts())
+
+    def prompts(self) -> list[str]:
+        return self.page.execute_script(
             "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)")
-        return self.idle() and all(p.strip(" []:").isdigit() for p in prompts)
 
     def pictures(self) -> list[str]:
         """What the slider draws: sources of the images in the widget's own output."""
