@@ -47,7 +47,7 @@ def test_lrp_runs_and_conserves_relevance():
 def test_hog_sees_shape_not_brightness_of_the_background():
     x = torch.rand(4, 1, 28, 28)
     f = HogSVM.features(x)
-    assert f.shape == (4, 36 * 36)                                      # 6 x 6 blocks of 2 x 2 cells of 9 orientations
+    assert f.shape == (4, 7 * 7 * 9)                                    # 7 x 7 cells of 9 orientations
     torch.testing.assert_close(HogSVM.features(x[1:3]), f[1:3])
     torch.testing.assert_close(HogSVM.features(x * 9), HogSVM.features((x * 9).clamp(0, 1)))    # out of range: judged clamped
 
