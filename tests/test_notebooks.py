@@ -17,7 +17,7 @@ from cf_utils.io import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 MACHINE = re.compile(r"/home/|/work/|/Users/|/tmp/|/mnt/|[A-Z]:\\\\")
-TAGS = {"parameters", "setup", "compute", "exercise", "solution", "nbval-check-output", "nbval-skip", "keep_output"}
+TAGS = {"parameters", "setup", "compute", "exercise", "solution", "nbval-check-output", "nbval-skip", "keep_output", "slider"}
 CHECKED, KEPT = "nbval-check-output", "keep_output"
 
 
