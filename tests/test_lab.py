@@ -187,13 +187,18 @@ class Lab:
 
     def finished(self) -> bool:
         """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
-        errors = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']")
-        assert not errors, f"a cell failed:\n{errors[0].text[-3000:]}"
-        return self.idle() and all(p.strip(" []:").isdigit() for p in self.prompts())
+        # in this order: the last cell may fail between two looks
+        done = self.idle() and all(p.strip(" []:").isdigit() for p in self.prompts())
+        red = self.texts(".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']")       # warnings too
+        errors = [text for text in red if "Traceback (most recent call last)" in text or "Cell In[" in text]
+        assert not errors, f"a cell failed:\n{errors[0][-3000:]}"
+        return done
 
     def prompts(self) -> list[str]:
-        return self.page.execute_script(
-            "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)")
+        return self.texts(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt")
+
+    def texts(self, selector: str) -> list[str]:
+        return self.page.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
 
     def pictures(self) -> list[str]:
         """What the slider draws: sources of the images in the widget's own output."""
