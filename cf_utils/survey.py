@@ -146,10 +146,11 @@ class Survey:
         fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=100, sharey=True, layout="constrained")
         bars = np.stack([frame["acceptance"] - frame["low"], frame["high"] - frame["acceptance"]]).clip(min=0)
         axes[0].bar(frame.index, frame["acceptance"], yerr=bars, capsize=4, color="#4c72b0")
-        axes[0].set(title="accepted, of this method's votes (95 %)", ylim=(0, 1.02), ylabel="share")
+        axes[0].set(ylim=(0, 1.02), ylabel="share")
+        axes[0].set_title("accepted, of this method's votes (95 %)", fontsize=9)
         axes[1].bar(frame.index, frame["share"], color="#dd8452")
         axes[1].axhline(1 / len(frame), ls="--", lw=1, color="#444444")
-        axes[1].set(title="Fig. 6: of all accepted votes (--: equal methods)")
+        axes[1].set_title("Fig. 6: of all accepted votes (dashed: all equal)", fontsize=9)
         for ax in axes:
             ax.tick_params(axis="x", labelrotation=25 if len(frame) > 4 else 0)
         fig.suptitle(f"{len(votes)} votes of {who}", fontsize=10)
