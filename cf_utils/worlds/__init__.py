@@ -1,1 +1,0 @@
-"""Procedural renderers with known factors."""
