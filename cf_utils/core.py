@@ -385,7 +385,8 @@ class Explainer:
     bounds: tuple[Any, Any] | None = (0.0, 1.0)     # the data's valid range: scalars, or tensors per feature
 
     def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
-        raise NotImplementedError
+        """The method itself, on the rows that are neither done nor broken. Each derived class has its own; the base has none."""
+        raise NotImplementedError(f"{type(self).__name__} has no search")
 
     def check(self, x: Tensor, logits: Tensor) -> None:
         """A method's own checks on its parts against the input and the classifier, before any search."""
