@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -89,3 +90,9 @@ def box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str
     """A rounded box with text in it, in data coordinates."""
     ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=colour, ec="#444444", lw=1))
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
+
+
+def show_source(thing: object):
+    """The source that runs, as highlighted Python in a notebook: what a reader sees is what is called."""
+    from IPython.display import Code
+    return Code(inspect.getsource(thing), language="python")

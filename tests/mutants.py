@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-GRADUAL, CORE, IO = "cf_utils/explainers/gradual.py", "cf_utils/core.py", "cf_utils/io.py"
+GRADUAL, IO = "cf_utils/explainers/gradual.py", "cf_utils/io.py"
+BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
+    f"cf_utils/core/{name}.py" for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime"))
 MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils/results.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
@@ -45,7 +47,7 @@ FAULTS = {
     "mean instead of sum over the batch": Fault(GRADUAL, "g = f.grad(loss.sum(), z)\n            z, loss",
                                                 "g = f.grad(loss.mean(), z)\n            z, loss",
                                                 (f"{G}a_row_does_not_depend_on_its_batch",)),
-    "noise by batch position": Fault(CORE, 'f"{seed}|{i}|{stream}"', 'f"{seed}|{len(rows)}|{stream}"',
+    "noise by batch position": Fault(RUNTIME, 'f"{seed}|{i}|{stream}"', 'f"{seed}|{len(rows)}|{stream}"',
                                      (f"{C}noise_depends_on_seed_id_and_stream_alone",)),
     "composite by batch position": Fault(GRADUAL, 'names = ids if self.noise == "item"',
                                          'names = [str(k) for k in range(len(x))] if self.noise == "item"',
@@ -60,19 +62,19 @@ FAULTS = {
     "tau ignored": Fault(GRADUAL, "hit = (p >= tau) & ", "hit = ", (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second")),
     "signed instead of absolute gradient": Fault(GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ",
                                                  (f"{G}rank_gives_the_order",)),
-    "already-target items searched": Fault(CORE, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)),
-    "failures dropped": Fault(CORE, "        parts.append(part)\n", "        parts.append(part.select(part.reached))\n",
+    "already-target items searched": Fault(EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)),
+    "failures dropped": Fault(BATCHES, "        parts.append(part)\n", "        parts.append(part.select(part.reached))\n",
                               (f"{C}failures_stay",)),
-    "failures not flagged": Fault(CORE, "valid = (logits.argmax(1) == target) & p.isfinite()", "valid = p.isfinite()",
+    "failures not flagged": Fault(EXPLAINER, "valid = (logits.argmax(1) == target) & p.isfinite()", "valid = p.isfinite()",
                                   (f"{G}budget_spent_is_a_flagged_failure",)),
-    "passes not counted": Fault(CORE, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)),
-    "training mode not put back": Fault(CORE, "            m.training = training\n", "            pass\n",
+    "passes not counted": Fault(BLACKBOX, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)),
+    "training mode not put back": Fault(BLACKBOX, "            m.training = training\n", "            pass\n",
                                         (f"{G}parameters_gradients_and_mode",)),
-    "other settings joined": Fault(CORE, "if (self.settings, self.seed) != (other.settings, other.seed):", "if False:",
+    "other settings joined": Fault(RESULT, "if (self.settings, self.seed) != (other.settings, other.seed):", "if False:",
                                    (f"{C}what_may_not_be_joined",)),
-    "batches of another setting read": Fault(CORE, "key = io.sha256(setting, x[rows]", "key = io.sha256(x[rows]",
+    "batches of another setting read": Fault(BATCHES, "key = io.sha256(setting, x[rows]", "key = io.sha256(x[rows]",
                                              (f"{C}what_is_there_is_read",)),
-    "normalised images accepted": Fault(CORE, "if (x < low - 1e-6).any() or (x > high + 1e-6).any():", "if False:",
+    "normalised images accepted": Fault(CHECKS, "if (x < low - 1e-6).any() or (x > high + 1e-6).any():", "if False:",
                                         (f"{C}bad_input_is_named",)),
     "half-written files": Fault(IO, 'part = path.with_name(f"{path.name}.part-{os.getpid()}")', "part = path",
                                 ("tests/test_io.py::test_a_file_is_the_old_one_or_the_new_one",)),

@@ -1,0 +1,79 @@
+"""What a row may do: features that stay, that only rise or fall, that are whole numbers, that have a range.
+
+For tables: x is (B, F), scaled so that `bounds` hold. A method searches under them and what it returns keeps them exactly; a
+row that cannot flip inside them comes back with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Constraints:
+    """Limits on the change of each of F features, in the scaled units of x.
+
+    `step` > 0 puts a feature on the grid k * step (an integer of range [a, b] scaled to [0, 1]: step 1 / (b - a)); 0 leaves it
+    continuous. A feature that is not changed keeps its value, wherever that lies. ValueError on shapes that differ, a low over
+    its high, a negative step, or a feature that may neither rise nor fall and is not named immutable.
+    """
+
+    low: Tensor                                     # (F,)
+    high: Tensor                                    # (F,)
+    immutable: Tensor                               # (F,) bool
+    only_up: Tensor                                 # (F,) bool
+    only_down: Tensor                               # (F,) bool
+    step: Tensor = field(repr=False)                # (F,) >= 0
+
+    def __post_init__(self):
+        sizes = {name: tuple(getattr(self, name).shape) for name in ("low", "high", "immutable", "only_up", "only_down", "step")}
+        if len(set(sizes.values())) != 1 or self.low.ndim != 1:
+            raise ValueError(f"constraints: got shapes {sizes}, expected one (F,) for all")
+        if (self.low > self.high).any() or (self.step < 0).any():
+            raise ValueError("constraints: expected low <= high and step >= 0 for every feature")
+        if (self.only_up & self.only_down).any():
+            both = (self.only_up & self.only_down).nonzero().flatten().tolist()
+            raise ValueError(f"constraints: features {both} may only rise and only fall; name them immutable instead")
+
+    @classmethod
+    def none(cls, n_features: int, low: float = 0.0, high: float = 1.0) -> Constraints:
+        """Nothing but a range: a start for `dataclasses.replace`."""
+        no = torch.zeros(n_features, dtype=torch.bool)
+        return cls(low=torch.full((n_features,), low), high=torch.full((n_features,), high), immutable=no, only_up=no.clone(),
+                   only_down=no.clone(), step=torch.zeros(n_features))
+
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest and highest allowed value of each feature of each row, both (B, F). x itself is always inside."""
+        low, high, immutable, up, down = (t.to(x.device) for t in (self.low, self.high, self.immutable, self.only_up, self.only_down))
+        low = torch.where(immutable | up, x, torch.minimum(low.to(x), x))
+        high = torch.where(immutable | down, x, torch.maximum(high.to(x), x))
+        return low, high
+
+    def snap(self, y: Tensor, x: Tensor) -> Tensor:
+        """The allowed point next to y for rows x: on the grid and inside the box; where y equals x, x to the last bit."""
+        low, high = self.box(x)
+        y = torch.maximum(torch.minimum(y, high), low)
+        step = self.step.to(y)
+        grid = step > 0
+        if grid.any():
+            size = torch.where(grid, step, 1)
+            k = (y / size).round()
+            k = torch.where(k * size > high + 1e-6, k - 1, torch.where(k * size < low - 1e-6, k + 1, k))
+            on = k * size
+            inside = (on <= high + 1e-6) & (on >= low - 1e-6)        # no grid point fits between the walls: stay
+            on = torch.where(inside, on, x)
+            near = (on - x).abs() <= 0.01 * size                     # the query's own grid point, rounding apart
+            y = torch.where(grid, torch.where(near, x, on), y)
+        return torch.where((y - x).abs() <= 1e-9, x, y)
+
+    def kept(self, y: Tensor, x: Tensor) -> Tensor:
+        """Which rows of y keep every constraint for x, (B,) bool; tolerance 1e-6 on the walls, 1 % of a step on the grid."""
+        low, high = self.box(x)
+        fine = (y >= low - 1e-6) & (y <= high + 1e-6)
+        step = self.step.to(y)
+        off = (y / torch.where(step > 0, step, 1) - (y / torch.where(step > 0, step, 1)).round()).abs() > 0.01
+        still = self.immutable.to(y.device) & (y != x)
+        return (fine & ~((step > 0) & off & (y != x)) & ~still).flatten(1).all(1)
