@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils.explainers.wachter import Wachter, median_absolute_deviation
+from cf_utils.core import median_absolute_deviation
+from cf_utils.explainers.wachter import Wachter
 
 TAU = 0.9
 WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}

@@ -33,17 +33,6 @@ from cf_utils.core import NAN, BlackBox, Explainer, Found
 TERMS, DISTANCES = ("probability", "log_odds"), ("l1", "l2")
 
 
-def median_absolute_deviation(x: Tensor) -> Tensor:
-    """Eq. 3 of each feature, (N, ...) -> (...): median |x_k - median(x_k)|, in x's units, > 0.
-
-    Where more than half of the rows agree it is 0 and the distance undefined (the paper does not say what then): the mean
-    absolute deviation from the median stands in, and 1 for a feature that never varies.
-    """
-    away = (x - x.median(0).values).abs()
-    mad, mean = away.median(0).values, away.mean(0)
-    return torch.where(mad > 0, mad, torch.where(mean > 0, mean, torch.ones_like(mean)))
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Wachter(Explainer):
     """The nearest input found whose target probability is at least tau, by annealed lam. x (B, ...) of any shape.
