@@ -46,7 +46,11 @@ def mean_logits(classifier: nn.Module, x: Tensor, n: int = 100, seed: int = 0) -
 
     The paper's N is 100. ValueError when a class has fewer than n (a mean of three says little about a class).
     """
-    logits = predict(classifier, x)
+    return mean_of_logits(predict(classifier, x), n, seed)
+
+
+def mean_of_logits(logits: Tensor, n: int = 100, seed: int = 0) -> Tensor:
+    """The same from the training inputs' logits (N, K), where the inputs are too many to hold at once."""
     decided, gen = logits.argmax(1).cpu(), torch.Generator().manual_seed(seed)
     rows = []
     for c in range(logits.shape[1]):
