@@ -1,0 +1,19 @@
+"""Images with known causes: `worlds.get("faces").sample(...)`, `.render(...)`. `python -m cf_utils.worlds check NAME` measures one."""
+
+from __future__ import annotations
+
+import importlib
+
+from cf_utils.worlds.base import Factors, World
+
+NAMES = ("faces", "roads")
+
+
+def get(name: str) -> World:
+    """A world by its name; its module is read only then."""
+    if name not in NAMES:
+        raise ValueError(f"world: got {name!r}, expected one of {NAMES}")
+    return importlib.import_module(f"cf_utils.worlds.{name}").WORLD
+
+
+__all__ = ["NAMES", "Factors", "World", "get"]
