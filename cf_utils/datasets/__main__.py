@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from cf_utils.datasets import mnist
+from cf_utils.datasets import german_credit, heloc, mnist, uci_credit
 
-SETS = {"mnist": mnist}
+SETS = {"mnist": mnist, "heloc": heloc, "uci_credit": uci_credit, "german_credit": german_credit}
+FETCHED = sorted(name for name, module in SETS.items() if hasattr(module, "fetch"))         # only these may be fetched
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cf_utils.datasets", description=__doc__)
     parser.add_argument("--data", default="", help="data root; empty means the embedded default")
-    parser.add_argument("--fetch", metavar="NAME", choices=sorted(SETS), help="download this set to --data, checksums verified")
+    parser.add_argument("--fetch", metavar="NAME", choices=FETCHED, help="download this set to --data, checksums verified")
     args = parser.parse_args(argv)
     if args.fetch:
         if not args.data:
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         SETS[args.fetch].fetch(args.data)
     for module in SETS.values():
         s = module.status(args.data)
-        print(f"{s.name:<10}{s.state:<10}{s.advice}")
+        print(f"{s.name:<15}{s.state:<10}{s.advice}")
     return 0
 
 

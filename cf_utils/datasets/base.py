@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ class InMemory(Dataset):
 
     x: Tensor                       # (N, ...) float32
     y: Tensor                       # (N,) int64
-    ids: Tensor                     # (N,) int64, stable across splits and sessions
+    ids: Tensor | tuple[str, ...]   # int64 (N,) or strings, stable across splits and sessions
     class_names: tuple[str, ...]
     source: str                     # "embedded" or "official"
 
@@ -38,7 +38,40 @@ class InMemory(Dataset):
 
     def take(self, rows: Tensor | Sequence[int]) -> InMemory:
         rows = torch.as_tensor(rows)
-        return InMemory(self.x[rows], self.y[rows], self.ids[rows], self.class_names, self.source)
+        return replace(self, x=self.x[rows], y=self.y[rows], ids=self.ids[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk(Dataset):
+    """A split whose images stay on disk: each is read when it is asked for. An index gives one (x, y, id), a slice, a list or a
+    tensor of rows a batch, as with `InMemory`; `take(rows).in_memory()` reads those rows for good."""
+
+    folder: Path
+    names: tuple[str, ...]          # N files, relative to folder
+    read: Callable[[Path], Tensor]  # -> x of one image, (3, H, W) float32 in [0, 1]; an error names the file
+    y: Tensor                       # (N,) or (N, labels) int64
+    ids: Tensor | tuple[str, ...]   # int64 (N,) or strings, stable across splits and sessions
+    class_names: tuple[str, ...]
+    source: str
+    skipped: tuple[str, ...] = ()   # files that were listed, could not be read and were left out
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i):
+        if isinstance(i, int):
+            return self.read(self.folder / self.names[i]), self.y[i], self.ids[i]
+        part = self.take(range(len(self))[i] if isinstance(i, slice) else i)
+        return torch.stack([self.read(part.folder / name) for name in part.names]), part.y, part.ids
+
+    def take(self, rows: Tensor | Sequence[int]) -> OnDisk:
+        """The split of these rows (positions), still on disk."""
+        rows = torch.as_tensor(rows, dtype=torch.int64).tolist()
+        ids = self.ids[rows] if isinstance(self.ids, Tensor) else tuple(self.ids[i] for i in rows)
+        return replace(self, names=tuple(self.names[i] for i in rows), y=self.y[rows], ids=ids)
+
+    def in_memory(self) -> InMemory:
+        return InMemory(*self[:], self.class_names, self.source)
 
 
 def missing(name: str, path: Path, wrong: str) -> str:
