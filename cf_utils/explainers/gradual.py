@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,12 @@ from cf_utils.core import (
     Found,
     block_index,
     block_mean,
+    distance,
     item_noise,
     total_variation,
 )
 
+TINY = 1e-30        # for 0 under Adam's root: the root of exact zeros takes eight times as long (MKL), that of this none
 TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
 
@@ -104,10 +107,13 @@ class GradualConstruction(Explainer):
     init: str = "normal"                        # of the composite: normal, uniform (inside bounds) or query
     noise: str = "common"                       # to all rows, or by item (blank images of one call differ)
     ranking: str = "once"                       # gradient at the query alone, or again at each step
+    rank_by: str = "gradient"                   # its size (Eq. 5), or gain: times the way that the constraints leave
     restart: bool = False                       # begin each composition step from the first noise
     clamp: bool = False                         # keep x' inside bounds
     patience: int | None = None                 # leave a composition step when the loss has been flat for so many steps
     flat: float = 0.01                          # flat: no new lowest loss by this share of it
+
+    keeps_constraints: ClassVar[bool] = True
 
     @classmethod
     def recommended(cls, prototypes: Tensor, **changes) -> GradualConstruction:
@@ -139,7 +145,7 @@ class GradualConstruction(Explainer):
         if tuple(self.prototypes.shape) != (k, k) or not self.prototypes.isfinite().all():
             raise ValueError(f"prototypes: got {tuple(self.prototypes.shape)}, expected finite ({k}, {k}) for this classifier")
         for name, known in (("term", TERMS), ("init", ("normal", "uniform", "query")), ("noise", ("common", "item")),
-                            ("ranking", ("once", "each"))):
+                            ("ranking", ("once", "each")), ("rank_by", ("gradient", "gain"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
         for name in ("steps", "max_blocks", "patience"):
@@ -148,6 +154,8 @@ class GradualConstruction(Explainer):
         if self.lr <= 0:
             raise ValueError(f"lr: got {self.lr}, expected a positive number")
         block_index(x.shape[1:], self.block)
+        if self.rank_by == "gain" and self.constraints is None:
+            raise ValueError("rank_by: 'gain' weighs the way that constraints leave, but constraints is None")
         if self.bounds is None and (self.clamp or self.init == "uniform"):
             raise ValueError("bounds: None, but clamp and a uniform composite need a range")
 
@@ -162,8 +170,10 @@ class GradualConstruction(Explainer):
         index, budget = index.to(x.device), min(self.max_blocks or n_blocks, n_blocks)
         bounds = self._range(x)
         fill = self._composite(x, ids, bounds)
-        rank = self._rank(f, x, target, torch.arange(len(x)), index, n_blocks)         # (B, n_blocks)
-        order = rank.argsort(dim=1, descending=True, stable=True)
+        shut = self._shut(x, index, n_blocks)                                         # (B, n_blocks)
+        most = (~shut).sum(1).clamp(max=budget)
+        rank = self._rank(f, x, x, target, torch.arange(len(x)), index, n_blocks)      # (B, n_blocks)
+        order = rank.masked_fill(shut, -torch.inf).argsort(dim=1, descending=True, stable=True)
 
         result, failed = x.clone(), [""] * len(x)
         path = x[:, None].repeat(1, budget, *[1] * (x.ndim - 1))
@@ -173,7 +183,7 @@ class GradualConstruction(Explainer):
         rows = torch.arange(len(x))                                                   # still searched; all below is theirs
         q, c, t_mean, t_class, a_order, on = x, fill, mean, target, order, torch.zeros_like(x)      # on: 1 where unmasked
         n = torch.zeros(len(x), dtype=torch.int64, device=x.device)                   # blocks unmasked
-        z, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)                 # x', and Adam's two moments
+        z, m, v = x.clone(), torch.zeros_like(x), torch.full_like(x, TINY)            # x', and Adam's two moments
         t = torch.full((len(x),), self.steps, dtype=x.dtype, device=x.device)         # at the end of "step 0": unmask first
         best, since, room = torch.full_like(t, torch.inf), torch.zeros_like(t), torch.empty_like(x)
         wide = (-1, *[1] * (x.ndim - 1))
@@ -181,46 +191,46 @@ class GradualConstruction(Explainer):
             ended = t >= self.steps
             if self.patience is not None:
                 ended |= since >= self.patience
-            z.requires_grad_(True)
-            logits = f(z, rows)
-            loss = self._loss(logits, z, q, t_mean, t_class)
-            g = f.grad(loss.sum(), z)
-            z, loss = z.detach(), loss.detach()
+            y = self.snap(z, q).requires_grad_(True)                                      # z itself where nothing is constrained
+            logits = f(y, rows)
+            loss = self._loss(logits, y, q, t_mean, t_class)
+            g = f.grad(loss.sum(), y)
+            y, z, loss = y.detach(), z.detach(), loss.detach()
             if self.patience is not None:
                 low = loss < best - self.flat * best.abs().nan_to_num(posinf=0.0)
                 best, since = torch.where(low, loss, best), torch.where(low, 0, since + 1)
             t = t + 1
             if ended.any():                                                           # look at the score, leave or unmask
                 p = logits.detach().softmax(1).gather(1, t_class[:, None])[:, 0]
-                nan, spent = ~loss.isfinite(), n >= budget
+                nan, spent = ~loss.isfinite(), n >= most
                 hit = (p >= tau) & (logits.argmax(1) == t_class)
                 e = (ended & (n > 0)).nonzero().flatten()
-                state = torch.where((on[e] > 0) & ~nan[e].view(wide), z[e], q[e])     # where masked, x to the last bit
+                state = torch.where((on[e] > 0) & ~nan[e].view(wide), y[e], q[e])     # where masked, x to the last bit
                 path[rows[e.cpu()], n[e] - 1] = state
                 result[rows[e.cpu()]] = state
-                leave = ended & (n > 0) & (hit | spent | nan)
+                leave = ended & (((n > 0) & (hit | nan)) | spent)
                 if leave.any():
                     for j in leave.nonzero().flatten().tolist():
                         i = int(rows[j])
                         n_done[i], mask[i] = n[j], on[j] > 0
-                        failed[i] = NAN if nan[j] else "" if hit[j] else self._why(int(n[j]), float(own[i]), tau)
+                        failed[i] = NAN if nan[j] else "" if hit[j] and n[j] else self._why(int(n[j]), float(own[i]), tau)
                     stay = ~leave
                     rows = rows[stay.cpu()]
-                    z, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g = (
-                        s[stay] for s in (z, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g))
+                    z, y, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g, most, shut = (
+                        s[stay] for s in (z, y, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g, most, shut))
                     if not len(rows):
                         break
                 e = ended.nonzero().flatten()
                 if len(e):                                                            # masking step
                     if self.ranking == "each":
-                        again = self._rank(f, z[e], t_class[e], rows[e.cpu()], index, n_blocks)
+                        again = self._rank(f, y[e], q[e], t_class[e], rows[e.cpu()], index, n_blocks)
                         taken = torch.zeros_like(again).scatter_(1, index.flatten().expand(len(e), -1), on[e].flatten(1))
-                        a_order[e, n[e]] = again.masked_fill(taken > 0, -torch.inf).argmax(1)
+                        a_order[e, n[e]] = again.masked_fill((taken > 0) | shut[e], -torch.inf).argmax(1)
                     new = index == a_order[e, n[e]].view(-1, *[1] * index.ndim)
                     on[e] += new
                     z[e] = torch.where(on[e] > 0 if self.restart else new, c[e], z[e])
                     n[e] += 1
-                    t[e], m[e], v[e], best[e], since[e] = 0, 0, 0, torch.inf, 0
+                    t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0
                     g[e] = 0                    # the others go on with this very pass; these start with the next
             g.mul_(on)                                                                # composition step: Adam on unmasked values
             m.lerp_(g, 0.1)
@@ -231,6 +241,9 @@ class GradualConstruction(Explainer):
             z.sub_(torch.div(m, move, out=move).mul_((size * root).view(wide)))
             if self.clamp:
                 z.clamp_(*bounds)
+            if self.constraints is not None:
+                low, high = self.constraints.box(q)
+                z = torch.maximum(torch.minimum(z, high), low)
         n_done = n_done.clamp(min=1)
         last = torch.minimum(torch.arange(int(n_done.max()))[None], n_done[:, None] - 1)             # padded with the last state
         return Found(result, mask=mask, path=path[torch.arange(len(x))[:, None], last], path_len=n_done, reason=failed)
@@ -253,11 +266,21 @@ class GradualConstruction(Explainer):
                 c = bounds[0] + (bounds[1] - bounds[0]) * c
         return c.clamp(*bounds) if self.clamp else c.clone()
 
-    def _rank(self, f: BlackBox, z: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
-        """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks)."""
+    def _shut(self, x: Tensor, index: Tensor, n_blocks: int) -> Tensor:
+        """Blocks that may not change at all, (B, n_blocks) bool."""
+        if self.constraints is None:
+            return torch.zeros(len(x), n_blocks, dtype=torch.bool, device=x.device)
+        low, high = self.constraints.box(x)
+        return block_mean((high > low).to(x), index, n_blocks) == 0
+
+    def _rank(self, f: BlackBox, z: Tensor, x: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
+        """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks); or by what the allowed range lets it gain."""
         z = z.detach().requires_grad_(True)
         g = f.grad(f(z, rows).log_softmax(1).gather(1, target[:, None]).sum(), z)
-        return block_mean(g.abs(), index, n_blocks)
+        if self.rank_by == "gradient":
+            return block_mean(g.abs(), index, n_blocks)
+        low, high = self.constraints.box(x)
+        return block_mean(torch.maximum(g * (high - z.detach()), g * (low - z.detach())), index, n_blocks)
 
     def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor) -> Tensor:
         """Eqs. 7, 8 and 12, an entry an item (B,)."""
@@ -271,11 +294,13 @@ class GradualConstruction(Explainer):
             loss = -logits.log_softmax(1).gather(1, target[:, None])[:, 0]
             loss = loss if self.term == "log_probability" else -(-loss).exp()
         if self.lam:
-            loss = loss + self.lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1)
+            loss = loss + self.lam * distance(z, x)
         if self.eta and z.ndim == 4:
             loss = loss + self.eta * total_variation(z, self.beta)
         return loss
 
     def _why(self, n: int, own: float, tau: float) -> str:
+        if n == 0:
+            return "the constraints leave no feature to change"
         pull = f"; the mean logits score {own:.3f} themselves" if self.term in ("logits", "mean_abs") and own < tau else ""
         return f"budget of {n} blocks spent below tau{pull}"
