@@ -136,8 +136,8 @@ def numbers(frame: pd.DataFrame, layout: Layout, whole: bool = False) -> np.ndar
         refuse(frame[f], np.isnan(column), "a value is missing")
         if whole:
             refuse(frame[f], column != np.round(column), "expected a whole number")
-        if f in layout.categories:
-            refuse(frame[f], ~np.isin(column, layout.categories[f]), f"unknown category, expected one of {list(layout.categories[f])}")
+        if (known := layout.categories.get(f)) is not None:
+            refuse(frame[f], ~np.isin(column, known), f"unknown category, expected one of {list(known)}")
     return out
 
 
