@@ -6,6 +6,8 @@ ReLU, MaxPool2d and Linear modules, none twice, and `flatten(1)` in forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,29 @@ class TextCNN(nn.Module):
         return self.head(self.dropout(torch.cat(pooled, 1)))
 
 
+class TabularMLP(nn.Module):
+    """Gradual Construction, section 4.4.1: five fully connected layers on a table's scaled features. The paper gives no widths
+    (its code ties one layer of 10 x 10 three times); here each layer has its own weights."""
+
+    def __init__(self, n_features: int, hidden: Sequence[int] = (64, 64, 64, 64)):
+        super().__init__()
+        if len(hidden) != 4:
+            raise ValueError(f"hidden: got {list(hidden)}, expected the widths of 4 layers; the fifth gives the logits")
+        sizes = [n_features, *hidden]
+        self.layers = nn.Sequential(*(m for i, o in zip(sizes, hidden, strict=False) for m in (nn.Linear(i, o), nn.ReLU())),
+                                    nn.Linear(hidden[-1], 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    @torch.no_grad()
+    def fold(self, mean: Tensor, std: Tensor) -> None:
+        """Make the network of z = (x - mean) / std one of x, in place: normalisation ends up inside the first layer."""
+        first = self.layers[0]
+        first.weight.div_(std)
+        first.bias.sub_(first.weight @ mean)
+
+
 class OneOutput(nn.Module):
     """Turn output `i` of a sigmoid or multi-label model into logits (0, z): probability of class 1 is sigmoid(z)."""
 
@@ -96,7 +121,7 @@ class OneOutput(nn.Module):
         return torch.stack([torch.zeros_like(z), z], 1)
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM, TextCNN)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM, TextCNN, TabularMLP)}
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
