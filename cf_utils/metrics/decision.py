@@ -23,6 +23,14 @@ def validity(cfs: Counterfactuals, reached: bool = False) -> float:
     return (cfs.reached if reached else cfs.valid).float().mean().item()
 
 
+def of_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """`values` (B,) of any metric as float64, NaN where the search failed, so that no method looks close by giving up.
+
+    Report its nanmean with `validity` and n beside it.
+    """
+    return torch.where(valid, values.double(), torch.nan)
+
+
 def blocks_changed(query: Tensor, counterfactual: Tensor, block: Sequence[int] = (4, 4), least: float = 1e-3) -> Tensor:
     """L0 over blocks: how many blocks hold an element that moved by at least `least`. (B,) int64, lower is sparser.
 
@@ -43,8 +51,11 @@ def l2(query: Tensor, counterfactual: Tensor) -> Tensor:
     return torch.linalg.vector_norm((counterfactual - query).flatten(1), dim=1)
 
 
-def share_out_of_range(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Share of elements outside [low, high]. (B,), 0 for what can exist. A plot with vmin and vmax hides it."""
+def share_out_of_range(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
+    """Share of elements outside [low, high]. (B,), 0 for what can exist. A plot with vmin and vmax hides it.
+
+    `low` and `high` may be tensors that broadcast to an item, such as each feature's training range.
+    """
     return ((x < low - 1e-6) | (x > high + 1e-6)).flatten(1).double().mean(1)
 
 
@@ -75,8 +86,12 @@ def logit_distance(logits: Tensor, training: Tensor) -> Tensor:
 
 
 def paired_difference(a: Tensor, b: Tensor, draws: int = 5000, seed: int = 0) -> dict[str, float | int]:
-    """Mean of a - b over the same items, with a 95 % percentile bootstrap interval over items. Keys mean, low, high, n."""
+    """Mean of a - b over the same items, with a 95 % percentile bootstrap interval over items. Keys mean, low, high, n.
+
+    Items on which either is NaN (a failed search, no neighbour, no word found) are left out of both; n says how many stay.
+    """
     d = (a.double() - b.double()).flatten()
+    d = d[~d.isnan()]
     if len(d) == 0:
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
     gen = torch.Generator().manual_seed(seed)
