@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,11 +34,11 @@ class InMemory(Dataset):
         return len(self.x)
 
     def __getitem__(self, i) -> tuple[Tensor, Tensor, Tensor]:
-        return self.x[i], self.y[i], self.ids[i]
+        return self.x[i], self.y[i], self.ids[i] if isinstance(i, (int, slice)) else _at(self.ids, i)
 
     def take(self, rows: Tensor | Sequence[int]) -> InMemory:
         rows = torch.as_tensor(rows)
-        return replace(self, x=self.x[rows], y=self.y[rows], ids=self.ids[rows])
+        return replace(self, x=self.x[rows], y=self.y[rows], ids=_at(self.ids, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +67,14 @@ class OnDisk(Dataset):
     def take(self, rows: Tensor | Sequence[int]) -> OnDisk:
         """The split of these rows (positions), still on disk."""
         rows = torch.as_tensor(rows, dtype=torch.int64).tolist()
-        ids = self.ids[rows] if isinstance(self.ids, Tensor) else tuple(self.ids[i] for i in rows)
-        return replace(self, names=tuple(self.names[i] for i in rows), y=self.y[rows], ids=ids)
+        return replace(self, names=tuple(self.names[i] for i in rows), y=self.y[rows], ids=_at(self.ids, rows))
 
     def in_memory(self) -> InMemory:
         return InMemory(*self[:], self.class_names, self.source)
+
+
+def _at(ids: Tensor | tuple[str, ...], rows) -> Tensor | tuple[str, ...]:
+    return ids[rows] if isinstance(ids, Tensor) else tuple(ids[i] for i in torch.as_tensor(rows).tolist())
 
 
 def missing(name: str, path: Path, wrong: str) -> str:
