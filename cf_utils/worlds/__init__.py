@@ -1,4 +1,4 @@
-"""Images with known causes: `worlds.get("faces").sample(...)`, `.render(...)`. `python -m cf_utils.worlds check NAME` measures one."""
+"""Images with known causes: `worlds.get(name)`, then `.sample` and `.render`; `python -m cf_utils.worlds check NAME`."""
 
 from __future__ import annotations
 

@@ -11,8 +11,6 @@ Bundles are another thing: a child (grey hair) is part of its parent (age) in ev
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,7 +184,7 @@ class World:
                     w[i, self.column(parent)] = weight
                 explained = w[i] @ c @ w[i]
                 if explained > 1 + 1e-9:
-                    raise ValueError(f"variant: the parents of {name!r} explain a variance of {explained:.3f}, expected at most 1")
+                    raise ValueError(f"variant: the parents of {name!r} explain a variance of {explained:.3f}, over 1")
                 r[i] = (1 - explained).clamp(0).sqrt()
                 c[i] = c[:, i] = w[i] @ c
                 c[i, i] = 1
@@ -194,7 +192,8 @@ class World:
                 left.remove(name)
         return order, w, r, c
 
-    def sample(self, n: int, split: str = "train", variant: str | Graph = "independent", seed: int = 0, start: int = 0) -> Factors:
+    def sample(self, n: int, split: str = "train", variant: str | Graph = "independent", seed: int = 0,
+               start: int = 0) -> Factors:
         """Factors of images start .. start + n - 1 of a split. The ids of splits never meet, so neither do their draws."""
         if split not in SPLITS:
             raise ValueError(f"split: got {split!r}, expected one of {tuple(SPLITS)}")
@@ -203,8 +202,8 @@ class World:
         graph = self.graph(variant)
         order, w, r, _ = self.scores(graph)
         ids = SPLITS[split] + start + torch.arange(n)
-        draws = torch.cat([core.item_noise(seed, ids, (1,), f"{self.name}/factor/{name}", "uniform") for name in self.names], 1).double()
-        draws = draws.clamp(2**-25, 1 - 2**-25)                                 # normal scores are finite
+        columns = [core.item_noise(seed, ids, (1,), f"{self.name}/factor/{name}", "uniform") for name in self.names]
+        draws = torch.cat(columns, 1).double().clamp(2**-25, 1 - 2**-25)        # normal scores are finite
         used = {self.column(p) for pairs in graph.values() for p, _ in pairs} | {self.column(c) for c in graph}
         z = torch.special.ndtri(draws)
         u = draws.clone()
@@ -244,5 +243,5 @@ class World:
 
     def sha256(self) -> str:
         """Hash of all that an image depends on: this world's code, the drawing tools, this file."""
-        parts = {inspect.getsourcefile(self.draw), sys.modules["cf_utils.worlds.draw"].__file__, __file__}
-        return io.sha256(*(Path(path) for path in sorted(parts)))
+        here = Path(__file__).parent
+        return io.sha256(Path(__file__), here / "draw.py", *sorted(here.glob(f"{self.name}*.py")))

@@ -32,10 +32,10 @@ def inside(d: Tensor, width: Tensor | float) -> Tensor:
     return step(0.5 - d / width)
 
 
-def stroke(d: Tensor, half: Tensor | float, px: float) -> Tensor:
+def stroke(d: Tensor, half: Tensor | float, px: Tensor | float) -> Tensor:
     """Coverage of a line of half-width `half` around d = 0; one thinner than a pixel keeps its area and gets fainter."""
-    half = torch.as_tensor(half)
-    wide = half.clamp(min=0.6 * px)
+    half, least = torch.as_tensor(half), torch.as_tensor(0.6 * px)
+    wide = torch.maximum(half, least)
     return inside(d.abs() - wide, px) * (half / wide)
 
 
@@ -71,7 +71,7 @@ def bump(x: Tensor, y: Tensor, a, b) -> Tensor:
 def wave(t: Tensor) -> Tensor:
     """Period 1, values in [-1, 1], made of parabolas: a sine without a library's sine."""
     t = t - t.floor()
-    return torch.where(t < 0.5, 8 * t * (1 - 2 * t), -8 * (t - 0.5) * (2 - 2 * t)) * 1.0
+    return torch.where(t < 0.5, 8 * t * (1 - 2 * t), -8 * (t - 0.5) * (2 - 2 * t))
 
 
 def slopes(h: Tensor, px: float) -> tuple[Tensor, Tensor]:
@@ -116,8 +116,12 @@ def paint(image: Tensor, alpha: Tensor, colour: Tensor) -> None:
     image += alpha[:, None] * (colour - image)
 
 
-def tint(image: Tensor, amount: Tensor, colour: Sequence[float] | Tensor = (0, 0, 0)) -> None:
+def tint(image: Tensor, amount: Tensor, colour: Sequence[float] | Tensor) -> None:
     """Multiply by a colour where amount (N, H, W) is 1, leave as it is where it is 0, in place."""
     if not isinstance(colour, Tensor):
-        colour = torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1)
+        colour = rgb(*colour)
     image *= 1 + amount[:, None] * (colour - 1)
+
+
+def rgb(red: float, green: float, blue: float) -> Tensor:
+    return torch.tensor((red, green, blue)).view(1, 3, 1, 1)

@@ -1,0 +1,96 @@
+"""Faces with known factors: what a portrait shows, drawn in layers from the wall to the glasses.
+
+All factors lie in [0, 1]. Causes have labels and little mass near their thresholds; children belong to a cause; identity
+stays with a person; nuisances are pose, light, background, clothes and camera. The parts are drawn by
+`faces_frame`, `faces_features` and `faces_hair`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from cf_utils.worlds.base import Factor, Factors, Label, World
+from cf_utils.worlds.draw import inside, paint, tint
+from cf_utils.worlds.faces_features import eye, glasses, head, mouth
+from cf_utils.worlds.faces_frame import background, body, frame, photograph, window
+from cf_utils.worlds.faces_hair import beard, hair
+
+
+def two_heaps(share: float, low: float = 0.38, high: float = 0.62, valley: float = 0.05) -> tuple[tuple[float, float], ...]:
+    """Quantiles with `share` of the mass in the upper heap and `valley` between `low` and `high`: few images are undecided."""
+    return (0, 0), (1 - share - valley / 2, low), (1 - share + valley / 2, high), (1, 1)
+
+
+def only_some(share: float, least: float = 0.55, valley: float = 0.05) -> tuple[tuple[float, float], ...]:
+    """Quantiles with nearly nothing for most, and `share` of the mass between `least` and 1."""
+    return (0, 0), (1 - share - valley, 0.08), (1 - share, least), (1, 1)
+
+
+FACTORS = (
+    Factor("smile", "cause", quantiles=two_heaps(0.5)),
+    Factor("cheeks", "child", parent="smile", curve=((0.2, 0.0), (1, 1)), spread=0.12),
+    Factor("squint", "child", parent="smile", curve=((0.3, 0.1), (1, 0.8)), spread=0.2),
+    Factor("age", "cause", quantiles=two_heaps(0.5)),
+    Factor("wrinkles", "child", parent="age", curve=((0.25, 0.0), (1, 1)), spread=0.12),
+    Factor("grey", "child", parent="age", curve=((0.4, 0.0), (0.95, 0.8)), spread=0.25),
+    Factor("hair_length", "cause", quantiles=two_heaps(0.5)),
+    Factor("fringe", "cause", quantiles=two_heaps(0.4)),
+    Factor("hair_color", "cause", quantiles=two_heaps(0.4)),
+    Factor("beard", "cause", quantiles=only_some(0.35)),
+    Factor("glasses", "cause", kind="binary", p=0.4),
+    Factor("makeup", "cause", quantiles=only_some(0.4)),
+    *(Factor(name, "identity") for name in (
+        "face_width", "jaw", "chin", "eye_spacing", "eye_size", "eye_slant", "eye_color", "nose_width", "nose_length",
+        "brow_height", "brow_weight", "lips", "mouth_width", "skin")),
+    *(Factor(name) for name in (
+        "turn", "tilt", "nod", "shift_x", "shift_y", "zoom", "gaze", "mouth_open", "hair_volume", "curl", "parting", "rims",
+        "clothes", "collar", "background", "background_light", "depth", "light", "light_height", "exposure", "warmth", "noise")),
+)
+
+LABELS = (
+    Label("smile", ("not smiling", "smiling"), "smile"),
+    Label("age", ("young", "old"), "age"),
+    Label("long_hair", ("short hair", "long hair"), "hair_length"),
+    Label("fringe", ("no fringe", "fringe"), "fringe"),
+    Label("light_hair", ("dark hair", "light hair"), "hair_color"),
+    Label("beard", ("no beard", "beard"), "beard", 0.3),
+    Label("glasses", ("no glasses", "glasses"), "glasses"),
+    Label("makeup", ("no make-up", "make-up"), "makeup", 0.3),
+)
+
+VARIANTS = {
+    "independent": {},
+    "correlated": {                                     # loosely what a crowd looks like
+        "glasses": (("age", 0.5),),
+        "hair_length": (("age", -0.3),),
+        "fringe": (("hair_length", 0.3),),
+        "makeup": (("hair_length", 0.6), ("age", -0.2)),
+        "beard": (("hair_length", -0.6),),
+        "smile": (("makeup", 0.3),),
+    },
+    "confounded": {"background": (("smile", 0.995),)},      # for a shortcut: smiling people stand before a warm wall
+    "mixed": {"background": (("smile", 0.8),)},
+}
+
+def draw(factors: Factors, height: int, width: int) -> Tensor:
+    """Noise-free portraits (N, 3, height, width)."""
+    p = SimpleNamespace(**{name: factors[name][:, None, None] for name in factors.world.names})
+    frame(p, height, width)
+    image = background(p, factors)
+    hair(p, factors)
+    paint(image, p.hair_back, p.hair_back_colour)
+    body(p, image)
+    head(p, image)
+    beard(*window(p, image, -0.62, 0.62, -0.06, 0.80))
+    mouth(*window(p, image, -0.36, 0.36, 0.22, 0.62))
+    for side in (-1, 1):
+        eye(*window(p, image, 0.20 * side - 0.34, 0.20 * side + 0.34, -0.30, 0.20), side)
+    tint(image, 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12), (0.45, 0.35, 0.35))     # its shadow on the forehead
+    paint(image, p.hair_front, p.hair_colour)
+    glasses(*window(p, image, -0.56, 0.56, -0.22, 0.30))
+    return photograph(p, image)
+
+
+WORLD = World("faces", FACTORS, LABELS, VARIANTS, draw, size=(64, 64), noise=("noise", 0.006, 0.018))
