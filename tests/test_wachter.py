@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 
-from cf_utils.core import median_absolute_deviation
+from cf_utils.core import Constraints, median_absolute_deviation
 from cf_utils.explainers.wachter import Wachter
+from tests.small import TAU, Bent, Trap, assert_kept, plane, table, tables
 
-TAU = 0.9
 WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}
 FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="log_odds")
 
@@ -88,19 +89,8 @@ def test_saturated_probability_waits_for_lam_and_log_odds_do_not():
     assert late.reached.all() and (late.path_len > 6).all()         # lam has to make up for p: 12 or 13
 
 
-class Bent(nn.Module):
-    """Two features, a curved boundary: z_1 - z_0 = 6 (y - 0.35 - 0.3 sin 6x)."""
-
-    def forward(self, x):
-        z = 6 * (x[:, 1] - 0.35 - 0.3 * torch.sin(6 * x[:, 0]))
-        return torch.stack([torch.zeros_like(z), z], 1)
-
-
 def test_brute_force_in_the_plane():
-    side = torch.linspace(0, 1, 801, dtype=torch.float64)
-    grid = torch.cartesian_prod(side, side)
-    good = grid[Bent()(grid).softmax(1)[:, 1] >= TAU]
-    x = torch.tensor([[0.2, 0.1], [0.35, 0.05], [0.55, 0.3], [0.75, 0.05], [0.9, 0.02]], dtype=torch.float64)
+    x, good = plane()
     least = torch.cdist(x, good, p=1).amin(1)
     cfs = FINE.with_(bounds=(0.0, 1.0))(Bent(), x, torch.ones(5, dtype=torch.int64))
     moved = (cfs.counterfactual - x).abs().sum(1)
@@ -117,18 +107,6 @@ def test_a_row_depends_neither_on_its_batch_nor_on_the_order():
     torch.testing.assert_close(mixed.counterfactual, whole.counterfactual[order], atol=1e-9, rtol=0)
     torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
     assert mixed.n_forward.tolist() == whole.n_forward[order].tolist()
-
-
-class Trap(nn.Module):
-    """A model whose outputs are NaN for a marked row (feature 0 over 0.9) once it has moved towards the target."""
-
-    def __init__(self, model, edge):
-        super().__init__()
-        self.model, self.edge = model, edge
-
-    def forward(self, x):
-        z = self.model(x)
-        return torch.where(((x[:, 0] > 0.9) & (z[:, 1] - z[:, 0] > self.edge))[:, None], torch.nan, z)
 
 
 def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody():
@@ -182,3 +160,43 @@ def test_bad_settings_are_refused_by_name(change, word):
     model, x, target, *_ = linear()
     with pytest.raises(ValueError, match=word):
         dataclasses.replace(FINE, **change)(model, x, target)
+
+
+def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_found():
+    net, x, target, limits = table(rows=24, step=[0.25] * 6, immutable=[], only_up=[], only_down=[], high=[1] * 6)
+    explain, asked = Wachter.tables(None, tau=0.7, constraints=limits), []
+    net.register_forward_pre_hook(lambda m, i: asked.append(i[0].detach()))
+    cfs = explain(net, x, target)
+    assert all(torch.equal(a, (a * 4).round() / 4) for a in asked)
+    every = torch.cartesian_prod(*[torch.linspace(0, 1, 5, dtype=torch.float64)] * 6)
+    far = []
+    for q, t, y, ok in zip(x, target, cfs.counterfactual, cfs.reached, strict=True):
+        good = every[net(every).softmax(1)[:, t] >= 0.7]
+        least = (good - q).abs().sum(1).min() if len(good) else torch.inf
+        far.append(float((y - q).abs().sum() - least) if ok else torch.inf if len(good) else 0.0)
+    assert min(far) > -1e-9
+    assert sum(f < 1e-9 for f in far) >= 16 and max(far) < 0.26    # measured 20 of 24, the others a step of the grid too far
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(tables())
+def test_any_constraints_hold_exactly(case):
+    net, x, target, limits = case
+    assert_kept(Wachter.tables(None, constraints=limits, steps=15, rounds=6)(net, x, target), limits)
+
+
+def test_rows_that_can_flip_inside_their_constraints_do_and_others_say_why():
+    net, x, target, limits = table(rows=24)
+    cfs = Wachter.tables(None, constraints=limits)(net, x, target)
+    assert_kept(cfs, limits)
+    assert cfs.reached.float().mean() > 0.8                         # measured 0.958
+    assert all("inside the constraints" in r for r in cfs.reason if r)
+    still = Wachter.tables(None, steps=5, constraints=table(immutable=range(6), only_up=[], only_down=[])[3])(net, x, target)
+    assert torch.equal(still.counterfactual, x) and not still.valid.any() and all("constraints" in r for r in still.reason)
+
+
+def test_constraints_without_limits_change_nothing():
+    net, x, target, _ = table()
+    explain = Wachter(tau=0.8, steps=30, rounds=6, factor=4.0)
+    bound = explain.with_(bounds=None, constraints=Constraints.none(6))
+    torch.testing.assert_close(bound(net, x, target).counterfactual, explain(net, x, target).counterfactual, atol=1e-9, rtol=0)

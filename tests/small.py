@@ -1,0 +1,84 @@
+"""Small models with known answers, which the tests of several methods share."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cf_utils.core import Constraints, Counterfactuals
+from tests.conftest import make_net
+
+TAU = 0.9
+
+
+class Bent(nn.Module):
+    """Two features, a curved boundary: z_1 - z_0 = 6 (y - 0.35 - 0.3 sin 6x)."""
+
+    def forward(self, x):
+        z = 6 * (x[:, 1] - 0.35 - 0.3 * torch.sin(6 * x[:, 0]))
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+def plane() -> tuple[Tensor, Tensor]:
+    """Five queries of class 0 under `Bent`, and every point of an 801 x 801 grid of [0, 1]^2 that is decided 1 at TAU."""
+    side = torch.linspace(0, 1, 801, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    x = torch.tensor([[0.2, 0.1], [0.35, 0.05], [0.55, 0.3], [0.75, 0.05], [0.9, 0.02]], dtype=torch.float64)
+    return x, grid[Bent()(grid).softmax(1)[:, 1] >= TAU]
+
+
+class Trap(nn.Module):
+    """A model whose outputs are NaN for a marked row (feature 0 over 0.9) once its margin has passed `edge`."""
+
+    def __init__(self, model, edge):
+        super().__init__()
+        self.model, self.edge = model, edge
+
+    def forward(self, x):
+        z = self.model(x)
+        return torch.where(((x[:, 0] > 0.9) & (z[:, 1] - z[:, 0] > self.edge))[:, None], torch.nan, z)
+
+
+def table(net_seed=3, seed=0, rows=8, **limits) -> tuple[nn.Module, Tensor, Tensor, Constraints]:
+    """A smooth classifier of 6 features in [0, 1], rows and targets, and limits of every kind.
+
+    Features 0 and 1 free (1 up to 0.8), 2 only up, 3 only down on the grid of 0.1, 4 whole (grid of 0.25), 5 immutable.
+    """
+    net = make_net((6,), 2, seed=net_seed).eval()
+    own = {"immutable": [5], "only_up": [2], "only_down": [3], "step": [0, 0, 0, 0.1, 0.25, 0], "high": [1, 0.8, 1, 1, 1, 1]}
+    own |= limits
+    def only(name):
+        return torch.tensor([i in own[name] for i in range(6)])
+    step = torch.tensor(own["step"], dtype=torch.float64)
+    limits = Constraints(low=torch.zeros(6).double(), high=torch.tensor(own["high"], dtype=torch.float64), step=step,
+                         **{name: only(name) for name in ("immutable", "only_up", "only_down")})
+    x = torch.rand(rows, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    size = torch.where(step > 0, step, 1)
+    x = torch.where(step > 0, (x / size).round() * size, x)
+    with torch.no_grad():
+        return net, x, 1 - net(x).argmax(1), limits
+
+
+@st.composite
+def tables(draw):
+    """Any `table`: each feature free, rising, falling or immutable; continuous or whole; its range narrower than the data's."""
+    kinds = [draw(st.sampled_from(["free", "only_up", "only_down", "immutable"])) for _ in range(6)]
+    limits = {name: [i for i in range(6) if kinds[i] == name] for name in ("only_up", "only_down", "immutable")}
+    return table(draw(st.integers(0, 5)), draw(st.integers(0, 99)), rows=5, **limits,
+                 step=[draw(st.sampled_from([0, 0, 0.05, 0.1, 0.25])) for _ in range(6)],
+                 high=[draw(st.sampled_from([1.0, 0.8, 0.35])) for _ in range(6)])
+
+
+def assert_kept(cfs: Counterfactuals, limits: Constraints) -> None:
+    """What the limits say, number by number, and not by the methods of Constraints; and that a flip is a flip."""
+    for x, y, why in zip(cfs.query.tolist(), cfs.counterfactual.tolist(), cfs.reason, strict=True):
+        for i, (a, b) in enumerate(zip(x, y, strict=True)):
+            if a == b:
+                continue
+            assert not limits.immutable[i], why
+            assert b > a if limits.only_up[i] else b < a if limits.only_down[i] else True
+            assert min(a, float(limits.low[i])) <= b <= max(a, float(limits.high[i])) + 1e-9
+            step = float(limits.step[i])
+            assert step == 0 or abs(b / step - round(b / step)) < 1e-6
+    assert all(r or why for r, why in zip(cfs.reached.tolist(), cfs.reason, strict=True))
