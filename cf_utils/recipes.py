@@ -303,7 +303,7 @@ def heloc_mlp(root, seed, folder):
 @recipe("german_credit_mlp", embedded=True)
 def german_credit_mlp(root, seed, folder):
     """The explained classifier of the embedded German credit table: class 1 approved (good), class 0 refused (bad)."""
-    return _credit(german_credit, "", seed, folder, epochs=6, batch_size=32, noise=0.5)
+    return _credit(german_credit, "", seed, folder, epochs=8, batch_size=32, noise=0.5)
 
 
 def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = io.CHECKPOINTS) -> dict:
@@ -325,13 +325,14 @@ def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: P
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cf_utils.recipes", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*sorted(RECIPES), "all"], help="checkpoints to make; all: those that are shipped")
+    parser.add_argument("names", nargs="+", choices=[*sorted(RECIPES), "all"], help="checkpoints to make; all: the shipped ones")
     parser.add_argument("--data", default="", help=f"data root that holds the official files; {sorted(EMBEDDED)} read none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="folder for training states; a killed training goes on from there")
     parser.add_argument("--out", type=Path, default=io.CHECKPOINTS)
     args = parser.parse_args(argv)
-    for name in [n for n in RECIPES if (io.CHECKPOINTS / f"{n}.json").exists()] if "all" in args.names else args.names:
+    shipped = [n for n in RECIPES if (io.CHECKPOINTS / f"{n}.json").exists()]
+    for name in shipped if "all" in args.names else args.names:
         card = make(name, args.data, args.seed, args.resume and args.resume / name, args.out)
         print(name, card["quality"], f"{card['training']['seconds']:.0f} s")
     return 0

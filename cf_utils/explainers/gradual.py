@@ -160,12 +160,7 @@ class GradualConstruction(Explainer):
             raise ValueError("bounds: None, but clamp and a uniform composite need a range")
 
     def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
-        mean = self.prototypes.to(x)[target]                                          # (B, K)
-        own = mean.softmax(1).gather(1, target[:, None])[:, 0]                        # the score of the mean logits themselves
-        if self.term in ("logits", "mean_abs") and (own < tau).any():
-            low = sorted({(t, round(p, 3)) for t, p in zip(target.tolist(), own.tolist(), strict=True) if p < tau})
-            warnings.warn(f"the mean logits of (class, score) {low} score below tau = {tau}: this loss pulls the score there, "
-                          "so the search may end below tau. Ask for a lower tau or train the classifier longer", stacklevel=3)
+        mean, own = self.prototypes.to(x)[target], self._own_score(x, target, tau)    # (B, K), (B,)
         index, n_blocks = block_index(x.shape[1:], self.block)
         index, budget = index.to(x.device), min(self.max_blocks or n_blocks, n_blocks)
         bounds = self._range(x)
@@ -217,7 +212,8 @@ class GradualConstruction(Explainer):
                     stay = ~leave
                     rows = rows[stay.cpu()]
                     z, y, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g, most, shut = (
-                        s[stay] for s in (z, y, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g, most, shut))
+                        s[stay] for s in
+                        (z, y, m, v, t, n, q, c, t_mean, t_class, a_order, on, best, since, ended, g, most, shut))
                     if not len(rows):
                         break
                 e = ended.nonzero().flatten()
@@ -247,6 +243,15 @@ class GradualConstruction(Explainer):
         n_done = n_done.clamp(min=1)
         last = torch.minimum(torch.arange(int(n_done.max()))[None], n_done[:, None] - 1)             # padded with the last state
         return Found(result, mask=mask, path=path[torch.arange(len(x))[:, None], last], path_len=n_done, reason=failed)
+
+    def _own_score(self, x: Tensor, target: Tensor, tau: float) -> Tensor:
+        """The target's score of its mean logits themselves, (B,): where the loss pulls. Warns where that is below tau."""
+        own = self.prototypes.to(x)[target].softmax(1).gather(1, target[:, None])[:, 0]
+        if self.term in ("logits", "mean_abs") and (own < tau).any():
+            low = sorted({(t, round(p, 3)) for t, p in zip(target.tolist(), own.tolist(), strict=True) if p < tau})
+            warnings.warn(f"the mean logits of (class, score) {low} score below tau = {tau}: this loss pulls the score there, "
+                          "so the search may end below tau. Ask for a lower tau or train the classifier longer", stacklevel=4)
+        return own
 
     def _range(self, x: Tensor) -> tuple:
         """Bounds as numbers (one fast kernel), or as two tensors like x where one of them is given per feature."""

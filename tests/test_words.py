@@ -1,0 +1,179 @@
+"""Gradual construction on words: against plain loops, and what must not matter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cf_utils import classifiers
+from cf_utils.core import NAN
+from cf_utils.explainers.words import GradualWords, nearest, replacements
+
+D, V = 4, 12
+
+
+def make_reader(seed=0) -> nn.Module:
+    """A small max-pooling reader with smooth-ish weights, two classes decided about equally often."""
+    torch.manual_seed(seed)
+    net = classifiers.TextCNN(D, filters=6, widths=(2, 3), dropout=0.0).double()
+    with torch.no_grad():
+        net.head.weight.mul_(6)
+        z = net(reviews(64, seed=5)[0])
+        net.head.bias.sub_(z.mean(0))
+    return net
+
+
+def vocabulary(seed=3):
+    return torch.randn(V, D, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def reviews(n=6, length=7, tail=3, seed=1):
+    """x (n, length + tail, D) of vocabulary words, the last `tail` rows zero; and the rows of the words."""
+    rows = torch.randint(0, V, (n, length), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([vocabulary()[rows], torch.zeros(n, tail, D).double()], 1), rows
+
+
+def make_case(n=6, **changes):
+    net, (x, rows) = make_reader().eval(), reviews(n)
+    with torch.no_grad():
+        target = 1 - net(x).argmax(1)
+    explain = GradualWords.recommended(4.0 * torch.eye(2).double() - 2, vocabulary(), tau=0.8, shortlist=5, **changes)
+    return net, x, rows, target, explain
+
+
+def plain_search(net, x, target, e):
+    """One review, by loops over words: the recommended search as its docstring says it."""
+    words, proto = vocabulary(), e.prototypes[target]
+    z, on, states = x.clone(), [], []
+
+    def loss(v):
+        return (net(v[None])[0] - proto).norm() + e.lam * (v - x).norm()
+
+    def slope(v):
+        v = v.clone().requires_grad_(True)
+        value = (net(v[None])[0] - proto).norm()
+        away = (v - x).norm()
+        return torch.autograd.grad(value + (e.lam * away if away > 0 else 0), v)[0]
+
+    while len(on) < e.max_blocks:
+        g = slope(z)
+        gains = {p: max(float(-g[p] @ (w - z[p])) for w in words) for p in range(len(x)) if p not in on and x[p].any()}
+        if not gains:
+            break
+        at = max(gains, key=lambda p: (gains[p], -p))
+        for p in [at, *sorted(on)]:
+            g = slope(z)
+            short = sorted(range(V), key=lambda w: -float(-g[p] @ words[w]))[:e.shortlist]
+            best, best_loss = z.clone(), loss(z)
+            for w in short:
+                tried = z.clone()
+                tried[p] = words[w]
+                if loss(tried) < best_loss:
+                    best, best_loss = tried, loss(tried)
+            z = best
+        on.append(at)
+        states.append(z.clone())
+        with torch.no_grad():
+            if net(z[None]).softmax(1)[0, target] >= e.tau:
+                break
+    return z, on, states
+
+
+def test_equals_a_plain_search_over_words():
+    net, x, _, target, e = make_case()
+    cfs = e(net, x, target)
+    assert cfs.reached.sum() >= 3 and (cfs.path_len > 2).any()             # 6 of 6 reached, up to 3 words: something to compare
+    for i in range(len(x)):
+        z, on, states = plain_search(net, x[i], target[i], e)
+        torch.testing.assert_close(cfs.counterfactual[i], z, atol=1e-12, rtol=0)
+        assert sorted(on) == cfs.mask[i].any(1).nonzero().flatten().tolist()
+        assert cfs.path_len[i] == 1 + len(states)
+        torch.testing.assert_close(cfs.path[i, len(states)], states[-1], atol=1e-12, rtol=0)
+
+
+def test_every_changed_word_is_a_word_and_padding_stays():
+    net, x, rows, target, e = make_case()
+    for explain in (e, e.with_(compose="embedding", steps=30, init="normal")):
+        cfs = explain(net, x, target)
+        away = torch.cdist(cfs.counterfactual[:, :7], vocabulary()).amin(2)
+        assert away.max() <= 1e-12 and (cfs.counterfactual[:, 7:] == 0).all() and not cfs.mask[:, 7:].any()
+        for i, changed in enumerate(replacements(cfs, vocabulary())):
+            for p, old, new in changed:
+                assert rows[i, p] == old != new
+                assert torch.equal(vocabulary()[new], cfs.counterfactual[i, p])
+
+
+def test_the_embedding_form_is_judged_after_the_replacement_and_shows_the_state_before():
+    net, x, _, target, e = make_case()
+    e = e.with_(compose="embedding", steps=200, lam=0.0, tau=0.9)
+    cfs = e(net, x, target)
+    with torch.no_grad():
+        before = net(cfs.path[torch.arange(6), cfs.path_len - 1]).softmax(1).gather(1, target[:, None])[:, 0]
+        after = net(cfs.counterfactual).softmax(1).gather(1, target[:, None])[:, 0]
+    assert (before >= 0.9).all()                                           # vectors reach tau for all six
+    torch.testing.assert_close(cfs.score, after)
+    assert (cfs.reached == (after >= 0.9)).all() and not cfs.reached.all()
+    assert all(why for ok, why in zip(cfs.reached, cfs.reason, strict=True) if not ok)
+
+
+@pytest.mark.parametrize("compose", ["vocabulary", "embedding"])
+def test_a_review_does_not_depend_on_its_batch_its_padding_or_a_neighbour_that_fails(compose):
+    net, x, _, target, e = make_case()
+    e = e.with_(compose=compose, steps=40)
+    whole = e(net, x, target)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    torch.testing.assert_close(e(net, x[order], target[order]).counterfactual, whole.counterfactual[order], atol=1e-9, rtol=0)
+    alone = torch.cat([e(net, x[i:i + 1], target[i:i + 1]).counterfactual for i in range(6)])
+    torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
+    longer = torch.cat([x, torch.zeros(6, 4, D).double()], 1)
+    torch.testing.assert_close(e(net, longer, target).counterfactual[:, :10], whole.counterfactual, atol=1e-9, rtol=0)
+
+    class Breaks(nn.Module):
+        def forward(self, v):
+            z = net(v)
+            moved = (v != x[:1]).flatten(1).any(1) & ((v[:, :, 0] == x[0, :, 0]).double().mean(1) > 0.85)
+            return torch.where(moved[:, None], torch.nan, z)               # as soon as review 0 changes
+
+    broken = e(Breaks(), x, target)
+    assert broken.reason[0] == NAN or compose == "vocabulary"              # among words, one that gives NaN is never taken
+    assert not broken.reached[0] and torch.equal(broken.counterfactual[0], x[0])
+    torch.testing.assert_close(broken.counterfactual[1:], whole.counterfactual[1:], atol=1e-9, rtol=0)
+
+
+def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_not_have_that():
+    """One filter that reads word 0: noise hides the masked word from the maximum, so the class term's gradient there is 0."""
+    net = classifiers.TextCNN(2, filters=1, widths=(1,), dropout=0.0).double().eval()
+    with torch.no_grad():
+        net.convolutions[0].weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+        net.convolutions[0].bias.zero_()
+        net.head.weight.copy_(torch.tensor([[-4.0], [4.0]]))
+        net.head.bias.copy_(torch.tensor([6.0, -6.0]))                      # positive where the maximum is over 1.5
+    x = torch.zeros(1, 7, 2).double()
+    x[0, 0], x[0, 1] = torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.0])   # decided negative
+    e = GradualWords(torch.tensor([[4.0, -4.0], [-4.0, 4.0]]).double(), vectors=vocabulary()[:, :2], tau=0.6, max_blocks=1,
+                     shortlist=5, steps=300, lam=0.0)
+    low = next(s for s in range(50) if e.with_(seed=s)._composite(x, [0], (None, None))[0, 0, 0] < 0.5)
+    stuck = e.with_(seed=low)(net, x, torch.tensor([1]))
+    assert stuck.n_backward[0] > 250 and stuck.path[0, 1, 0, 0] < 0.9       # Adam moved nothing: no gradient came
+    free = e.with_(seed=low, init="query")(net, x, torch.tensor([1]))
+    assert free.path[0, 1, 0, 0] > 1.5                                      # found from the word itself
+    pulled = e.with_(seed=low, lam=0.3)(net, x, torch.tensor([1]))
+    assert pulled.path[0, 1, 0, 0] > 0.9                                    # lam pulls it back into its window
+
+
+def test_nearest_is_the_nearest_by_either_measure():
+    points, table = torch.randn(40, D, dtype=torch.float64), vocabulary()
+    for metric, far in (("euclidean", lambda p, w: (p - w).norm()), ("cosine", lambda p, w: -torch.dot(p, w) / w.norm())):
+        plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
+        assert nearest(points, table, metric).tolist() == plain
+    assert nearest(points[:0], table).shape == (0,)
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"vectors": torch.zeros(5, D + 1)}, "vectors: got"), ({"compose": "letters"}, "compose: got 'letters'"),
+    ({"metric": "l1"}, "metric: got 'l1'"), ({"shortlist": V + 1}, "shortlist: got 13"), ({"shortlist": 0}, "shortlist: got 0")])
+def test_bad_settings_are_named(changes, match):
+    net, x, _, target, e = make_case()
+    with pytest.raises(ValueError, match=match):
+        e.with_(**changes)(net, x, target)
