@@ -131,7 +131,11 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
         known = sorted(p.stem for p in io.CHECKPOINTS.glob("*.json"))
         raise FileNotFoundError(f"{path} is missing. Shipped: {known}. `python -m cf_utils.recipes {name}` makes one")
     architecture = io.read_json(path)["architecture"]
-    model = ARCHITECTURES[architecture["class"]](**architecture.get("arguments", {}))
+    known = ARCHITECTURES
+    if architecture["class"] not in known:
+        from cf_utils import image_classifiers  # here: torchvision takes seconds to import, and only images need it
+        known = image_classifiers.ARCHITECTURES
+    model = known[architecture["class"]](**architecture.get("arguments", {}))
     model.card = io.load_checkpoint(name, model)
     return model.to(device)
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,13 +110,36 @@ def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) ->
     if (found := sha256(path)) != card["sha256"]:
         raise ValueError(f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again")
     state, own = read_tensors(path), module.state_dict()
-    shapes = {k: [tuple(s[k].shape) if k in s else "absent" for s in (state, own)] for k in sorted(state.keys() | own.keys())}
-    wrong = [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
-    if wrong:
+    if wrong := misfits(state, own):
         raise ValueError(f"{path} does not fit {type(module).__name__}: " + "; ".join(wrong[:8]))
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
     module.eval()
     return card
+
+
+def misfits(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """What of a file's weights does not fit a model's, by name with both shapes; empty when all do."""
+    shapes = {k: [tuple(s[k].shape) if k in s else "absent" for s in (state, own)] for k in sorted(state.keys() | own.keys())}
+    return [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
+
+
+def read_published(path: str | Path) -> dict:
+    """What somebody else's weights file holds: safetensors, or torch's format with `weights_only=True`, on the CPU.
+
+    FileNotFoundError; ValueError where the file is neither, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return read_tensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, OSError) as e:
+        raise ValueError(f"{path}: no safetensors and no torch file of tensors alone: {e!s:.200}") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
+    return content
 
 
 def fetch(url: str, path: str | Path, sha256_: str) -> Path:
