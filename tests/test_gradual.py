@@ -103,7 +103,7 @@ def test_rank_gives_the_order_of_eq_5(net, queries):
     x, target = queries
     order = make_explainer(block=(2, 3), tau=0.999)
     index, n = block_index((1, 6, 6), (2, 3))
-    rank = order._rank(BlackBox(net, len(x)), x, x, target, torch.arange(len(x)), index, n)
+    rank = order._rank(BlackBox(net, len(x)), x, target, torch.arange(len(x)), index, n)
     for i in range(len(x)):
         z = x[i:i + 1].clone().requires_grad_(True)
         (g,) = torch.autograd.grad(net(z).softmax(1)[0, target[i]], z)
@@ -301,7 +301,7 @@ def test_path_grows_by_one_block_a_step(net, queries):
     (x, target), e = queries, make_explainer(tau=0.999, max_blocks=6)
     cfs = e(net, x, target)
     index, n = block_index(x.shape[1:], e.block)
-    rank = e._rank(BlackBox(net, len(x)), x, x, target, torch.arange(len(x)), index, n).argsort(dim=1, descending=True)
+    rank = e._rank(BlackBox(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(dim=1, descending=True)
     assert cfs.path_len.max() > 2
     for i in range(len(x)):
         for k in range(1, int(cfs.path_len[i])):

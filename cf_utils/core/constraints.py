@@ -47,33 +47,38 @@ class Constraints:
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest allowed value of each feature of each row, both (B, F). x itself is always inside."""
-        low, high, immutable, up, down = (t.to(x.device) for t in (self.low, self.high, self.immutable, self.only_up, self.only_down))
-        low = torch.where(immutable | up, x, torch.minimum(low.to(x), x))
-        high = torch.where(immutable | down, x, torch.maximum(high.to(x), x))
+        low, high = self.low.to(x), self.high.to(x)
+        immutable, up, down = (t.to(x.device) for t in (self.immutable, self.only_up, self.only_down))
+        low = torch.where(immutable | up, x, torch.minimum(low, x))
+        high = torch.where(immutable | down, x, torch.maximum(high, x))
         return low, high
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
         """The allowed point next to y for rows x: on the grid and inside the box; where y equals x, x to the last bit."""
         low, high = self.box(x)
+        still = (y - x).abs() <= 1e-9
         y = torch.maximum(torch.minimum(y, high), low)
-        step = self.step.to(y)
-        grid = step > 0
+        grid = (self.step > 0).to(y.device)
         if grid.any():
-            size = torch.where(grid, step, 1)
+            size = torch.where(grid, self.step.to(y.device), 1).double()             # a step may be 1e-6: too fine for float32
             k = (y / size).round()
-            k = torch.where(k * size > high + 1e-6, k - 1, torch.where(k * size < low - 1e-6, k + 1, k))
-            on = k * size
-            inside = (on <= high + 1e-6) & (on >= low - 1e-6)        # no grid point fits between the walls: stay
-            on = torch.where(inside, on, x)
-            near = (on - x).abs() <= 0.01 * size                     # the query's own grid point, rounding apart
-            y = torch.where(grid, torch.where(near, x, on), y)
-        return torch.where((y - x).abs() <= 1e-9, x, y)
+            k = torch.where(k * size > high + 1e-6 * size, k - 1, torch.where(k * size < low - 1e-6 * size, k + 1, k))
+            on = (k * size).to(y)
+            inside = (on <= high + 1e-6) & (on >= low - 1e-6)                        # no grid point between the walls: stay
+            near = (k - x / size).abs() <= self._slack(k)                            # the query's own grid point
+            y = torch.where(grid, torch.where(near | ~inside, x, on), y)
+        return torch.where(still, x, y)
 
     def kept(self, y: Tensor, x: Tensor) -> Tensor:
-        """Which rows of y keep every constraint for x, (B,) bool; tolerance 1e-6 on the walls, 1 % of a step on the grid."""
+        """Which rows of y keep every constraint for x, (B,) bool; up to 1e-6 on the walls and float32's rounding on the grid."""
         low, high = self.box(x)
         fine = (y >= low - 1e-6) & (y <= high + 1e-6)
-        step = self.step.to(y)
-        off = (y / torch.where(step > 0, step, 1) - (y / torch.where(step > 0, step, 1)).round()).abs() > 0.01
-        still = self.immutable.to(y.device) & (y != x)
-        return (fine & ~((step > 0) & off & (y != x)) & ~still).flatten(1).all(1)
+        grid = (self.step > 0).to(y.device)
+        k = y / torch.where(grid, self.step.to(y.device), 1).double()
+        on = ((k - k.round()).abs() <= self._slack(k)) | ~grid
+        return ((fine & on) | (y == x)).all(1) & ~(self.immutable.to(y.device) & (y != x)).any(1)
+
+    @staticmethod
+    def _slack(k: Tensor) -> Tensor:
+        """How far from a whole number float32 may leave the grid coordinate k."""
+        return 0.01 + 1.2e-7 * k.abs()

@@ -13,6 +13,7 @@ Decisions where the text leaves room:
 * Blocks are ranked by the mean |d log f_t / d x|: d log f = d f / f, so the order is that of Eq. 5 without its underflow.
 * Each composition step starts Adam afresh and goes on from the values found so far (`restart`: from the first noise again).
 * The noise of C depends on the seed alone: two equal rows get equal advice.
+* Constraints: the classifier is asked at the allowed point next to x', and that point's gradient moves x' (straight through).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cf_utils.core import (
     BELOW,
     NAN,
     BlackBox,
+    Constraints,
     Counterfactuals,
     Explainer,
     Found,
@@ -40,6 +42,7 @@ from cf_utils.core import (
     total_variation,
 )
 
+PROBES = 9          # values of a feature that `ranking="probe"` tries
 TINY = 1e-30        # for 0 under Adam's root: the root of exact zeros takes eight times as long (MKL), that of this none
 TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
@@ -106,8 +109,7 @@ class GradualConstruction(Explainer):
     term: str = "logits"                        # of the loss: logits, literal, mean_abs, log_probability, probability
     init: str = "normal"                        # of the composite: normal, uniform (inside bounds) or query
     noise: str = "common"                       # to all rows, or by item (blank images of one call differ)
-    ranking: str = "once"                       # gradient at the query alone, or again at each step
-    rank_by: str = "gradient"                   # its size (Eq. 5), or gain: times the way that the constraints leave
+    ranking: str = "once"                       # gradient at the query alone, again at each step, or probe (`_probe`)
     restart: bool = False                       # begin each composition step from the first noise
     clamp: bool = False                         # keep x' inside bounds
     patience: int | None = None                 # leave a composition step when the loss has been flat for so many steps
@@ -137,6 +139,20 @@ class GradualConstruction(Explainer):
         return cls(prototypes, **({"lr": 0.01, "steps": 500, "term": "mean_abs", "eta": 4 / 784, "beta": 4.0, "init": "uniform",
                                    "restart": True} | changes))
 
+    @classmethod
+    def tables(cls, prototypes: Tensor, **changes) -> GradualConstruction:
+        """The paper's for HELOC and UCI credit: a feature a block, tau 0.5, 500 steps, values free to leave any range."""
+        return cls(prototypes, **({"block": (1,), "tau": 0.5, "steps": 500, "bounds": None} | changes))
+
+    @classmethod
+    def recommended_tables(cls, prototypes: Tensor, constraints: Constraints, **changes) -> GradualConstruction:
+        """Inside `constraints`: the feature that alone comes furthest is changed, starting from where it came.
+
+        Measured on 1,000 UCI test rows (uci_credit_mlp, whole numbers): all valid with 1.05 features, where one could do for
+        999; ranked by the gradient inside the same constraints 0.99 valid with 7.0 features (values not kept whole)."""
+        return cls.tables(prototypes, **({"constraints": constraints, "init": "query", "ranking": "probe", "patience": 20}
+                                         | changes))
+
     def with_(self, **changes) -> GradualConstruction:
         return dataclasses.replace(self, **changes)
 
@@ -145,7 +161,7 @@ class GradualConstruction(Explainer):
         if tuple(self.prototypes.shape) != (k, k) or not self.prototypes.isfinite().all():
             raise ValueError(f"prototypes: got {tuple(self.prototypes.shape)}, expected finite ({k}, {k}) for this classifier")
         for name, known in (("term", TERMS), ("init", ("normal", "uniform", "query")), ("noise", ("common", "item")),
-                            ("ranking", ("once", "each")), ("rank_by", ("gradient", "gain"))):
+                            ("ranking", ("once", "each", "probe"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
         for name in ("steps", "max_blocks", "patience"):
@@ -154,8 +170,8 @@ class GradualConstruction(Explainer):
         if self.lr <= 0:
             raise ValueError(f"lr: got {self.lr}, expected a positive number")
         block_index(x.shape[1:], self.block)
-        if self.rank_by == "gain" and self.constraints is None:
-            raise ValueError("rank_by: 'gain' weighs the way that constraints leave, but constraints is None")
+        if self.ranking == "probe" and self.constraints is None:
+            raise ValueError("ranking: 'probe' tries the values that constraints allow, but constraints is None")
         if self.bounds is None and (self.clamp or self.init == "uniform"):
             raise ValueError("bounds: None, but clamp and a uniform composite need a range")
 
@@ -167,8 +183,10 @@ class GradualConstruction(Explainer):
         fill = self._composite(x, ids, bounds)
         shut = self._shut(x, index, n_blocks)                                         # (B, n_blocks)
         most = (~shut).sum(1).clamp(max=budget)
-        rank = self._rank(f, x, x, target, torch.arange(len(x)), index, n_blocks)      # (B, n_blocks)
-        order = rank.masked_fill(shut, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = torch.zeros_like(shut, dtype=torch.int64)
+        if self.ranking == "once":
+            rank = self._rank(f, x, target, torch.arange(len(x)), index, n_blocks)    # (B, n_blocks)
+            order = rank.masked_fill(shut, -torch.inf).argsort(dim=1, descending=True, stable=True)
 
         result, failed = x.clone(), [""] * len(x)
         path = x[:, None].repeat(1, budget, *[1] * (x.ndim - 1))
@@ -218,10 +236,16 @@ class GradualConstruction(Explainer):
                         break
                 e = ended.nonzero().flatten()
                 if len(e):                                                            # masking step
-                    if self.ranking == "each":
-                        again = self._rank(f, y[e], q[e], t_class[e], rows[e.cpu()], index, n_blocks)
+                    if self.ranking != "once":
+                        here = (t_class[e], rows[e.cpu()], index, n_blocks)
+                        if self.ranking == "each":
+                            again = self._rank(f, y[e], *here)
+                        else:
+                            again, start = self._probe(f, y[e], q[e], *here)
                         taken = torch.zeros_like(again).scatter_(1, index.flatten().expand(len(e), -1), on[e].flatten(1))
                         a_order[e, n[e]] = again.masked_fill((taken > 0) | shut[e], -torch.inf).argmax(1)
+                        if self.ranking == "probe":
+                            c[e] = start[torch.arange(len(e)), a_order[e, n[e]]]
                     new = index == a_order[e, n[e]].view(-1, *[1] * index.ndim)
                     on[e] += new
                     z[e] = torch.where(on[e] > 0 if self.restart else new, c[e], z[e])
@@ -278,14 +302,27 @@ class GradualConstruction(Explainer):
         low, high = self.constraints.box(x)
         return block_mean((high > low).to(x), index, n_blocks) == 0
 
-    def _rank(self, f: BlackBox, z: Tensor, x: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
-        """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks); or by what the allowed range lets it gain."""
+    def _rank(self, f: BlackBox, z: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
+        """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks)."""
         z = z.detach().requires_grad_(True)
         g = f.grad(f(z, rows).log_softmax(1).gather(1, target[:, None]).sum(), z)
-        if self.rank_by == "gradient":
-            return block_mean(g.abs(), index, n_blocks)
+        return block_mean(g.abs(), index, n_blocks)
+
+    def _probe(self, f: BlackBox, z: Tensor, x: Tensor, target: Tensor, rows: Tensor, index: Tensor,
+               n_blocks: int) -> tuple[Tensor, Tensor]:
+        """Eq. 5's question asked of the black box itself: the highest log f_t that each block reaches when it alone takes each of
+        PROBES values of its allowed range, (B, n_blocks); and z with each block at that value, (B, n_blocks, ...)."""
         low, high = self.constraints.box(x)
-        return block_mean(torch.maximum(g * (high - z.detach()), g * (low - z.detach())), index, n_blocks)
+        best, start = torch.full((len(z), n_blocks), -torch.inf).to(z), z[:, None].repeat(1, n_blocks, *[1] * (z.ndim - 1))
+        alone = index == torch.arange(n_blocks, device=z.device).view(-1, *[1] * index.ndim)          # (n_blocks, ...)
+        again, t = rows.repeat_interleave(n_blocks), target.repeat_interleave(n_blocks)[:, None]
+        for level in torch.linspace(0, 1, PROBES).tolist():
+            tried = torch.where(alone, self.snap(torch.lerp(low, high, level), x)[:, None], z[:, None])
+            with torch.no_grad():
+                score = f(tried.flatten(0, 1), again).log_softmax(1).gather(1, t).view(len(z), n_blocks)
+            better = score > best
+            best, start = torch.where(better, score, best), torch.where(better.view(*best.shape, *[1] * index.ndim), tried, start)
+        return best, start
 
     def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor) -> Tensor:
         """Eqs. 7, 8 and 12, an entry an item (B,)."""
