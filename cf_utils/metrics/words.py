@@ -67,8 +67,10 @@ def log_odds(texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: i
     """Word -> log p(word | class 1) - log p(word | class 0) of naive Bayes with add-one smoothing; > 0 speaks for class 1.
 
     `texts`: each a sequence of words, `labels` 0 or 1 for each. Probabilities are shares of all words of a class (no prior);
-    words seen fewer than `min_count` times are left out, but smoothing counts every distinct word. 5.8 M words take about a
-    second. Use texts that were not explained. Blind spot: a word alone, so "not good" speaks for class 1.
+    words seen fewer than `min_count` times are left out, but smoothing counts every distinct word. 6.1 M words take 1.3 s.
+    Use texts that were not explained. Blind spots: a word alone, so "not good" speaks for class 1; and whatever a training set's
+    bad films share speaks for class 0, a director's name above all ("boll"). On the official training reviews its sign agrees
+    with VADER's for 0.64 of the 2,059 words that both know: look at both.
     """
     texts, labels = list(texts), [int(i) for i in labels]
     if len(texts) != len(labels):
