@@ -65,17 +65,26 @@ def through(t: Tensor, knots: Sequence[tuple[float, float]]) -> Tensor:
 
 @dataclass(frozen=True)
 class Label:
-    """A binary label: a factor at or above a threshold, or a `rule` of several factors, Factors -> bool (N,)."""
+    """A binary label: a factor at or above a threshold, or a `rule` of several factors, Factors -> bool (N,).
+
+    `neutral`: where the factors that it depends on are put so that an image says nothing about it."""
 
     name: str
     classes: tuple[str, str]
     factor: str | None = None
     threshold: float = 0.5
     rule: Callable[[Factors], Tensor] | None = None
+    neutral: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, factors: Factors) -> Tensor:
         on = self.rule(factors) if self.rule else factors[self.factor] >= self.threshold
         return on.long()
+
+    def neutralised(self, factors: Factors) -> Factors:
+        """The same images with what the label depends on (a factor and its bundle) at one fixed value for all."""
+        for name, value in self.neutral or ((self.factor, self.threshold),):
+            factors = factors.move(name, value)
+        return factors
 
     def near(self, factors: Factors, width: float = 0.05) -> float:
         """Share of images whose factor lies within `width` of the threshold: those that no reader can be sure of."""

@@ -5,12 +5,10 @@ Head coordinates: eyes at y = 0, chin at 0.6, crown at -0.6, half width about 0.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.draw import box, ellipse, grid, inside, mix, paint, palette, ramp, rgb, step, tint
+from cf_utils.worlds.draw import box, cut_out, ellipse, grid, inside, mix, paint, palette, ramp, rgb, step, tint
 
 SKIN = ((0.98, 0.83, 0.75), (0.96, 0.78, 0.67), (0.90, 0.69, 0.55), (0.80, 0.59, 0.44), (0.65, 0.45, 0.33), (0.50, 0.34, 0.25))
 WALL = ((0.22, 0.34, 0.50), (0.34, 0.48, 0.58), (0.42, 0.52, 0.42), (0.62, 0.58, 0.46), (0.74, 0.56, 0.40), (0.70, 0.42, 0.32))
@@ -39,16 +37,8 @@ def frame(p, height, width) -> None:
 
 
 def window(p, image, x0, x1, y0, y1):
-    """The part of the canvas that holds x0..x1, y0..y1 of every head in the batch: the parameters and a view of the image.
-
-    Only saves time: what is drawn in it has no coverage outside."""
-    keep = (p.x >= x0) & (p.x <= x1) & (p.y >= y0) & (p.y <= y1)
-    (rows, columns), shape = (keep.any(0).any(k).nonzero().flatten() for k in (1, 0)), p.x.shape[1:]
-    if not len(rows):
-        rows = columns = torch.zeros(1, dtype=torch.int64)
-    cut = (slice(None), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    part = {k: v[cut] if isinstance(v, Tensor) and v.ndim == 3 and v.shape[1:] == shape else v for k, v in vars(p).items()}
-    return SimpleNamespace(**part), image[(slice(None), *cut)]
+    """The part of the canvas that holds x0..x1, y0..y1 of every head in the batch."""
+    return cut_out(p, image, (p.x >= x0) & (p.x <= x1) & (p.y >= y0) & (p.y <= y1))
 
 
 def at(p, fx, fy, lift=0.0):

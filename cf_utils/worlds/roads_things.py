@@ -1,0 +1,124 @@
+"""Cars, traffic light, pedestrian: billboards in metres, at the scale of their depth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cf_utils.worlds.draw import box, bump, ellipse, inside, mix, paint, palette, ramp, rgb, segment, tint
+from cf_utils.worlds.roads_place import billboard, haze
+
+PAINT = ((0.12, 0.13, 0.15), (0.52, 0.54, 0.57), (0.86, 0.86, 0.86), (0.52, 0.10, 0.10), (0.14, 0.24, 0.46), (0.20, 0.34, 0.26),
+         (0.64, 0.58, 0.46))
+RED, AMBER, GREEN = (1.0, 0.14, 0.10), (1.0, 0.70, 0.10), (0.15, 0.95, 0.45)
+COAT = ((0.62, 0.16, 0.14), (0.16, 0.24, 0.42), (0.20, 0.20, 0.22), (0.72, 0.62, 0.26), (0.30, 0.42, 0.30), (0.75, 0.73, 0.70))
+
+
+def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
+    """A car from behind (brakes: how bright) or from the front (None, with headlights), on the billboard p."""
+    u, up, m, s = p.u, p.up, p.metre, p.at
+    shadow = there * bump(u, up - 0.05, 1.35, 0.50)
+    tint(image, (0.85 * shadow).clamp(max=0.8), (0.22, 0.22, 0.24))
+    for side in (-1, 1):
+        tyre = inside(box(u - side * 0.68, up - 0.28, 0.15, 0.28, 0.05), m)
+        paint(image, there * tyre, haze(p, rgb(0.05, 0.05, 0.05), s))
+    cabin = box(u / (1.10 - 0.26 * ramp(up, 0.85, 1.5)), up - 1.10, 0.74, 0.38, 0.16)
+    body = box(u, up - 0.66, 0.90, 0.36, 0.14)
+    lit = 0.70 + 0.38 * ramp(up, 0.35, 1.4) + 0.10 * wave_side(u, p)
+    paint(image, there * inside(torch.minimum(cabin, body), m), haze(p, colour * lit[:, None], s))
+    tint(image, there * inside((up - 0.90).abs() - 0.02, m + 0.03) * inside(body, m) * 0.4, (0.35, 0.35, 0.38))
+    window = box(u / (1.04 - 0.26 * ramp(up, 0.85, 1.5)), up - 1.16, 0.62, 0.24, 0.08)
+    glass = mix(rgb(0.10, 0.12, 0.15), p.sky_low / 1.6, (0.25 + 0.45 * ramp(up, 0.95, 1.4))[:, None])
+    paint(image, there * inside(window, m), haze(p, glass, s))
+    paint(image, there * inside(box(u, up - 0.38, 0.88, 0.08, 0.05), m), haze(p, rgb(0.10, 0.10, 0.11), s))
+    paint(image, there * inside(box(u, up - 0.55, 0.24, 0.06, 0.02), m), haze(p, rgb(0.85, 0.85, 0.80), s))
+    for side in (-1, 1):
+        lamp = box(u - side * 0.70, up - 0.76, 0.17, 0.11, 0.05)
+        if brakes is None:
+            shine, dim = rgb(1.0, 0.97, 0.86), rgb(0.80, 0.80, 0.76)
+            on = 0.45 + 0.55 * torch.maximum(p.dusk, p.wet)
+        else:
+            shine, dim, on = rgb(1.0, 0.13, 0.08), rgb(0.40, 0.05, 0.05), brakes
+        seen = s / (s + 0.4 * p.thick)
+        paint(image, there * inside(lamp, m) * seen, mix(dim * p.ambient[:, None], shine, on[:, None]))
+        halo = bump(u - side * 0.70, up - 0.76, 0.62, 0.50)
+        paint(image, there * on * halo * (0.38 + 0.30 * p.dusk), shine)
+        paint(image, there * on * bump(u - side * 0.70, up + 0.45, 0.40, 1.0) * 0.45 * p.wet, shine)
+    if brakes is not None:
+        third = box(u, up - 1.42, 0.20, 0.035, 0.02)
+        paint(image, there * brakes * inside(third, m), rgb(1.0, 0.16, 0.10))
+
+
+def wave_side(u: Tensor, p) -> Tensor:
+    """Brighter on the side of the sun."""
+    return (u * (2 * p.sun - 1)).clamp(-1, 1)
+
+
+def lead_car(p, image, far: bool) -> None:
+    """In its own scene near enough to matter; in other scenes, where there is one, far ahead and not braking."""
+    own = (p.scene == 0).float()
+    if far:
+        s, there, brakes = 0.045 + 0.055 * (1 - p.lead_distance), (1 - own) * p.lead, 0 * p.brakes
+    else:
+        s, there, brakes = 0.16 + 0.15 * (1 - p.lead_distance), own, ramp(p.brakes, 0.35, 0.65)
+    q, view = billboard(p, image, 0.35 * (2 * p.heading - 1), s, 1.5, 1.7)
+    car(q, view, there, palette(PAINT, p.lead_color), brakes)
+
+
+def right_car(p, image) -> None:
+    s = 0.09 + 0.20 * (1 - p.right_distance)
+    q, view = billboard(p, image, 3.2, s, 1.5, 1.7)
+    car(q, view, p.right_car, palette(PAINT, p.right_color), p.right_braking)
+
+
+def oncoming_car(p, image) -> None:
+    s = 0.05 + 0.17 * (1 - p.oncoming_distance) * (1 - p.oncoming_distance)
+    q, view = billboard(p, image, -3.2, s, 1.5, 1.7)
+    car(q, view, p.oncoming, palette(PAINT, (p.lead_color + p.right_color) / 2), None)
+
+
+def lights(p, image) -> None:
+    """A mast beside the road whose arm holds a light over the right lane: red above, green below."""
+    own = (p.scene == 1).float()
+    there, red = torch.maximum(own, p.light), ramp(p.red, 0.35, 0.65)
+    s = 0.125 + 0.06 * (1 - p.light_distance)
+    p, image = billboard(p, image, 5.4, s, 4.5, 6.2)
+    u, up, m = p.u, p.up, p.metre
+    mast, _ = segment(u, up, 0.0, 0.0, 0.0, 5.3)
+    arm, _ = segment(u, up, 0.0, 5.3, -3.0, 5.45)
+    paint(image, there * inside(torch.minimum(mast, arm) - 0.07, m), haze(p, rgb(0.30, 0.31, 0.33), s))
+    for x, y in ((-3.0, 4.75), (0.0, 3.1)):                                     # over the road, and again on the mast
+        case = box(u - x, up - y, 0.36, 0.92, 0.10)
+        paint(image, there * inside(case, m), haze(p, rgb(0.07, 0.07, 0.08), s))
+        for dy, on, colour in ((0.56, red, RED), (0.0, 0 * red, AMBER), (-0.56, 1 - red, GREEN)):
+            colour = rgb(*colour)
+            lamp = ellipse(u - x, up - y - dy, 0.23, 0.23)
+            paint(image, there * inside(lamp, m), mix(colour * 0.16, colour, on[:, None]))
+            paint(image, there * on * 0.45 * bump(u - x, up - y - dy, 0.85, 0.85), colour)
+
+
+def pedestrian(p, image) -> None:
+    """On the crossing in front of the car, or on the pavement; one who walks turns the arms and legs."""
+    own = (p.scene == 2).float()
+    there, way = torch.maximum(own, p.walker), torch.where(p.walker_side < 0.5, -1.0, 1.0)
+    pavement = 6.9 - 2.6 * p.crossing - (1 - own) * 1.2 * p.walker_at           # the kerb is crossed at a half
+    x = way * torch.where(p.crossing < 0.5, pavement, 10.88 - 10.56 * p.crossing)
+    s = p.walk_s
+    p, image = billboard(p, image, x, s, 1.1, 2.1)
+    k = 0.88 + 0.16 * p.walker_size
+    u, up, m = p.u / k, p.up / k, p.metre / k
+    gait = 0.10 + 0.24 * p.stride
+    tint(image, there * 0.6 * bump(u, up, 0.6, 0.22), (0.35, 0.35, 0.38))
+    trousers = haze(p, mix(rgb(0.12, 0.14, 0.22), rgb(0.34, 0.30, 0.26), p.stride[:, None]), s)
+    for side in (-1, 1):
+        leg, _ = segment(u, up, 0.0, 0.85, side * gait, 0.06)
+        paint(image, there * inside(leg - 0.085, m), trousers * (0.95 + 0.12 * side))
+    coat = palette(COAT, p.clothes)
+    for side in (-1, 1):
+        hand, _ = segment(u, up, side * 0.17, 1.36, side * (0.20 + 0.6 * gait), 0.86)
+        paint(image, there * inside(hand - 0.06, m), haze(p, coat * 0.82, s))
+    torso = box(u, up - 1.12, 0.21, 0.33, 0.10)
+    paint(image, there * inside(torso, m), haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s))
+    paint(image, there * inside(ellipse(u, up - 1.62, 0.125, 0.155), m), haze(p, rgb(0.80, 0.60, 0.48), s))
+    hair = torch.maximum(ellipse(u, up - 1.65, 0.14, 0.16), 1.63 - up)
+    paint(image, there * inside(hair, m), haze(p, rgb(0.14, 0.10, 0.08), s))
