@@ -297,7 +297,7 @@ def uci_credit_mlp(root, seed, folder):
 @recipe("heloc_mlp")
 def heloc_mlp(root, seed, folder):
     """The explained classifier of FICO's HELOC table, 22 features: class 1 approved (Good), class 0 refused (Bad)."""
-    return _credit(heloc, root, seed, folder, epochs=12, batch_size=128, noise=0.3)
+    return _credit(heloc, root, seed, folder, epochs=8, batch_size=128, noise=0.5)
 
 
 @recipe("german_credit_mlp", embedded=True)
