@@ -49,8 +49,10 @@ test: $(READY)  ## ruff, then pytest on tests/ and the notebooks (nbval); the br
 lab: $(READY)  ## JupyterLab in notebooks/
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
-bench: $(READY)  ## speed and memory side by side; results/benchmarks
-	@for b in benchmarks/*.py; do echo "$(PY) $$b $(ARGS)"; $(PY) $$b $(ARGS) || exit 1; done
+bench: $(READY)  ## speed and memory side by side (DATA=: credit rows); results/benchmarks
+	@bad=0; for b in benchmarks/*.py; do \
+	  data="$(if $(DATA),$$([ $$b = benchmarks/tabular.py ] && echo --data '$(DATA)'))"; \
+	  echo "$(PY) $$b $$data $(ARGS)"; $(PY) $$b $$data $(ARGS) || bad=1; done; exit $$bad
 
 PROFILE ?= demo
 report: $(READY)  ## make the report anew from what has run (PROFILE=demo)

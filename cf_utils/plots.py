@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -90,6 +91,33 @@ def box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str
     """A rounded box with text in it, in data coordinates."""
     ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=colour, ec="#444444", lw=1))
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
+
+
+def edited(text: str, spans: Sequence[tuple[int, int]], new: dict[int, str], around: int | None = None) -> str:
+    """`text` with word k of `spans` (start, end) replaced by new[k], marked as [old → new]; what lies beyond the text (a word
+    'pad') comes at its end. `around`: only so many characters on both sides of the first change."""
+    out, at, first = [], 0, None
+    for k in sorted(new):
+        start, end = spans[k] if k < len(spans) else (len(text), len(text))
+        out.append(text[at:start] + ("" if k < len(spans) else " "))
+        first = sum(map(len, out)) if first is None else first
+        out.append(f"[{text[start:end] or 'pad'} → {new[k]}]")
+        at = end
+    whole = "".join([*out, text[at:]]).replace("<br />", " ")
+    if around is None or first is None:
+        return whole
+    low, high = max(0, first - around), first + around
+    return ("…" if low else "") + whole[low:high] + ("…" if high < len(whole) else "")
+
+
+def marked(text: str):
+    """What `edited` wrote, for a notebook: old words struck through in red, new ones in green."""
+    from html import escape
+
+    from IPython.display import HTML
+    new = rf"<s style='color:{FAILED}'>\1</s> <b style='color:#1e8449'>\2</b>"
+    shown = re.sub(r"\[([^\[\]]*) → ([^\[\]]*)\]", new, escape(text))
+    return HTML(f"<p style='max-width:60em'>{shown}</p>")
 
 
 def show_source(thing: object):
