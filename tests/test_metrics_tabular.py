@@ -238,6 +238,9 @@ def test_least_features_of_a_bent_classifier():
 def test_what_the_first_round_skips_is_found_in_the_second():
     x, one = torch.full((1, 4), 0.5), torch.tensor([1])
     assert tabular.least_features(Bump(f1=0.55, f3=0.3), x, one).item() == 2      # values 22 and 12 of 40
+    six = torch.full((1, 6), 0.5)
+    for a, b in itertools.combinations(range(6), 2):                              # 15 pairs: two batches of the second round
+        assert tabular.least_features(Bump(**{f"f{a}": 0.55, f"f{b}": 0.3}), six, one).item() == 2
     assert tabular.least_features(Bump(f1=0.5625, f3=0.3), x, one).item() == 3    # between two values of the grid
     assert tabular.least_features(Bump(f2=0.3), x, one).item() == 1
     assert tabular.least_features(Bump(f0=0.1, f1=0.1, f2=0.1), x, one).item() == 3
@@ -258,6 +261,11 @@ def test_constraints_and_the_budget_of_pairs():
     assert least(Bump(f1=0.8), only_up=second) == 1
     assert least(Bump(f1=0.8), step=second * 0.25) == 3 and least(Bump(f1=0.75), step=second * 0.25) == 1
     assert least(Bump(f1=0.8, f2=0.2), only_down=second) == 3 and least(Bump(f1=0.8, f2=0.2), only_up=second) == 2
+    low_and_high = torch.tensor([[0.5, 0.1, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])         # each row has its own room to rise
+    rising = dataclasses.replace(free, only_up=second)
+    assert tabular.least_features(Bump(f1=0.2), low_and_high, one[:2], constraints=rising).tolist() == [1, 3]
+    for place in ({"f1": 0.2, "f2": 0.3}, {"f1": 0.25, "f2": 0.375}):              # values of the second round, of the first
+        assert tabular.least_features(Bump(**place), low_and_high, one[:2], constraints=rising).tolist() == [2, 3]
     x[2, 3] = 0.3
     got = tabular.least_features(Bump(f1=0.55, f3=0.3), x, one, pairs=3)
     assert got.tolist() == [2, 2, 1, 2, -1]                                       # the third needs no pair
