@@ -42,13 +42,12 @@ def test_a_snapped_row_keeps_every_rule_and_is_the_nearest_that_does(seed, dtype
     assert (snapped[:, 1] >= x[:, 1]).all() and (snapped[:, 2] <= x[:, 2]).all()
     changed = snapped[:, 3] != x[:, 3]
     assert torch.equal((4 * snapped[changed, 3]).round() / 4, snapped[changed, 3])
-    assert (snapped <= x.clamp(min=1)).all() and (snapped >= x.clamp(max=0)).all()      # never further out than it was
+    assert ((snapped >= 0) & (snapped <= 1) | (snapped == x)).all()                     # kept where it was, or in the range
     torch.testing.assert_close(c.snap(snapped, x), snapped, rtol=0, atol=0)             # once is enough
     torch.testing.assert_close(c.snap(x, x), x, rtol=0, atol=0)
-    allowed = torch.arange(5, dtype=dtype) / 4
-    inside = (x[:, 3] >= 0) & (x[:, 3] <= 1)
-    nearest = (y[inside, 3, None] - allowed).abs().amin(1)                              # brute force over the grid
-    torch.testing.assert_close((snapped[inside, 3] - y[inside, 3]).abs(), nearest)
+    allowed = torch.cat([(torch.arange(5, dtype=dtype) / 4).expand(20, 5), x[:, 3:4]], 1)    # brute force: the grid, or x itself
+    nearest = (y[:, 3, None] - allowed).abs().amin(1)
+    torch.testing.assert_close((snapped[:, 3] - y[:, 3]).abs(), nearest)
 
 
 def test_kept_refuses_each_broken_rule():
@@ -62,6 +61,15 @@ def test_kept_refuses_each_broken_rule():
         y = x.clone()
         y[0, feature] = value
         assert c.kept(y, x).all(), (feature, value)
+
+
+def test_a_value_outside_the_range_stays_or_comes_in_and_stops_nowhere_between():
+    """A code such as "no record" lies below the range: nobody can be advised to have half of it."""
+    c, x = Constraints.none(1), torch.tensor([[-0.2]])
+    assert c.snap(torch.tensor([[-0.15]]), x).item() == x.item() and c.snap(torch.tensor([[-0.05]]), x).item() == 0.0
+    assert not c.kept(torch.tensor([[-0.05]]), x).any() and c.kept(torch.tensor([[0.3]]), x).all()
+    never = replace(c, only_down=torch.tensor([True]))
+    assert never.snap(torch.tensor([[-0.5]]), x).item() == x.item() == never.snap(torch.tensor([[0.5]]), x).item()
 
 
 def test_whole_numbers_of_a_wide_range_survive_float32():

@@ -17,8 +17,8 @@ class Constraints:
     """Limits on the change of each of F features, in the scaled units of x.
 
     `step` > 0 puts a feature on the grid k * step (an integer of range [a, b] scaled to [0, 1]: step 1 / (b - a)); 0 leaves it
-    continuous. A feature that is not changed keeps its value, wherever that lies. ValueError on shapes that differ, a low over
-    its high, a negative step, or a feature that may neither rise nor fall and is not named immutable.
+    continuous. A feature that is not changed keeps its value, wherever that lies; a changed one lies in [low, high]. ValueError
+    on shapes that differ, a low over its high, a negative step, or a feature that may neither rise nor fall and is not immutable.
     """
 
     low: Tensor                                     # (F,)
@@ -47,36 +47,39 @@ class Constraints:
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest allowed value of each feature of each row, both (B, F). x itself is always inside."""
-        low, high = self.low.to(x), self.high.to(x)
-        immutable, up, down = (t.to(x.device) for t in (self.immutable, self.only_up, self.only_down))
-        low = torch.where(immutable | up, x, torch.minimum(low, x))
-        high = torch.where(immutable | down, x, torch.maximum(high, x))
-        return low, high
+        low, high = self._changed(x)
+        return torch.minimum(low, x), torch.maximum(high, x)
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
-        """The allowed point next to y for rows x: on the grid and inside the box; where y equals x, x to the last bit."""
-        low, high = self.box(x)
-        still = (y - x).abs() <= 1e-9
-        y = torch.maximum(torch.minimum(y, high), low)
+        """The allowed point nearest to y for rows x, feature by feature: x's own value to the last bit, or one in the range and
+        on the grid."""
+        low, high = self._changed(x)
+        at = torch.maximum(torch.minimum(y, high), low)
         grid = (self.step > 0).to(y.device)
         if grid.any():
             size = torch.where(grid, self.step.to(y.device), 1).double()             # a step may be 1e-6: too fine for float32
-            k = (y / size).round()
+            k = (at / size).round()
             k = torch.where(k * size > high + 1e-6 * size, k - 1, torch.where(k * size < low - 1e-6 * size, k + 1, k))
-            on = (k * size).to(y)
-            inside = (on <= high + 1e-6) & (on >= low - 1e-6)                        # no grid point between the walls: stay
-            near = (k - x / size).abs() <= self._slack(k)                            # the query's own grid point
-            y = torch.where(grid, torch.where(near | ~inside, x, on), y)
-        return torch.where(still, x, y)
+            own = (k - x / size).abs() <= self._slack(k)                             # the query's own grid point
+            at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)
+        there = (at >= low - 1e-6) & (at <= high + 1e-6)                             # else no value fits between the walls
+        nearer = (at - y).abs() <= (x - y).abs() - 1e-9
+        return torch.where(there & nearer, at, x)
 
     def kept(self, y: Tensor, x: Tensor) -> Tensor:
         """Which rows of y keep every constraint for x, (B,) bool; up to 1e-6 on the walls and float32's rounding on the grid."""
-        low, high = self.box(x)
-        fine = (y >= low - 1e-6) & (y <= high + 1e-6)
+        low, high = self._changed(x)
         grid = (self.step > 0).to(y.device)
         k = y / torch.where(grid, self.step.to(y.device), 1).double()
         on = ((k - k.round()).abs() <= self._slack(k)) | ~grid
-        return ((fine & on) | (y == x)).all(1) & ~(self.immutable.to(y.device) & (y != x)).any(1)
+        return ((y == x) | ((y >= low - 1e-6) & (y <= high + 1e-6) & on & ~self.immutable.to(y.device))).all(1)
+
+    def _changed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From where to where a changed value of each feature may lie, (B, F); empty (low > high) where none may."""
+        immutable, up, down = (t.to(x.device) for t in (self.immutable, self.only_up, self.only_down))
+        low, high = self.low.to(x).expand_as(x), self.high.to(x).expand_as(x)
+        return torch.where(immutable, x, torch.where(up, torch.maximum(low, x), low)), torch.where(
+            immutable, x, torch.where(down, torch.minimum(high, x), high))
 
     @staticmethod
     def _slack(k: Tensor) -> Tensor:
