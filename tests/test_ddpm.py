@@ -1,0 +1,394 @@
+"""The noise schedule against closed forms and diffusers' schedulers; the chain against an analytic denoiser; gradients, noise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from cf_utils import core, io, training
+from cf_utils.generators import ddpm, schedule
+from cf_utils.generators.ddpm import Chain, build, noise_of, to_image, to_model
+from cf_utils.generators.schedule import linear, spaced
+
+SMALL = {"size": (16, 16), "steps": 50, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
+         "blocks": 1}
+f64 = {"dtype": torch.float64}
+
+
+def rand(*shape, seed=0, kind=torch.randn):
+    return kind(shape, generator=torch.Generator().manual_seed(seed), **f64)
+
+
+class Net(nn.Module):
+    """A smooth random network of z and t, with a variance or without."""
+
+    def __init__(self, parts=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), nn.Tanh(), nn.Conv2d(6, 3 * parts, 3, 1, 1)).double()
+
+    def forward(self, z, t):
+        return self.conv(z * (1 + t.to(z).view(-1, 1, 1, 1) / 1000))
+
+
+# ---------------------------------------------------------------- levels
+
+@pytest.mark.parametrize(("steps", "spacing", "levels", "sigma"), [
+    (500, "50", [0, 10, 20, 31, 41], 0.273), (500, "25", [0, 21, 42, 62, 83], 0.506),
+    (1000, "100", [0, 10, 20, 30, 40], 0.142), (1000, "25", [0, 42, 83, 125, 166], 0.504)])
+def test_the_levels_of_ace(steps, spacing, levels, sigma):
+    """CelebA, CelebA-HQ, BDD, ImageNet: the original levels and the noise at the start, worked out from the authors' scripts."""
+    s = linear(steps).respaced(spacing)
+    assert list(s.t[:5]) == levels
+    assert abs(s.sigma[4] - sigma) < 5e-4
+    assert s.steps_for(sigma) == 5
+    assert len(s) == int(spacing)
+
+
+@given(st.integers(1, 400), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_sections_keep_their_counts_and_their_ends(steps, counts):
+    sizes = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
+    if any(c > s for c, s in zip(counts, sizes, strict=True)):
+        with pytest.raises(ValueError, match="cannot keep"):
+            spaced(steps, counts)
+        return
+    kept, start = spaced(steps, ",".join(map(str, counts))), 0
+    assert kept == sorted(set(kept)) and len(kept) == sum(counts)
+    for count, size in zip(counts, sizes, strict=True):
+        own = [k - start for k in kept if start <= k < start + size]
+        ideal = [i * (size - 1) / max(count - 1, 1) for i in range(count)]
+        assert all(abs(k - x) <= 0.5 + 1e-9 for k, x in zip(own, ideal, strict=True))
+        start += size
+
+
+def test_even_strides_and_bad_spacings():
+    assert spaced(1000, "ddim25") == list(range(0, 1000, 40))
+    assert spaced(20, 20) == spaced(20, "20") == list(range(20))
+    for spacing in ("ddim300", "", "5,x", "-3", "0", "ddim5,5", 21):
+        with pytest.raises(ValueError, match="spacing: "):
+            spaced(20, spacing)
+    with pytest.raises(ValueError, match="steps: got 20, the last beta would be 1; expected at least 21"):
+        linear(20)
+    with pytest.raises(ValueError, match="fixed: got 'middle'"):
+        linear(50, "middle")
+
+
+@given(st.integers(21, 200), st.data())
+@settings(max_examples=30, deadline=None)
+def test_respaced_levels_are_as_noisy_as_the_levels_they_keep(steps, data):
+    whole = linear(steps)
+    part = whole.respaced(data.draw(st.integers(1, steps)))
+    torch.testing.assert_close((1 - part.betas).cumprod(0), whole.abar[list(part.t)], rtol=1e-9, atol=1e-14)
+    again = part.respaced(data.draw(st.integers(1, len(part))))         # of a re-spaced one: still the network's numbers
+    torch.testing.assert_close(again.abar, whole.abar[list(again.t)], rtol=1e-9, atol=1e-14)
+
+
+def test_linear_betas():
+    torch.testing.assert_close(linear(1000).betas[[0, 999]], torch.tensor([1e-4, 0.02], **f64))
+    torch.testing.assert_close(linear(500).betas[[0, 499]], torch.tensor([2e-4, 0.04], **f64))
+
+
+@pytest.mark.parametrize("k", [1, 7, 24])
+def test_posterior_is_gaussian_conditioning(k):
+    """q(z_{k-1} | z_k, z_0) from the joint covariance of (z_{k-1}, z_k): cov = sqrt(1 - beta) var(z_{k-1})."""
+    s = linear(50).respaced(25)
+    before, beta = s.abar[k - 1], s.betas[k]
+    var, cov = 1 - before, (1 - beta).sqrt() * (1 - before)
+    total = (1 - beta) * var + beta
+    z0, z = rand(4, 3, 2, 2), rand(4, 3, 2, 2, seed=1)
+    mean = before.sqrt() * z0 + cov / total * (z - (1 - beta).sqrt() * before.sqrt() * z0)
+    torch.testing.assert_close(s.posterior_mean(z0, z, k), mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(s.log_variances[0][k].exp(), var - cov ** 2 / total, rtol=1e-10, atol=0)
+    torch.testing.assert_close(s.clean(s.noised(z0, k, z), k, z), z0, rtol=1e-10, atol=1e-10)
+    rows = torch.full((4,), k)                                          # a level a row: the same numbers
+    torch.testing.assert_close(s.posterior_mean(z0, z, rows), mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(s.noised(z0, rows, z), s.noised(z0, k, z))
+
+
+@pytest.mark.parametrize("kind", ["learned_range", "fixed_large", "fixed_small"])
+def test_steps_against_diffusers(kind):
+    """DDPMScheduler given our re-spaced betas (it holds them in float32), the same noise: measured 2e-6."""
+    from diffusers import DDPMScheduler
+    s = linear(100, "small" if kind == "fixed_small" else "large").respaced("20")
+    other = DDPMScheduler(len(s), trained_betas=s.betas.tolist(), variance_type=kind, clip_sample=True)
+    chain, z = Chain(Net(2 if kind == "learned_range" else 1), s), 0.5 * rand(2, 3, 4, 4, seed=2)
+    for k in (19, 10, 1, 0):
+        with torch.no_grad():
+            out = chain.predict(z, k)
+            theirs = other.step(out, k, z, generator=torch.Generator().manual_seed(k)).prev_sample
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(k), **f64)
+            torch.testing.assert_close(chain.step(z, k, noise), theirs, rtol=0, atol=1e-5)
+            assert (chain.step(z, k, noise) - chain.step(z, k)).abs().max() > 1e-3 or k == 0
+
+
+def test_deterministic_steps_against_diffusers_and_back():
+    from diffusers import DDIMScheduler
+    s = linear(100)
+    other = DDIMScheduler(100, trained_betas=s.betas.tolist(), clip_sample=False, set_alpha_to_one=True)
+    other.set_timesteps(100)
+    chain, z = Chain(Net(1), s, clip=False), rand(2, 3, 4, 4)
+    with torch.no_grad():
+        for k in (99, 50, 1, 0):
+            theirs = other.step(chain.predict(z, k), k, z, use_clipped_model_output=True).prev_sample
+            torch.testing.assert_close(chain.ddim(z, k, k - 1), theirs, rtol=1e-5, atol=1e-5)      # measured 3e-6
+    constant = Chain(lambda z, t: rand(2, 3, 4, 4, seed=5), s, clip=False)     # noise that depends on nothing: exactly undone
+    torch.testing.assert_close(constant.ddim(constant.ddim(z, 30, 80), 80, 30), z, rtol=1e-10, atol=1e-10)
+    clipped = Chain(lambda z, t: rand(2, 3, 4, 4, seed=5), s).ddim(3 * z, 50, -1)
+    assert clipped.abs().max() == 1                                             # z_0 itself, clipped
+
+
+def test_bound():
+    """0 for the true step at the lower variance; else KL of two Gaussians by hand; at level 0 log P of an 8-bit value."""
+    s, z0, noise = linear(50), 0.5 * rand(3, 3, 2, 2), rand(3, 3, 2, 2, seed=1)
+    k = torch.tensor([5, 20, 49])
+    z = s.noised(z0, k, noise)
+    torch.testing.assert_close(s.bound(z0, z, k, torch.cat([noise, -torch.ones_like(noise)], 1)), torch.zeros(3, **f64))
+    got = s.bound(z0, z, k, torch.cat([noise, torch.ones_like(noise)], 1))     # at the upper variance: beta
+    ratio = (s.log_variances[0] - s.log_variances[1])[k]
+    torch.testing.assert_close(got, (-ratio - 1 + ratio.exp()) / 2 / torch.log(torch.tensor(2.0, **f64)))
+    first, values = torch.zeros(1, dtype=torch.int64), torch.tensor([-1, -0.2, 0.6, 1.0], **f64).view(1, 1, 2, 2)
+    z = s.noised(values, first, rand(1, 1, 2, 2))
+    out = torch.zeros(1, 2, 2, 2, **f64)
+    mean, log_variance, _ = s.mean_variance(z, first, out, clip=False)
+    low, high = ((values + h - mean).numpy() / (log_variance / 2).exp().numpy() for h in (-1 / 255, 1 / 255))
+    chance = norm.cdf(high) - norm.cdf(low)
+    chance[0, 0, 0, 0], chance[0, 0, 1, 1] = norm.cdf(high[0, 0, 0, 0]), norm.sf(low[0, 0, 1, 1])
+    torch.testing.assert_close(s.bound(values, z, first, out)[0], -torch.from_numpy(chance).log2().mean(), rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------- the chain
+
+@pytest.mark.parametrize(("spacing", "learned"), [(None, True), ("50", True), ("200", False)])
+def test_a_perfect_denoiser_draws_the_data(spacing, learned):
+    """Data N(0.3, 0.2^2) a pixel: E[eps | z] is known, so the chain must give its mean and spread back.
+
+    The step's true variance lies between its bounds: beta (1 - abar' (1 - d^2)) / ... is taken by its share of logs.
+    """
+    s, m, d2 = linear(200), 0.3, 0.04
+    part = s if spacing is None else s.respaced(spacing)
+
+    def model(z, t):
+        k = part.t.index(int(t[0]))
+        abar, before, beta = part.abar[k].item(), part.abar_before[k].item(), part.betas[k].item()
+        total = abar * d2 + 1 - abar
+        eps = (1 - abar) ** 0.5 * (z - abar ** 0.5 * m) / total
+        # var(z_{k-1} | z_k) for Gaussian data: var(z_{k-1}) - cov^2 / var(z_k)
+        v = before * d2 + 1 - before
+        log = torch.tensor(v - (1 - beta) * v ** 2 / total, **f64).log() if k else part.log_variances[0][0]
+        low, high = (x[k] for x in part.log_variances)
+        share = (log - low) / (high - low) if k else torch.tensor(0.0, **f64)
+        return torch.cat([eps, torch.full_like(z, 2 * share.item() - 1)], 1) if learned else eps
+
+    draw = torch.Generator().manual_seed(0)
+    noise = lambda k: torch.randn(1, 1, 100, 100, generator=draw, **f64)  # noqa: E731
+    z = Chain(model, part, clip=False).denoise(noise(0), len(part), noise)
+    assert abs(z.mean() - m) < 0.01                             # measured 0.002, 0.001, 0.002 (10,000 draws: 0.002)
+    assert abs(z.std() - 0.2) < 0.02 * (1 if learned else 2)    # measured 0.003, 0.006, 0.017
+    half = Chain(model, part, clip=False)                       # filtering: data in, data out, at any depth
+    x = to_image(m + 0.2 * rand(1, 1, 100, 100, seed=3))
+    kept = to_model(half.filter(x, len(part) // 4, noise))
+    assert abs(kept.mean() - m) < 0.01 and abs(kept.std() - 0.2) < 0.02
+
+
+def test_clipping_keeps_the_filtered_image_in_range():
+    x = rand(2, 3, 4, 4, kind=torch.rand)
+    noise = noise_of(0, torch.arange(2), x, "f")
+    wild = Net()
+    wild.conv[2].weight.data.mul_(20)
+    free, held = (Chain(wild, linear(50).respaced(10), clip=c).filter(x, 5, noise) for c in (False, True))
+    assert held.min() >= 0 and held.max() <= 1
+    assert free.max() > 1.1
+
+
+def test_gradient_through_all_steps_is_that_of_differences():
+    """Along random directions, in float64, with learned variance, noise and clipping; with checkpointing it is the same."""
+    x, net = 0.3 + 0.4 * rand(2, 3, 4, 4, kind=torch.rand), Net()
+    noise = noise_of(3, ("a", "b"), x, "f")
+
+    def value(at, **kw):
+        return Chain(net, linear(100).respaced(20), **kw).filter(at, 5, noise).square().sum()
+
+    grads = []
+    for kept in (False, True):
+        z = x.clone().requires_grad_()
+        grads.append(torch.autograd.grad(value(z, checkpoint=kept), z)[0])
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+    for seed in range(3):
+        way = rand(2, 3, 4, 4, seed=seed)
+        differences = (value(x + 1e-5 * way) - value(x - 1e-5 * way)) / 2e-5
+        torch.testing.assert_close((grads[0] * way).sum(), differences, rtol=1e-6, atol=0)      # measured 2e-9
+    assert grads[0].abs().max() > 0.1
+
+
+def test_the_filter_is_its_steps_written_out():
+    x, net = rand(2, 3, 4, 4, kind=torch.rand), Net()
+    chain, noise = Chain(net, linear(100).respaced(20)), noise_of(3, torch.arange(2), x, "f")
+    s = chain.schedule
+    z = s.abar[4].sqrt() * (2 * x - 1) + s.sigma[4] * noise(5)
+    for k in (4, 3, 2, 1, 0):
+        mean, log_variance, _ = s.mean_variance(z, k, net(z, torch.full((2,), s.t[k])))
+        z = mean + (noise(k) * (log_variance / 2).exp() if k else 0)
+    torch.testing.assert_close(chain.filter(x, 5, noise), (z + 1) / 2, rtol=1e-12, atol=1e-12)
+    for steps in (0, 21):
+        with pytest.raises(ValueError, match=f"steps: got {steps}, expected 1 to 20"):
+            chain.filter(x, steps, noise)
+    passes = []
+    counted = dataclasses.replace(chain, model=lambda z, t: passes.append(len(z)) or net(z, t))
+    counted.filter(x, 5, noise)
+    assert passes == [2] * 5
+
+
+# ---------------------------------------------------------------- the model
+
+def small(**changes):
+    torch.manual_seed(0)
+    model = build(**(SMALL | changes))
+    nn.init.normal_(model.unet.conv_out.weight, std=0.3)
+    return model.double().eval()
+
+
+def test_an_items_filtered_image_does_not_depend_on_its_batch():
+    model, x, ids = small(), rand(4, 3, 16, 16, kind=torch.rand), torch.tensor([7, 3, 9, 1])
+    chain = model.chain("10")
+    with torch.no_grad():
+        together = chain.filter(x, 4, noise_of(0, ids, x, "f"))
+        turned = chain.filter(x.flip(0), 4, noise_of(0, ids.flip(0), x, "f")).flip(0)
+        alone = chain.filter(x[2:3], 4, noise_of(0, ids[2:3], x[2:3], "f"))
+        other = chain.filter(x, 4, noise_of(0, ids, x, "g"))
+    torch.testing.assert_close(turned, together, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-12)       # measured 2e-15
+    assert (other - together).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("unshuffle", "learned", "size"), [(1, True, (16, 16)), (2, False, (16, 32)), (4, True, (32, 32))])
+def test_shapes_without_computing(unshuffle, learned, size):
+    with torch.device("meta"):
+        model = build(**(SMALL | {"unshuffle": unshuffle, "learned_variance": learned, "size": size}))
+        out = model(torch.empty(2, 3, *size), torch.zeros(2, dtype=torch.int64))
+    assert out.shape == (2, 6 if learned else 3, *size) and out.is_meta
+
+
+def test_the_default_model_is_small():
+    with torch.device("meta"):
+        assert 2e6 < sum(p.numel() for p in build().parameters()) < 4e6         # 3,161,480
+
+
+def test_folded_pixels_come_back_where_they_were():
+    """A network that says its input is the noise: so is the model, pixel by pixel; its second half is the variance's."""
+    model = small()
+
+    class Echo(nn.Module):
+        def forward(self, z, t):
+            return type("Out", (), {"sample": torch.cat([z, 2 * z], 1)})
+
+    model.unet, z = Echo(), rand(2, 3, 16, 16)
+    torch.testing.assert_close(model(z, torch.zeros(2)), torch.cat([z, 2 * z], 1), rtol=0, atol=0)
+
+
+def test_bad_settings_and_sizes():
+    for wrong, says in (({"size": (18, 16)}, "size: got .18, 16., expected multiples of 4"), ({"groups": 5}, "widths: got"),
+                        ({"attention": (True,)}, "widths: got"), ({"head_width": 24}, "head_width: 24 does not divide")):
+        with pytest.raises(ValueError, match=says):
+            build(**(SMALL | wrong))
+    with pytest.raises(ValueError, match=r"z: got shape \(1, 3, 32, 32\), this diffusion model was trained on \(B, 3, 16, 16\)"):
+        small().chain("10").filter(rand(1, 3, 32, 32, kind=torch.rand), 2, lambda k: rand(1, 3, 32, 32))
+
+
+def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
+    model = small().float()
+    io.save_checkpoint("tiny_ddpm", model, {"architecture": ddpm.card_of(model)}, tmp_path, half=False)
+    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (tmp_path,))
+    again, z = ddpm.load("tiny_ddpm"), torch.randn(1, 3, 16, 16)
+    assert again.settings == model.settings and len(again.schedule) == 50 and not again.training
+    assert torch.equal(again(z, torch.tensor([3])), model(z, torch.tensor([3])))
+    with pytest.raises(FileNotFoundError, match=r"no_ddpm\.json is missing"):
+        ddpm.load("no_ddpm")
+
+
+# ---------------------------------------------------------------- training
+
+class Oracle(nn.Module):
+    """Knows z_0: says the very noise, off by `wrong`, and a middle variance."""
+
+    def __init__(self, z0, wrong=0.0, parts=2):
+        super().__init__()
+        self.z0, self.wrong, self.parts, self.channels, self.schedule, self.seen = z0, wrong, parts, 3, linear(50), []
+
+    def forward(self, z, t):
+        self.seen.append(t)
+        s = self.schedule
+        eps = (z - schedule._at(s.abar.sqrt(), t, z) * self.z0) / schedule._at(s.sigma, t, z)
+        return torch.cat([eps + self.wrong, torch.zeros_like(z)][:self.parts], 1)
+
+
+def test_loss_by_hand():
+    x = rand(64, 3, 2, 2, kind=torch.rand)
+    torch.testing.assert_close(ddpm.loss(Oracle(2 * x - 1, 0.0, 1), (x,)), torch.tensor(0.0, **f64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ddpm.loss(Oracle(2 * x - 1, 0.5, 1), (x,)), torch.tensor(0.25, **f64), rtol=0, atol=1e-9)
+    torch.manual_seed(0)
+    model = Oracle(2 * x - 1, 0.5)
+    got = ddpm.loss(model, (x, None, None))
+    torch.manual_seed(0)
+    torch.rand(64)
+    k, s = (torch.rand(64) * 50).long(), model.schedule
+    assert torch.equal(k, model.seen[0])
+    z = s.noised(2 * x - 1, k, torch.randn_like(x))
+    term = s.bound(2 * x - 1, z, k, model(z, k)).mean()
+    torch.testing.assert_close(got, 0.25 + 50 / 1000 * term)
+    assert term > 0
+
+
+def test_low_noise_is_drawn_as_often_as_asked():
+    x = torch.zeros(4000, 3, 1, 1, **f64)
+    for low, steps, share in ((0.0, None, 0.2), (0.5, None, 0.6), (1.0, 5, 1.0)):
+        model = Oracle(2 * x - 1, 0.0, 1)
+        ddpm.loss(model, (x,), low=low, low_steps=steps)
+        k = model.seen[0]
+        assert abs((k < 10).double().mean() - share) < 0.03                     # of 50 levels, 10 are the lowest fifth
+        assert k.max() == (4 if steps else 49) and k.min() == 0
+
+
+def test_the_bound_trains_the_variance_alone():
+    """Its gradient does not reach the noise: d loss / d eps is that of the squared error."""
+    x, model = rand(4, 3, 4, 4, kind=torch.rand), Net()
+    model.channels, model.schedule = 3, linear(50)
+    grads = []
+    for parts in (6, 3):
+        torch.manual_seed(1)
+        cut = nn.Module()
+        cut.channels, cut.schedule = 3, linear(50)
+        cut.forward = lambda z, t, parts=parts: model(z, t)[:, :parts]
+        model.zero_grad()
+        ddpm.loss(cut, (x,)).backward()
+        grads.append(model.conv[2].weight.grad.clone())
+    torch.testing.assert_close(grads[0][:3], grads[1][:3], rtol=0, atol=1e-12)
+    assert grads[0][3:].abs().max() > 1e-5 and grads[1][3:].abs().max() == 0
+
+
+def test_training_with_an_average_learns_to_denoise():
+    """Stripes of two phases, one pass of the loop with EMA: filtering noise off them gets better than no model at all."""
+    core.seed_everything(0)
+    stripes = torch.tensor([0.1, 0.9]).repeat(4).view(1, 1, 1, 8).expand(2, 3, 8, 8).clone()
+    stripes[1] = stripes[1].flip(-1)
+    model = build(**SMALL | {"size": (8, 8), "attention": (False, False)})
+    log = training.fit(model, TensorDataset(stripes.repeat(1280, 1, 1, 1)), [training.Part(ddpm.loss, 1e-2)], epochs=1,
+                       batch_size=32, ema=0.9, device="cpu")
+    x, noise = stripes, noise_of(0, torch.arange(2), stripes, "f")
+    with torch.no_grad():
+        chain = model.chain("25")
+        kept = chain.filter(x, 4, noise)
+        noisy = to_image(chain.schedule.noised(to_model(x), 3, noise(4)))
+        drawn = chain.sample(noise_of(1, torch.arange(8), stripes.repeat(4, 1, 1, 1), "s"))
+    assert log["steps"] == 80
+    error, before = (kept - x).abs().mean(), (noisy - x).abs().mean()
+    assert error < 0.7 * before, (error, before)                # measured 0.57; after half of the steps 0.83
+    assert drawn.shape == (8, 3, 8, 8) and drawn.min() >= 0 and drawn.max() <= 1
