@@ -11,8 +11,10 @@ Bundles are another thing: a child (grey hair) is part of its parent (age) in ev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -61,6 +63,12 @@ def through(t: Tensor, knots: Sequence[tuple[float, float]]) -> Tensor:
     at, to = torch.tensor(knots, dtype=torch.float64).T.contiguous()
     i = torch.searchsorted(at, t.contiguous(), right=True).clamp(1, len(at) - 1)
     return to[i - 1] + (to[i] - to[i - 1]) * ((t - at[i - 1]) / (at[i] - at[i - 1])).clamp(0, 1)
+
+
+def uniform(seed: int, i: int, stream: str) -> float:
+    """The uniform number in (0, 1) that belongs to (seed, id, stream): 52 bits of their SHA-256."""
+    digest = hashlib.sha256(f"{seed}|{i}|{stream}".encode()).digest()
+    return ((int.from_bytes(digest[:8], "little") >> 12) + 0.5) / 2**52
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class World:
     size: tuple[int, int] = (64, 64)                    # default height, width
     noise: tuple[str, float, float] = ("noise", 0.0, 0.03)     # factor, sd at 0, sd at 1
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.factors)
 
@@ -211,8 +219,8 @@ class World:
         graph = self.graph(variant)
         order, w, r, _ = self.scores(graph)
         ids = SPLITS[split] + start + torch.arange(n)
-        columns = [core.item_noise(seed, ids, (1,), f"{self.name}/factor/{name}", "uniform") for name in self.names]
-        draws = torch.cat(columns, 1).double().clamp(2**-25, 1 - 2**-25)        # normal scores are finite
+        draws = torch.tensor([[uniform(seed, i, f"{self.name}/factor/{name}") for name in self.names] for i in ids.tolist()],
+                             dtype=torch.float64)
         used = {self.column(p) for pairs in graph.values() for p, _ in pairs} | {self.column(c) for c in graph}
         z = torch.special.ndtri(draws)
         u = draws.clone()

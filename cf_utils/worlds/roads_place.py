@@ -111,22 +111,26 @@ def sides(p, image, factors) -> None:
         s = (side * (p.X - p.vx) / 10.5).clamp(min=0.012)  # scale of the house fronts in each column (N, 1, W)
         along = 2 / s / 11 + 5 * p.houses                   # houses of 11 m
         cell = along.floor()
-        t = ramp(along - cell, (1 - p.px * along / (side * (p.X - p.vx)).clamp(min=0.05)).clamp(min=0.0) - 1e-3, 1.0)
+        reach = (side * (p.X - p.vx)).clamp(min=0.05)
+        wide = ramp(reach / (along * p.px), 2.0, 5.0)       # far houses, a few pixels wide, are alike
+        t = ramp(along - cell, (1 - 2 * p.px * along / reach).clamp(min=0.0) - 1e-3, 1.0)       # two pixels from house to house
 
-        def look(row, cell=cell, t=t, lattice=lattice):
-            table = lattice[:, row]
-            a, b = (table.gather(1, (c.long() % 24).flatten(1)).view(c.shape) for c in (cell, cell + 1))
-            return mix(a, b, t)
-        tall = (4.0 + 9.0 * p.house_height) * (0.6 + 0.7 * look(0))
-        tall = tall * ramp(look(1) + 0.5 * p.houses, 0.25, 0.35)                # gaps
+        def look(row, change=lambda v: v, cell=cell, t=t, wide=wide, lattice=lattice):
+            a, b = (change(lattice[:, row].gather(1, (c.long() % 24).flatten(1)).view(c.shape)) for c in (cell, cell + 1))
+            return mix(change(torch.full_like(t, 0.55)), mix(a, b, t), wide)
+        tall = (4.0 + 9.0 * p.house_height) * (0.6 + 0.7 * look(0)) * look(1, lambda v: ramp(v + 0.5 * p.houses, 0.25, 0.35))
+        roof = (EYE - tall) * s                             # in canvas units under the horizon (N, 1, W)
+        steep = torch.zeros_like(roof)
+        steep[:, :, 1:-1] = (roof[:, :, 2:] - roof[:, :, :-2]) / (2 * p.px)
         up = -p.y / s + EYE                                 # metres above the ground on the house front (N, H, W)
-        wall = inside(torch.maximum(up - tall, -up), p.px / s) * ramp(side * (p.X - p.vx), 0.12, 0.16)
+        top = (roof - p.y) / (1 + steep * steep).sqrt()
+        wall = inside(torch.maximum(top, p.y - EYE * s), p.px) * ramp(reach, 0.12, 0.16)
         hue = (p.house_color + 0.8 * look(2)) / 1.8
         colour = palette_map(hue) * (0.62 + 0.3 * ramp(side * (p.sun - 0.5), -0.4, 0.4))[:, None]
         paint(image, wall, haze(p, colour, s))
         metre = p.px / s
         sharp = (1.2 - 1.1 * metre).clamp(0, 1)
-        u, fine = 4 * along, 4 * p.px * along / (side * (p.X - p.vx)).clamp(min=0.05)
+        u, fine = 4 * along, 4 * p.px * along / reach
         column = inside((u - u.floor() - 0.5).abs() - 0.28, fine.clamp(min=0.05, max=0.5))
         storey = inside((up / 3.0 - (up / 3.0).floor() - 0.55).abs() - 0.24, (metre / 3).clamp(max=0.5))
         panes = wall * column * storey * sharp * (1.2 - fine).clamp(0, 1) * inside(up - tall + 0.7, 0.5)
@@ -148,7 +152,7 @@ def billboard(p, image, x: Tensor | float, s: Tensor, reach: float, tall: float)
     q = SimpleNamespace(**vars(p))
     q.u, q.up = torch.broadcast_tensors((p.X - middle(p, s)) / s - x, EYE - p.y / s)
     q.at, q.metre = s, p.px / s
-    return cut_out(q, image, (q.u.abs() <= reach) & (q.up >= -1.6) & (q.up <= tall))
+    return cut_out(q, image, (q.u.abs() <= reach + q.metre) & (q.up >= -1.6 - q.metre) & (q.up <= tall + q.metre))
 
 
 def tree(p, image, factors, side: int, k: int) -> None:

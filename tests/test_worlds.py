@@ -1,0 +1,345 @@
+"""Worlds: an image is a function of its row, seed and id; factors do what they say and nothing else; the committed cards hold."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cf_utils import io, worlds
+from cf_utils.datasets import rendered
+from cf_utils.worlds import base, card, draw, faces_frame
+from cf_utils.worlds.__main__ import main
+
+NAMES = worlds.NAMES
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def world(request):
+    return worlds.get(request.param)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return worlds.get("faces")
+
+
+@pytest.fixture(scope="module")
+def crowd(faces):
+    return faces.sample(6, "test")
+
+
+def changed(a, b):
+    """Pixels (N, H, W) that differ in any channel."""
+    return (a != b).any(1)
+
+
+# factors and streams
+
+def test_the_first_rows_of_a_longer_sample_are_the_shorter_sample(world):
+    for variant in world.variants:
+        ten, five, later = (world.sample(*a, variant) for a in ((10, "train"), (5, "train"), (4, "train")))
+        assert torch.equal(ten.take(slice(0, 5)).values, five.values) and torch.equal(ten.ids[:4], later.ids)
+        assert torch.equal(world.sample(3, "train", variant, start=2).values, ten.values[2:5])
+    assert not torch.equal(world.sample(5, seed=1).values, five.values)
+
+
+def test_splits_share_no_draw(world):
+    draws = torch.cat([world.sample(50, s).draws for s in base.SPLITS])
+    assert len(draws.unique(dim=0)) == 150 and len(torch.cat([world.sample(50, s).ids for s in base.SPLITS]).unique()) == 150
+    for column in draws.T:                                               # float32 uniforms: hardly ever twice
+        assert len(column.unique()) >= 149
+
+
+def test_a_move_changes_one_bundle_and_can_be_taken_back(faces, crowd):
+    moved = crowd.move("smile", 0.9)
+    different = (moved.values != crowd.values).any(0).nonzero().flatten().tolist()
+    assert {faces.names[k] for k in different} == {"smile", "cheeks", "squint"}
+    assert torch.equal(moved.move("smile", crowd["smile"]).values, crowd.values)
+    assert torch.equal(moved.draws, crowd.draws) and (moved["smile"] == 0.9).all()
+    assert (crowd.move("age", 1.0)["wrinkles"] > crowd.move("age", 0.3)["wrinkles"] + 0.5).all()
+
+
+def scores(factors, name):
+    """Normal scores by rank; a binary factor as it is, less its mean."""
+    column, factor = factors[name].double(), factors.world.factors[factors.world.column(name)]
+    if factor.kind == "binary":
+        return (column - column.mean()) / column.std()
+    rank = column.argsort().argsort().double()
+    return torch.special.ndtri((rank + 0.5) / len(rank))
+
+
+def shrinkage(world, rows):
+    """A binary factor keeps phi(q) / sqrt(p (1 - p)) of its score's correlation with another's."""
+    keep = []
+    for factor in (world.factors[k] for k in rows):
+        q = torch.special.ndtri(torch.tensor(factor.p)).item()
+        keep.append(math.exp(-q * q / 2) / math.sqrt(2 * math.pi * factor.p * (1 - factor.p)) if factor.kind == "binary" else 1.0)
+    return torch.tensor(keep)[:, None] * torch.tensor(keep)
+
+
+@pytest.mark.parametrize("variant", ["independent", "correlated", "mixed"])
+def test_measured_correlations_are_the_graphs(world, variant):
+    n = 1500
+    graph = world.graph(variant)
+    factors, (_, _, _, implied) = world.sample(n, variant=variant), world.scores(graph)
+    names = [f.name for f in world.factors if f.parent is None and f.kind != "category"]
+    z = torch.stack([scores(factors, name) for name in names])
+    found = z @ z.T / n
+    rows = [world.column(name) for name in names]
+    binary = torch.tensor([world.factors[k].kind == "binary" for k in rows])
+    error = found - implied[rows][:, rows] * shrinkage(world, rows)
+    error = error.masked_fill(binary & binary[:, None], 0).fill_diagonal_(0)           # two binaries: another formula
+    assert error.abs().max() < 4.5 / math.sqrt(n)                       # 0.116; measured 0.08 to 0.10 over some 1,000 pairs
+    declared = [abs(implied[world.column(c), world.column(p)].item()) for c in graph for p, _ in graph[c]]
+    assert all(value >= 0.15 for value in declared)
+
+
+def test_marginals_are_the_same_in_every_variant(world):
+    tables = [world.sample(1000, variant=v, seed=3).values for v in world.variants]
+    for table in tables[1:]:
+        gap = (table.sort(0).values - tables[0].sort(0).values).abs().mean(0)
+        assert gap.max() < 0.06                                          # measured 0.02 to 0.04: two samples of 1,000
+
+
+def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
+    factors = faces.sample(3000, "validation")
+    for label in faces.labels:
+        share, near = label(factors).double().mean().item(), label.near(factors)
+        assert 0.3 < share < 0.6, (label.name, share)
+        assert near < 0.04 and (near > 0.002 or label.name == "glasses"), (label.name, near)    # measured 0.005 to 0.025
+    roads = worlds.get("roads")
+    factors = roads.sample(2000, "validation")
+    assert 0.45 < roads.label("action")(factors).double().mean() < 0.55
+    assert (torch.stack([roads.label(k)(factors) for k in ("braking", "red", "crossing")]).sum(0)
+            == roads.label("action")(factors)).all()                     # never two causes at once
+    assert (roads.label("action")(roads.label("action").neutralised(factors)) == 0).all()
+
+
+def test_confounded_data_tie_the_label_to_the_shortcut(faces):
+    tied = faces.sample(500, variant="confounded")
+    assert ((tied["smile"] >= 0.5) == (tied["background"] >= 0.5)).double().mean() > 0.93          # measured 0.97
+    roads = worlds.get("roads")
+    tied = roads.sample(500, variant="confounded")
+    agree = roads.label("action")(tied) == roads.label("right_braking")(tied)
+    assert agree.double().mean() > 0.93
+    own = faces.sample(500, variant={"glasses": (("smile", 0.9),)})
+    assert np.corrcoef(own["glasses"], own["smile"])[0, 1] > 0.6
+
+
+# pixels
+
+def test_rendering_does_not_depend_on_batch_order_or_threads(world):
+    factors = world.sample(7, "test")
+    shape = (36, 36 * world.size[1] // world.size[0])                    # not a multiple of a vector register
+    for size in (world.size, shape):
+        whole = world.render(factors, size)
+        assert whole.dtype == torch.float32 and whole.shape == (7, 3, *size)
+        assert whole.min() >= 0 and whole.max() <= 1 and whole.flatten(1).std(1).min() > 0.05
+        order = torch.tensor([4, 2, 6])
+        assert torch.equal(world.render(factors.take(order), size), whole[order])
+        assert torch.equal(world.render(factors.take([5]), size), whole[5:6])
+    was = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(world.render(factors, shape), whole)
+    finally:
+        torch.set_num_threads(was)
+
+
+def test_camera_noise_is_its_own_stream_with_the_stated_strength(world):
+    factors = world.sample(4, "test").move("noise", torch.tensor([0.0, 0.3, 0.7, 1.0]))
+    clean, noisy = world.render(factors, noise=False), world.render(factors)
+    inner = (clean > 0.1) & (clean < 0.9)
+    for i in range(4):
+        assert (noisy - clean)[i][inner[i]].std().item() == pytest.approx(world.noise_sd(factors)[i].item(), rel=0.05)
+    a, b = factors.move("exposure", 0.4), factors.move("exposure", 0.45)
+    noise = [world.render(f) - world.render(f, noise=False) for f in (a, b)]
+    assert ((noise[0] - noise[1]).abs() < 1e-6)[inner.roll(0)].double().mean() > 0.9       # the same draw under another image
+
+
+REACH = {          # factor -> x0, x1, y0, y1 in head coordinates that it may change
+    "smile": (-0.58, 0.58, -0.32, 0.60), "beard": (-0.64, 0.64, -0.08, 0.82), "glasses": (-0.58, 0.58, -0.24, 0.32),
+    "makeup": (-0.58, 0.58, -0.32, 0.62), "eye_color": (-0.36, 0.36, -0.14, 0.14), "mouth_open": (-0.36, 0.36, 0.2, 0.62),
+    "fringe": (-0.6, 0.6, -0.75, 0.1), "jaw": (-0.75, 0.75, -0.05, 0.95), "nose_width": (-0.45, 0.45, -0.16, 0.42),
+}
+
+
+@pytest.mark.parametrize("name", REACH)
+def test_a_factor_of_a_face_changes_its_region_and_nothing_else(faces, crowd, name):
+    a, b = crowd.move(name, 0.1), crowd.move(name, 0.95)
+    region = changed(faces.render(a, noise=False), faces.render(b, noise=False))
+    assert region.flatten(1).sum(1).min() >= 4                           # visible in every face
+    wide = torch.nn.functional.max_pool2d(region[:, None].float(), 3, 1, 1)[:, 0] > 0
+    assert not (changed(faces.render(a), faces.render(b)) & ~wide).any()                # camera noise is the same: bit-equal
+    p = SimpleNamespace(**{k: crowd[k][:, None, None] for k in faces.names})
+    faces_frame.frame(p, 64, 64)
+    x0, x1, y0, y1 = REACH[name]
+    assert not (region & ((p.x < x0) | (p.x > x1) | (p.y < y0) | (p.y > y1))).any()
+
+
+def test_a_bundle_draws_alike_wherever_its_parent_is_not_read():
+    """What the background shows does not depend on who stands before it."""
+    faces = worlds.get("faces")
+    crowd = faces.sample(4, "test")
+    moved = crowd
+    for name in (*faces.role("cause"), *faces.role("identity")):
+        moved = moved.move(name, 0.5)
+    same = ~changed(faces.render(crowd), faces.render(moved))
+    assert same[:, :8, :3].all() and same[:, :8, -3:].all()              # the upper corners
+
+
+def test_only_the_scenes_own_cause_does_anything():
+    roads = worlds.get("roads")
+    factors = roads.sample(12, "test")
+    assert len(factors["scene"].unique()) == 3
+    for k, name in enumerate(("braking", "red", "crossing")):
+        off, on = factors.move(name, 0.0), factors.move(name, 1.0)
+        moved = changed(roads.render(off), roads.render(on)).flatten(1)
+        own = factors["scene"] == k
+        assert (moved.any(1) == own).all() and (moved.double().mean(1) < 0.25).all()
+        assert torch.equal((roads.label("action")(on) == 1) & (roads.label("action")(off) == 0), own)
+
+
+def test_each_cause_is_visible_and_grows_with_its_value(faces, crowd):
+    for name in faces.role("cause"):
+        views = [faces.render(crowd.move(name, t), noise=False) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        away = torch.stack([(v - views[0]).square().flatten(1).sum(1).sqrt() for v in views])     # (5, N), in pixel units
+        assert (away[1:] >= away[:-1] - 1e-6).all() and away[-1].min() > 0.4, (name, away)
+        assert (away[3] > away[1]).all()
+
+
+def test_edges_move_smoothly(world):
+    """A tenth of a pixel moves no value by more than the slope of an antialiased edge allows; drawing pixels whole would
+    move it by the whole contrast, 0.5 and more."""
+    factors = world.sample(6, "test")
+    name, width = ("shift_x", 0.28) if world.name == "faces" else ("heading", 0.7)       # canvas units a unit of the factor
+    at = factors[name] * 0.8 + 0.1
+    a, b, c = (world.render(factors.move(name, at + k * 0.1 * (2 / 64) / width), noise=False) for k in (0, 1, 10))
+    jump = (a - b).abs().amax((1, 2, 3))
+    assert jump.max() < 0.26                                             # faces 0.22 (the glint in an eye), roads 0.13
+    assert (c - a).abs().amax((1, 2, 3)).min() > 1.5 * jump.min()        # and a whole pixel does move edges
+
+
+def test_a_larger_render_is_the_same_picture(world):
+    factors = world.sample(4, "test")
+    small, large = world.render(factors, noise=False), world.render(factors, tuple(2 * k for k in world.size), noise=False)
+    error = (torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean((1, 2, 3))
+    assert error.max() < 0.02                                            # faces 0.006, roads 0.010
+
+
+# drawing tools, against closed forms
+
+def test_shapes_have_their_areas_and_distances():
+    x, y, px = draw.grid(64, 64)
+    x, y = x.expand(1, 64, 64).double(), y.expand(1, 64, 64).double()
+    area = draw.inside(draw.ellipse(x - 0.013, y, 0.6, 0.4), px).sum() * px * px
+    assert area.item() == pytest.approx(math.pi * 0.24, rel=0.005)
+    area = draw.inside(draw.box(x, y - 0.01, 0.5, 0.3, 0.1), px).sum() * px * px
+    assert area.item() == pytest.approx(4 * 0.15 - (4 - math.pi) * 0.01, rel=0.005)
+    for half in (0.002, 0.01, 0.05):                                     # lines keep their area when thinner than a pixel
+        assert (draw.stroke(y - 0.017 * x, half, px).sum() * px * px).item() == pytest.approx(4 * half, rel=0.02)
+    d, t = draw.segment(x, y, -0.5, 0.1, 0.3, 0.4)
+    along = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    u, v = (k.flatten()[:200, None] for k in (x, y))
+    brute = ((u + 0.5 - 0.8 * along).square() + (v - 0.1 - 0.3 * along).square()).sqrt()
+    torch.testing.assert_close(d.flatten()[:200], brute.min(1).values, atol=1e-5, rtol=0)
+    assert t.min() >= 0 and t.max() <= 1
+
+
+def test_waves_grain_and_colours():
+    t = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    assert (draw.wave(t) - (2 * math.pi * t).sin()).abs().max() < 0.06
+    lattice = torch.rand(2, 5, 7, dtype=torch.float64)
+    y, x = torch.meshgrid(torch.arange(10.0).double(), torch.arange(14.0).double(), indexing="ij")
+    grown = draw.grain(lattice, x.expand(2, -1, -1), y.expand(2, -1, -1))
+    assert torch.equal(grown, lattice.repeat(1, 2, 2))                    # exact on the lattice, which repeats
+    between = draw.grain(lattice, x.expand(2, -1, -1) + 0.4, y.expand(2, -1, -1) + 0.7)
+    assert lattice.min() <= between.min() and between.max() <= lattice.max()
+    colours = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (1.0, 0.0, 0.4))
+    assert torch.equal(draw.palette(colours, torch.tensor([0.0, 0.5, 1.0]))[:, :, 0, 0], torch.tensor(colours))
+    knots, at = ((0.1, 1.0), (0.4, 3.0), (0.9, 2.0)), torch.rand(50, dtype=torch.float64)
+    np.testing.assert_allclose(base.through(at, knots), np.interp(at, *zip(*knots, strict=True)))
+
+
+# data sets, bad input, cards
+
+def test_a_rendered_data_set_is_one_of_ours(faces):
+    data = rendered.load("faces", "validation", n=5, label="age")
+    assert torch.equal(data.x, faces.render(data.factors)) and torch.equal(data.y, faces.label("age")(data.factors))
+    assert torch.equal(data.labels[:, data.label_names.index("age")], data.y) and data.class_names == ("young", "old")
+    two = data.take([3, 1])
+    assert torch.equal(faces.render(two.factors), data.x[[3, 1]]) and torch.equal(two.ids, data.ids[[3, 1]])
+    x, y, i = data[2]
+    assert x.shape == (3, 64, 64) and y in (0, 1) and i == data.ids[2]
+    assert rendered.load("roads", n=2, size=(32, 64)).x.shape == (2, 3, 32, 64)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda w: worlds.get("moon"), "world: got 'moon', expected one of"),
+    (lambda w: w.sample(0), "n, start: got 0, 0"),
+    (lambda w: w.sample(2, start=-1), "n, start: got 2, -1"),
+    (lambda w: w.sample(2, "holdout"), "split: got 'holdout'"),
+    (lambda w: w.sample(2, variant="wild"), "variant: got 'wild', expected one of"),
+    (lambda w: w.sample(2, variant={"smile": (("nose", 0.5),)}), "factor: got 'nose'"),
+    (lambda w: w.sample(2, variant={"grey": (("smile", 0.5),)}), "'grey' is a child"),
+    (lambda w: w.sample(2, variant={"age": (("smile", 0.9), ("beard", 0.9))}), "parents of 'age' explain a variance of 1.620"),
+    (lambda w: w.sample(2, variant={"age": (("smile", 0.5),), "smile": (("age", 0.5),)}), "without circles"),
+    (lambda w: w.sample(2).move("smile", 1.2), "value: from 1.2 to 1.2 for smile, expected inside"),
+    (lambda w: w.sample(2).move("smile", torch.tensor([0.1, torch.nan])), "for smile, expected inside"),
+    (lambda w: w.sample(2).move("frown", 0.5), "factor: got 'frown'"),
+    (lambda w: w.sample(2)["frown"], "factor: got 'frown'"),
+    (lambda w: w.label("sad"), "label: got 'sad', expected one of"),
+    (lambda w: w.role("hero"), "role: got 'hero'"),
+    (lambda w: w.render(w.sample(1), (8, 8)), "size: got \\(8, 8\\)"),
+    (lambda w: w.render(w.sample(1), (64, 128)), "size: got \\(64, 128\\), expected height >= 16 and the proportion"),
+])
+def test_bad_input_is_refused_by_name(faces, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(faces)
+
+
+def test_readers_of_the_card_find_what_is_there_and_only_that():
+    """Readers on images whose answer is known: brightness tells, then a place tells, then nothing does."""
+    gen = torch.Generator().manual_seed(0)
+    x, y = 0.3 + 0.2 * torch.rand(400, 3, 16, 16, generator=gen), torch.randint(0, 2, (400,), generator=gen)
+    bright, placed = x.clone(), x.clone()
+    bright[y == 1] += 0.1
+    placed[y == 1, :, 3:6] += 0.1
+    placed[y == 0, :, 9:12] += 0.1
+    assert card.from_histogram(bright[:300], y[:300], bright[300:], y[300:]) > 0.95
+    assert 0.35 < card.from_histogram(placed[:300], y[:300], placed[300:], y[300:]) < 0.65
+    assert card.from_pixels(placed[:300], y[:300], placed[300:], y[300:]) > 0.95
+    assert 0.35 < card.from_pixels(x[:300], y[:300], x[300:], y[300:]) < 0.65
+    assert card.nearest(x[:300], x[300:], 50) == pytest.approx(1, abs=0.03)
+    assert card.nearest(x[300:350], x[300:], 50) == 0                     # copies of the queries in the training set
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
+    weak, strong = (x - x.mean()) * 0 + 0.5, torch.full_like(x, 0.5)
+    with torch.no_grad():
+        linear[1].weight.copy_(torch.stack([torch.zeros(768), torch.ones(768)]))
+        linear[1].bias.copy_(torch.tensor([0.0, -384.0 + 4.0]))           # margin 4; an eps in every pixel moves 768 eps
+    assert card.flipped(linear, weak[:8]) == 1.0                          # 768 * 2 / 255 = 6.0 > 4
+    assert card.flipped(linear, strong[:8], eps=1 / 255) == 0.0           # 3.0 < 4
+    assert card.auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], draws=1)[0] == 0.75
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
+    found = io.read_json(card.FOLDER / f"{name}.json")
+    assert found["sha256"] == worlds.get(name).sha256(), f"the world changed: python -m cf_utils.worlds check {name}"
+    assert tuple(found["checked"]) == card.CHECKED[name]
+    assert card.outside(found["checked"]) == found["outside"] == []
+
+
+def test_a_value_outside_its_bounds_is_named_and_ends_non_zero(monkeypatch, tmp_path, capsys):
+    row = {"auc_neutralised": 0.5, "auc_histogram": 0.61, "auc_pixels": 0.7, "accuracy_cnn": 0.98, "flipped_by_pgd": 0.95,
+           "nearest_train_over_test": 1.0}
+    monkeypatch.setattr(card, "FOLDER", tmp_path)
+    monkeypatch.setattr(card, "check", lambda name, n: {"checked": {"smile": row}, "outside": card.outside({"smile": row}),
+                                                        "cpu_ms_per_image": 4.0, "seconds": 1.0})
+    assert main(["check", "faces"]) == 1
+    assert "outside: smile: auc_histogram 0.610 is outside [0.0, 0.6]" in capsys.readouterr().out
+    assert io.read_json(tmp_path / "faces.json")["checked"] == {"smile": row}
