@@ -357,6 +357,17 @@ def test_low_noise_is_drawn_as_often_as_asked():
         assert k.max() == (4 if steps else 49) and k.min() == 0
 
 
+def test_loss_in_bfloat16_is_nearly_that_in_float32():
+    x, losses = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), []
+    model, seen = small().float(), []
+    model.unet.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    for half in (False, True):
+        torch.manual_seed(0)
+        losses.append(ddpm.loss(model, (x,), bfloat16=half).item())
+    assert seen == [torch.float32, torch.bfloat16]
+    assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.02         # measured 1e-4
+
+
 def test_the_bound_trains_the_variance_alone():
     """Its gradient does not reach the noise: d loss / d eps is that of the squared error."""
     x, model = rand(4, 3, 4, 4, kind=torch.rand), Net()
