@@ -20,13 +20,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from cf_utils.explainers.lore import Lore
 
 from cf_utils import classifiers, core, io
 from cf_utils.datasets import credit
 from cf_utils.explainers.cem import CEM
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.growing_spheres import GrowingSpheres
+from cf_utils.explainers.lore import Lore
 from cf_utils.explainers.wachter import Wachter
 
 

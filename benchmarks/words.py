@@ -21,7 +21,7 @@ import torch
 from cf_utils import classifiers, io
 from cf_utils.datasets import glove, imdb
 from cf_utils.explainers.gradual import mean_of_logits
-from cf_utils.explainers.words import GradualWords, nearest
+from cf_utils.explainers.words import GradualWords, nearest, predict_texts
 
 
 def by_loop(points: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     model = classifiers.load("imdb_cnn")
     train = train.take(range(1000))
     rows = glove.encode(vectors, train.texts)
-    prototypes = mean_of_logits(torch.cat([classifiers.predict(model, glove.embed(vectors, r)) for r in rows.split(250)]),
-                                seed=args.seed)
+    prototypes = mean_of_logits(predict_texts(model, vectors, train.texts), seed=args.seed)
     words = vectors.take((torch.bincount(rows[rows >= 0], minlength=len(vectors.words)) >= 5).nonzero().flatten())
     encoded = glove.encode(vectors, test.texts[:20 * args.n])
     short = ((encoded >= 0).sum(1) <= 150).nonzero().flatten()[:args.n]

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from cf_utils import classifiers, core, io, training
 from cf_utils.datasets import german_credit, glove, heloc, imdb, mnist, tabular, uci_credit
 from cf_utils.explainers.gradual import mean_of_logits
+from cf_utils.explainers.words import predict_texts
 from cf_utils.generators import autoencoder
 
 RECIPES: dict[str, Callable[[str, int, Path | None], tuple[nn.Module, dict, dict]]] = {}
@@ -216,7 +217,22 @@ def mnist_aae(root, seed, folder):
 @recipe("imdb_cnn")
 def imdb_cnn(root, seed, folder):
     """The explained review classifier, trained on all 25,000 official training reviews."""
-    vectors = glove.load()
+    return _reviews(root, seed, folder, glove.load())
+
+
+@recipe("imdb_cnn_100d")
+def imdb_cnn_100d(root, seed, folder):
+    """The same on the paper's 100-dimensional vectors; DIR holds glove.6B.100d.txt too."""
+    return _reviews(root, seed, folder, glove.load(root, 100))
+
+
+@recipe("imdb_cnn_300d")
+def imdb_cnn_300d(root, seed, folder):
+    """The same on the paper's 300-dimensional vectors; DIR holds glove.6B.300d.txt too."""
+    return _reviews(root, seed, folder, glove.load(root, 300))
+
+
+def _reviews(root: str, seed: int, folder: Path | None, vectors: glove.Glove):
     splits = {s: imdb.load(root, s) for s in imdb.SPLITS}
     if splits["test"].source != "official":
         raise ValueError(f"--data: {root} holds Kaggle's form, whose halves are not the official ones; expected aclImdb/")
@@ -231,7 +247,7 @@ def imdb_cnn(root, seed, folder):
         words = words[:, :(words >= 0).sum(1).max() + glove.TAIL]
         return F.cross_entropy(module(glove.embed(vectors, words)), y)
 
-    model = classifiers.TextCNN()
+    model = classifiers.TextCNN(vectors.dim)
     log = training.fit(model, data, [training.Part(loss, lr=1e-3)], epochs=10, batch_size=64, seed=seed, folder=folder)
     card = {"data": {"name": "aclImdb", "split": "train (25,000)", "sha256": io.sha256(*splits["train"].texts)[:16]},
             "architecture": {"class": "TextCNN", "arguments": {"d": vectors.dim}}, "vectors": f"GloVe 6B, {vectors.dim}d, frozen"}
@@ -241,8 +257,7 @@ def imdb_cnn(root, seed, folder):
 def _review_quality(model: nn.Module, vectors: glove.Glove, splits: dict, seed: int) -> dict:
     """Accuracy on all test reviews, and the score of the mean logits of 100 training reviews a class (it must be above tau)."""
     def logits(reviews):
-        rows = glove.encode(vectors, reviews.texts)
-        return torch.cat([classifiers.predict(model, glove.embed(vectors, part)) for part in rows.split(250)])
+        return predict_texts(model, vectors, reviews.texts)
 
     test, embedded = splits["test"], imdb.load("", "test")
     mean = mean_of_logits(logits(splits["train"]), seed=seed)

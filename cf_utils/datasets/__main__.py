@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from cf_utils.datasets import bdd, celeba, celebahq, german_credit, heloc, imagenet_pairs, mnist, uci_credit
+from cf_utils.datasets import bdd, celeba, celebahq, german_credit, glove, heloc, imagenet_pairs, imdb, mnist, uci_credit
 
-SETS = {"mnist": mnist, "heloc": heloc, "uci_credit": uci_credit, "german_credit": german_credit,
+SETS = {"mnist": mnist, "imdb": imdb, "glove": glove, "heloc": heloc, "uci_credit": uci_credit, "german_credit": german_credit,
         "celeba": celeba, "celebahq": celebahq, "bdd": bdd, "imagenet_pairs": imagenet_pairs}
 FETCHED = sorted(name for name, module in SETS.items() if hasattr(module, "fetch"))         # only these may be fetched
 

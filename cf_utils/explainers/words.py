@@ -17,24 +17,41 @@ Decisions:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cf_utils.classifiers import predict
 from cf_utils.core import NAN, BlackBox, Counterfactuals, Found, item_noise
+from cf_utils.datasets.glove import TAIL, Glove, embed, encode
 from cf_utils.explainers.gradual import GradualConstruction
 
 CHUNK = 2**24           # numbers held at once
+
+
+def predict_texts(classifier: nn.Module, glove: Glove, texts: Sequence[str]) -> Tensor:
+    """Logits (N, K) of whole texts; texts of like length go through together, so that little padding does."""
+    rows = encode(glove, texts)
+    length, out = (rows >= 0).sum(1), None
+    for part in length.argsort(stable=True).split(100):
+        logits = predict(classifier, embed(glove, rows[part, :length[part].max() + TAIL]))
+        out = logits.new_empty(len(rows), logits.shape[1]) if out is None else out
+        out[part] = logits
+    return out
 
 
 def nearest(points: Tensor, table: Tensor, metric: str = "euclidean") -> Tensor:
     """Row of `table` (V, d) nearest to each of `points` (N, d), int64 (N,); the first of equals. metric: euclidean or cosine."""
     if metric == "cosine":
         points, table = (torch.nn.functional.normalize(t, dim=1) for t in (points, table))
-    size = max(1, CHUNK // len(table))
-    parts = [torch.cdist(p, table, compute_mode="donot_use_mm_for_euclid_dist").argmin(1) for p in points.split(size)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=points.device)
+    parts = []
+    for some in points.split(max(1, CHUNK // len(table))):
+        near = torch.cdist(some, table).topk(min(8, len(table)), dim=1, largest=False).indices.sort(1).values  # fast,
+        far = torch.linalg.vector_norm(some[:, None] - table[near], dim=2)                                     # then exact
+        parts.append(near.gather(1, far.argmin(1, keepdim=True))[:, 0])
+    return torch.cat(parts) if len(points) else torch.zeros(0, dtype=torch.int64, device=points.device)
 
 
 def replacements(cfs: Counterfactuals, table: Tensor) -> list[list[tuple[int, int, int]]]:
