@@ -138,13 +138,13 @@ def test_small_densenet_takes_the_worlds_sizes(size):
         assert z.shape == (3, 2)
         torch.testing.assert_close(model(x[1:2]), z[1:2], rtol=0, atol=1e-5)       # a row on its own
         torch.testing.assert_close(model.net((x - 0.5) / 0.5).shape, z.shape)
-    assert 300_000 < sum(p.numel() for p in model.parameters()) < 1_000_000        # 355,598
+    assert 300_000 < sum(p.numel() for p in model.parameters()) < 1_000_000        # 355,530
     with pytest.raises(ValueError, match=r"x: got shape \(3, 1, 64, 64\), expected images \(B, 3, H, W\)"):
         ImageDenseNet().forward(x.new_zeros(3, 1, 64, 64))
 
 
 def test_small_densenet_is_smooth_where_relu_has_kinks():
-    """The second derivative along a line exists and is what differences of the gradient give (float64; measured 3e-7)."""
+    """The second derivative along a line exists and is what differences of the gradient give (float64; measured 8e-9)."""
     torch.manual_seed(0)
     model = SmallDenseNet(growth=8, blocks=(2, 2), first=8).double().eval()
     assert not any(isinstance(m, (nn.ReLU, nn.MaxPool2d)) for m in model.modules())
@@ -156,7 +156,7 @@ def test_small_densenet_is_smooth_where_relu_has_kinks():
 
     (second,) = torch.autograd.grad(slope(0.0), x)
     differences = (slope(1e-4) - slope(-1e-4)) / 2e-4
-    torch.testing.assert_close((second * way).sum(), differences.detach(), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close((second * way).sum(), differences.detach(), rtol=1e-6, atol=0)
 
 
 def test_small_densenet_learns():

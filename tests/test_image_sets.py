@@ -98,7 +98,7 @@ def test_crops_are_those_of_the_papers_code(faces, crop, size):
     with Image.open(data.folder / data.names[0]) as picture_:
         same, other = (theirs[c](picture_.convert("RGB")) for c in (crop, 328 - crop))
     assert torch.equal(data[0][0], same)
-    assert (data[0][0] - other).abs().mean() > 0.02             # measured 0.05
+    assert (data[0][0] - other).abs().mean() > 0.05             # measured 0.13
 
 
 def test_items_are_read_when_they_are_asked_for_and_batches_are_items(faces):
