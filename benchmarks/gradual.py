@@ -117,8 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n64", type=int, default=8, help="digits compared in float64 (default 8)")
     parser.add_argument("--iterations", type=int, default=100, help="Adam steps of a composition step (default 100)")
     parser.add_argument("--blocks", type=int, default=12, help="budget of blocks (default 12)")
-    parser.add_argument("--patience", type=int, default=10, help="of the early-leaving preset (default 10)")
+    parser.add_argument("--patience", type=int, default=15, help="of the early-leaving preset (default 15)")
     parser.add_argument("--flat", type=float, default=0.01, help="of the early-leaving preset (default 0.01)")
+    parser.add_argument("--ranking", choices=("once", "each"), default="once",
+                        help="once is the paper's; repeated at each step, rounding can exchange blocks of like rank (default once)")
     parser.add_argument("--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
@@ -140,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     rows, target = mnist.ordered_pairs(pool, -(-args.n // 90))
     rows, target = rows[:args.n], target[:args.n].to(device)
     x, ids = pool.x[rows].to(device), pool.ids[rows]
-    slow = GradualConstruction.recommended(proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed)
+    slow = GradualConstruction.recommended(proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed,
+                                           ranking=args.ranking)
     early = slow.with_(patience=args.patience, flat=args.flat)
     first = slice(0, args.batch)
 
@@ -184,18 +187,19 @@ def main(argv: list[str] | None = None) -> int:
     bounds = {"speedup_batch64": (3, None), "max_abs_difference": (None, 1e-9), "speedup_early": (8, None),
               "overhead": (None, 1.15),
               "float32_same_validity": (0.99, None), "float32_same_blocks": (0.99, None),
-              "validity_early_change": (-0.01, 0.01), "judge_agreement_early_change": (-0.01, 0.01)}
+              "validity_early_change": (-0.01, 0.01), "judge_agreement_early_change": (-0.01, 0.01)}       # a point
+    slack = 1e-9                                            # of the sums of shares
     missed = []
     print(f"{'figure':<32}{'value':>12}  bound")
     for name, value in figures.items():
         low, high = bounds.get(name, (None, None))
-        ok = (low is None or value >= low) and (high is None or value <= high)
+        ok = (low is None or value >= low - slack) and (high is None or value <= high + slack)
         bound = " and ".join(f"{s} {b:g}" for s, b in ((">=", low), ("<=", high)) if b is not None)
         missed += [] if ok else [name]
         print(f"{name:<32}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
     record = {**figures, "missed": missed, "quick": args.quick, "n": args.n, "n64": args.n64, "batch": args.batch,
               "data": "embedded", "settings": {"iterations": args.iterations, "blocks": args.blocks, "patience": args.patience,
-                                               "flat": args.flat, "seed": args.seed, "repeats": args.repeats},
+                                               "flat": args.flat, "ranking": args.ranking, "seed": args.seed, "repeats": args.repeats},
               "seconds_alone": seconds["alone"], "seconds_batch": seconds["batch"], "seconds_early": seconds["early"],
               "passes_overhead": cost["passes"], "ms_per_pass_bare": cost["ms_per_pass_bare"], "threads": torch.get_num_threads(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}",
