@@ -78,7 +78,7 @@ def assert_kept(cfs: Counterfactuals, limits: Constraints) -> None:
                 continue
             assert not limits.immutable[i], why
             assert b > a if limits.only_up[i] else b < a if limits.only_down[i] else True
-            assert min(a, float(limits.low[i])) <= b <= max(a, float(limits.high[i])) + 1e-9
+            assert float(limits.low[i]) <= b <= float(limits.high[i]) + 1e-9
             step = float(limits.step[i])
             assert step == 0 or abs(b / step - round(b / step)) < 1e-6
     assert all(r or why for r, why in zip(cfs.reached.tolist(), cfs.reason, strict=True))

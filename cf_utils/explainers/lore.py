@@ -119,8 +119,8 @@ class LORE(Explainer):
             second = holds[:, 1] & ~holds[:, 0]
             points = torch.where(second[:, None], tries[:, 1], tries[:, 0])
             parts = zip(q, found, points.split(n.tolist()), holds.any(1).split(n.tolist()), strict=True)
-            out += [Rules(row, own, tuple(others), at, tuple(ok.tolist()), fidelity, both)
-                    for row, (own, others, fidelity, both, _), at, ok in parts]
+            out += [Rules(row, rule, tuple(others), at, tuple(ok.tolist()), fidelity, both)
+                    for row, (rule, others, fidelity, both, _), at, ok in parts]
         return out
 
     def _neighbourhood(self, f, x, target, ids, tau, rows) -> tuple[Tensor, Tensor]:
