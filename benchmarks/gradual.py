@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=int, default=15, help="of the early-leaving preset (default 15)")
     parser.add_argument("--flat", type=float, default=0.01, help="of the early-leaving preset (default 0.01)")
     parser.add_argument("--ranking", choices=("once", "each"), default="once",
-                        help="once is the paper's; repeated at each step, rounding can exchange blocks of like rank (default once)")
+                        help="once (default) is the paper's; each: rounding can then exchange blocks of like rank")
     parser.add_argument("--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:<32}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
     record = {**figures, "missed": missed, "quick": args.quick, "n": args.n, "n64": args.n64, "batch": args.batch,
               "data": "embedded", "settings": {"iterations": args.iterations, "blocks": args.blocks, "patience": args.patience,
-                                               "flat": args.flat, "ranking": args.ranking, "seed": args.seed, "repeats": args.repeats},
+                                               "flat": args.flat, "ranking": args.ranking, "seed": args.seed,
+                                               "repeats": args.repeats},
               "seconds_alone": seconds["alone"], "seconds_batch": seconds["batch"], "seconds_early": seconds["early"],
               "passes_overhead": cost["passes"], "ms_per_pass_bare": cost["ms_per_pass_bare"], "threads": torch.get_num_threads(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}",

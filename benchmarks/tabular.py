@@ -26,7 +26,7 @@ from cf_utils.datasets import credit
 from cf_utils.explainers.cem import CEM
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.growing_spheres import GrowingSpheres
-from cf_utils.explainers.lore import Lore
+from cf_utils.explainers.lore import LORE
 from cf_utils.explainers.wachter import Wachter
 
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         "gradual": GradualConstruction.tables(prototypes, patience=20, seed=args.seed),
         "gradual_clamped": GradualConstruction.recommended_tables(prototypes, limits, seed=args.seed),
         "wachter": Wachter.tables(core.median_absolute_deviation(train.x), **common),
-        "cem": CEM.tables(**common), "growing_spheres": GrowingSpheres(**common), "lore": Lore(train.x, **common)}
+        "cem": CEM.tables(**common), "growing_spheres": GrowingSpheres(**common), "lore": LORE(train.x, **common)}
     figures: dict[str, float] = {}
     for key, explain in methods.items():
         cfs, seconds = timed(explain, model, x, target, ids)

@@ -22,7 +22,10 @@ GRADUAL, IO = "cf_utils/explainers/gradual.py", "cf_utils/io.py"
 BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
     f"cf_utils/core/{name}.py" for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime"))
 MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils/results.py"
+WORDS, LIMITS, TABULAR = "cf_utils/explainers/words.py", "cf_utils/core/constraints.py", "cf_utils/metrics/tabular.py"
+SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
+W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
 
@@ -62,7 +65,8 @@ FAULTS = {
     "tau ignored": Fault(GRADUAL, "hit = (p >= tau) & ", "hit = ", (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second")),
     "signed instead of absolute gradient": Fault(GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ",
                                                  (f"{G}rank_gives_the_order",)),
-    "already-target items searched": Fault(EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)),
+    "already-target items searched": Fault(EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)",
+                                           (f"{G}items_that_are_there",)),
     "failures dropped": Fault(BATCHES, "        parts.append(part)\n", "        parts.append(part.select(part.reached))\n",
                               (f"{C}failures_stay",)),
     "failures not flagged": Fault(EXPLAINER, "valid = (logits.argmax(1) == target) & p.isfinite()", "valid = p.isfinite()",
@@ -91,6 +95,42 @@ FAULTS = {
     "a claim's bound turned round": Fault(RESULTS, "ok = value is not None and low <= value <= high",
                                           "ok = value is not None and low <= value >= high",
                                           ("tests/test_results.py::test_a_claim", "tests/test_results.py::test_a_failed_claim")),
+    "vectors not replaced by words": Fault(WORDS, "real[moved] = words[nearest(", "real[moved] = real[moved]  # words[nearest(",
+                                           (f"{W}every_changed_word_is_a_word",)),
+    "padding becomes a word": Fault(WORDS, "return (x == 0).all(2)", "return (x == 7).all(2)",
+                                    (f"{W}every_changed_word_is_a_word", f"{W}equals_a_plain_search")),
+    "shortlist not scored again": Fault(WORDS, "low, j = loss.nan_to_num(nan=torch.inf).min(1)",
+                                        "low, j = loss[:, 0], torch.zeros(len(loss), dtype=torch.int64)",
+                                        (f"{W}equals_a_plain_search",)),
+    "word that gains least is unmasked": Fault(WORDS, "gain = torch.cat([(-part @", "gain = torch.cat([(part @",
+                                               (f"{W}equals_a_plain_search",)),
+    "noise by how far a review is padded": Fault(WORDS, "names = [f\"{i}|{p}\" for i in",
+                                                 "names = [f\"{i}|{p - x.shape[1]}\" for i in",
+                                                 (f"{W}a_review_does_not_depend",)),
+    "immutable features move": Fault(LIMITS, "return torch.where(immutable, x, torch.where(up,",
+                                     "return torch.where(up & ~up, x, torch.where(up,", (f"{L}a_snapped_row_keeps",)),
+    "whole numbers are not kept": Fault(LIMITS, "at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)", "pass",
+                                        (f"{L}a_snapped_row_keeps",)),
+    "constraints not verified": Fault(EXPLAINER, "if self.constraints is not None and not self.constraints.kept(",
+                                      "if False and not (", (f"{L}a_method_that_breaks_them",)),
+    "probe looks one way only": Fault(GRADUAL, "for level in torch.linspace(0, 1, PROBES).tolist():", "for level in (1.0,):",
+                                      (f"{L}a_probe_is_the_best",)),
+    "features that fall are not counted": Fault("cf_utils/metrics/decision.py", "moved = ((counterfactual - query).abs() >= ",
+                                                "moved = ((counterfactual - query) >= ",
+        ("tests/test_metrics_tabular.py::test_a_feature_that_falls",)),
+    "neighbours of another decision": Fault(TABULAR, "(decision[rows, None] == decision)",
+                                            "(decision[rows, None] == decision[rows, None])",
+                                            ("tests/test_metrics_tabular.py::test_who_is_no_neighbour",)),
+    "coherence's duplicates": Fault(TABULAR, "near &= (apart > 0) & ", "near &= ", (
+        "tests/test_metrics_tabular.py::test_who_is_no_neighbour", "tests/test_metrics_tabular.py::test_coherence_as_pair")),
+    "rows of a table split by position": Fault("cf_utils/datasets/tabular.py",
+                                               'hashlib.sha256(f"row {i}".encode()).digest()', "i",
+                                               ("tests/test_credit.py::test_german_credit_is_whole_and_fixed",)),
+    "draws uniform in the radius": Fault(SPHERES, "** (1 / d)", "** 1.0", (
+        "tests/test_growing_spheres.py::test_draws_are_uniform",)),
+    "a vector's cache by its stem": Fault("cf_utils/datasets/glove.py", 'cache / f"{stem}.npy"',
+                                          '(cache / stem).with_suffix(".npy")',
+                                          ("tests/test_texts.py::test_the_second_start",)),
 }
 
 
