@@ -55,6 +55,7 @@ def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(table
         assert torch.equal(read(file, tmp_path).vectors, first.vectors)
     file.write_text(file.read_text() + "new " + " ".join(["1.0"] * 50) + "\n")
     assert read(file, tmp_path).words[-1] == "new"
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == len(list((tmp_path / "cache").glob("*.words"))) == 2
 
 
 @pytest.mark.parametrize(("line", "match"), [
