@@ -221,11 +221,9 @@ class World:
         ids = SPLITS[split] + start + torch.arange(n)
         draws = torch.tensor([[uniform(seed, i, f"{self.name}/factor/{name}") for name in self.names] for i in ids.tolist()],
                              dtype=torch.float64)
-        used = {self.column(p) for pairs in graph.values() for p, _ in pairs} | {self.column(c) for c in graph}
-        z = torch.special.ndtri(draws)
-        u = draws.clone()
+        z, u = torch.special.ndtri(draws), draws.clone()
         for i in order:
-            if i in used and w[i].any():
+            if w[i].any():
                 z[:, i] = sum(w[i, j] * z[:, j] for j in w[i].nonzero().flatten().tolist()) + r[i] * z[:, i]
                 u[:, i] = torch.special.ndtr(z[:, i])
         values = torch.zeros(n, len(self.factors))

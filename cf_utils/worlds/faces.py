@@ -34,7 +34,7 @@ FACTORS = (
     Factor("squint", "child", parent="smile", curve=((0.3, 0.1), (1, 0.8)), spread=0.2),
     Factor("age", "cause", quantiles=two_heaps(0.5)),
     Factor("wrinkles", "child", parent="age", curve=((0.25, 0.0), (1, 1)), spread=0.12),
-    Factor("grey", "child", parent="age", curve=((0.4, 0.0), (0.95, 0.8)), spread=0.25),
+    Factor("grey", "child", parent="age", curve=((0.3, 0.0), (0.9, 0.9)), spread=0.12),
     Factor("hair_length", "cause", quantiles=two_heaps(0.5)),
     Factor("fringe", "cause", quantiles=two_heaps(0.4)),
     Factor("hair_color", "cause", quantiles=two_heaps(0.4)),
@@ -44,6 +44,7 @@ FACTORS = (
     *(Factor(name, "identity") for name in (
         "face_width", "jaw", "chin", "eye_spacing", "eye_size", "eye_slant", "eye_color", "nose_width", "nose_length",
         "brow_height", "brow_weight", "lips", "mouth_width", "skin")),
+    Factor("silver", quantiles=two_heaps(0.35)),             # dyed or born with: grey hair alone does not tell the age
     *(Factor(name) for name in (
         "turn", "tilt", "nod", "shift_x", "shift_y", "zoom", "gaze", "mouth_open", "hair_volume", "curl", "parting", "rims",
         "clothes", "collar", "background", "background_light", "depth", "light", "light_height", "exposure", "warmth", "noise")),

@@ -45,7 +45,7 @@ def head(p, image) -> None:
     warm = rgb(0.0, 0.05, 0.08)
     colour = skin * (0.46 + 0.60 * lit[:, None] - warm * (1 - lit[:, None]))
     gloss = ((nx * p.lx * 0.6 + ny * p.ly * 0.6 + nz * (0.6 * p.lz + 0.5)) / norm - 0.90).clamp(0, 0.2)
-    colour = colour + (1.3 * gloss * (1 - 0.5 * p.wrinkles))[:, None]
+    colour = colour + 1.3 * gloss[:, None]
     paint(image, p.face, colour)
     blush(*window(p, image, -0.56, 0.56, -0.06, 0.38))
     folds(*window(p, image, -0.56, 0.56, -0.56, 0.54))
@@ -122,24 +122,22 @@ def mouth(p, image) -> None:
     arc = (1 - u * u).clamp(min=0)
     corner = 0.014 - 0.075 * p.smile
     middle = corner * (u * u).clamp(max=1.3) - 0.45 * corner
-    gap = 0.055 * ramp(p.smile, 0.3, 1.0) + 0.065 * ramp(p.mouth_open, 0.45, 1.0)
+    gap = 0.045 * ramp(p.smile, 0.3, 1.0) + 0.065 * ramp(p.mouth_open, 0.35, 1.0)
     full = 0.75 + 0.5 * p.lips - 0.25 * p.smile - 0.15 * p.wrinkles
     high, low = middle - 0.30 * gap * arc, middle + 0.70 * gap * arc
     cupid = 1 - 0.22 * bump(u, u * 0, 0.35, 1)
     d = torch.maximum(high - 0.040 * full * arc * cupid - v, v - low - 0.058 * full * (arc * (0.5 + 0.5 * arc)))
     skin = palette(SKIN, p.skin)
-    lips = mix(skin * rgb(0.84, 0.58, 0.56), rgb(0.74, 0.10, 0.18),
-               0.8 * p.makeup[:, None])
+    lips = mix(skin * rgb(0.84, 0.58, 0.56), rgb(0.74, 0.10, 0.18), 0.8 * p.makeup[:, None])
     light = 0.72 + 0.25 * ramp(v - low, -0.05, 0.02) + 0.12 * bump(u, (v - low - 0.025) / 0.02, 0.6, 1.0)
     ends = inside((u.abs() - 1) * half, p.px)
     paint(image, inside(d, p.px) * ends, lips * light[:, None])
     hole = torch.maximum(high - v, v - low)
     inner = inside(hole, p.px) * ends * ramp(gap, 0.0, 0.02)
-    paint(image, inner, mix(torch.tensor((0.20, 0.05, 0.06)), torch.tensor((0.62, 0.25, 0.25)), 0.5).view(1, 3, 1, 1)
-          * (0.45 + 0.75 * ramp(v - low, -0.05, 0.0))[:, None])
+    paint(image, inner, rgb(0.41, 0.15, 0.155) * (0.45 + 0.75 * ramp(v - low, -0.05, 0.0))[:, None])
     teeth = torch.maximum(hole + 0.004, v - high - 0.033 * arc - 0.004)
-    paint(image, inside(teeth, p.px) * ends * ramp(gap, 0.015, 0.04),
-          rgb(0.97, 0.95, 0.90) * (0.62 + 0.38 * arc)[:, None])
+    white = rgb(0.97, 0.95, 0.90) * (0.62 + 0.38 * arc)[:, None]
+    paint(image, inside(teeth, p.px) * ends * ramp(gap, 0.015, 0.04), white)
     tint(image, (1 - ramp(gap, 0.0, 0.03)) * stroke(v - middle, 0.009, p.px) * ends, (0.35, 0.16, 0.15))
     for side in (-1, 1):
         spot = bump(p.x - x - side * 1.03 * half, v - 0.55 * corner, 0.035, 0.035)
@@ -169,9 +167,9 @@ def eye(p, image, side: int) -> None:
     iris_colour = palette(IRIS, p.eye_color) * (0.65 + 0.6 * ramp(v, -0.35, 0.25))[:, None]
     paint(image, white * inside(iris, px), iris_colour)
     tint(image, white * inside(iris.abs() - 0.03, 0.16), (0.35, 0.35, 0.35))
-    paint(image, white * inside(ellipse(gx, v + 0.10, 0.20, 0.20), px), torch.full((1, 3, 1, 1), 0.03))
+    paint(image, white * inside(ellipse(gx, v + 0.10, 0.20, 0.20), px), rgb(0.03, 0.03, 0.03))
     glint = ellipse(gx - 0.18 * (2 * p.light - 1), v + 0.26, 0.11, 0.11)
-    paint(image, 0.9 * white * inside(glint, px), torch.full((1, 3, 1, 1), 1.0))
+    paint(image, 0.9 * white * inside(glint, px), rgb(1.0, 1.0, 1.0))
     thick = 0.055 + 0.07 * p.makeup
     lash = stroke(v + up - thick * 0.4, thick, px) * inside(u.abs() - 1.02 - 0.10 * p.makeup, 0.15)
     paint(image, 0.88 * lash, rgb(0.10, 0.06, 0.06))
@@ -184,8 +182,7 @@ def eye(p, image, side: int) -> None:
     bend = -0.030 * (1 - (b - 0.25) * (b - 0.25)) + 0.015
     thick = (0.014 + 0.014 * p.brow_weight) * (1 - 0.55 * ramp(b, -0.2, 1.0))
     cover = inside((h - bend).abs() - thick, 0.6 * p.px + 0.014) * inside((b.abs() - 1) * 0.1, 0.04)
-    colour = mix(p.hair_base * 0.55, torch.full((1, 3, 1, 1), 0.5), 0.3 * p.grey[:, None])
-    paint(image, (0.70 + 0.25 * p.brow_weight) * cover, colour)
+    paint(image, (0.70 + 0.25 * p.brow_weight) * cover, 0.58 * p.brow_base)
 
 
 def glasses(p, image) -> None:
@@ -199,7 +196,7 @@ def glasses(p, image) -> None:
         lens = inside(d, p.px) * p.glasses
         tint(image, 0.35 * lens, (0.80, 0.86, 0.88))
         streak = (p.x - x) + 0.6 * (p.y - y) - 0.10 * (2 * p.light - 1)
-        paint(image, 0.42 * lens * inside(streak.abs() - 0.022, 0.03), torch.full((1, 3, 1, 1), 1.0))
+        paint(image, 0.42 * lens * inside(streak.abs() - 0.022, 0.03), rgb(1.0, 1.0, 1.0))
         ring = p.glasses * stroke(d, 0.017, p.px)
         paint(image, 0.95 * ring, rim)
         x1, y1, _ = at(p, side * 0.325, 0.0, 0.06)

@@ -20,11 +20,11 @@ LAMPS = ((1.0, 0.86, 0.6), (0.75, 0.9, 0.8), (0.8, 0.86, 1.0))
 def frame(p, height, width) -> None:
     """Canvas and head coordinates; the head's size, pose and light."""
     p.X, p.Y, p.PX = grid(height, width)
-    p.scale = 1.12 + 0.24 * p.zoom
+    p.scale = 1.08 + 0.26 * p.zoom
     p.px = p.PX / p.scale
-    t = 0.085 * (2 * p.tilt - 1)
+    t = 0.11 * (2 * p.tilt - 1)
     c, s = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    X, Y = (p.X - 0.14 * (2 * p.shift_x - 1)) / p.scale, (p.Y + 0.10 - 0.10 * (2 * p.shift_y - 1)) / p.scale
+    X, Y = (p.X - 0.20 * (2 * p.shift_x - 1)) / p.scale, (p.Y + 0.08 - 0.16 * (2 * p.shift_y - 1)) / p.scale
     p.x, p.y = c * X + s * Y, c * Y - s * X
     p.sin = 0.22 * (2 * p.turn - 1)
     p.cos = (1 - p.sin * p.sin).sqrt()

@@ -38,7 +38,11 @@ def hair(p, factors) -> None:
     tips = mix(0.0, 1.3, ramp(length, 0.1, 1.0)) + 0.10 * strands
     p.hair_front_d = torch.maximum(torch.maximum(torch.minimum(outer, drape), -opening), p.y - tips)
     p.hair_front = inside(p.hair_front_d, p.px + 0.012)
-    p.hair_base = mix(palette(HAIR, p.hair_color), rgb(0.76, 0.75, 0.75), 0.95 * p.grey[:, None])
+    silver = rgb(0.76, 0.75, 0.75)
+    whole = mix(palette(HAIR, p.hair_color), silver, (0.85 * ramp(p.silver, 0.45, 0.75))[:, None])
+    temples = ramp(x.abs(), 0.20, 0.38) * bump(p.y + 0.06, p.y * 0, 0.30, 1) * (0.75 + 0.5 * strands)
+    p.hair_base = mix(whole, silver, 0.7 * (p.grey * temples)[:, None].clamp(0, 1))
+    p.brow_base = mix(whole, silver, 0.35 * p.grey[:, None])
     nx, ny = (x / 0.58).clamp(-0.95, 0.95), ((p.y.clamp(max=0.1) + 0.1) / 0.75).clamp(-0.95, 0.3)
     lit = (nx * p.lx + ny * p.ly + (1.10 - nx * nx - ny * ny).clamp(min=0.05).sqrt() * p.lz).clamp(0, 1)
     shine = bump(p.x - 0.34 * p.lx, p.y + 0.42 + 0.25 * x * x, 0.40, 0.15) * (0.7 + 0.9 * strands)
@@ -59,5 +63,6 @@ def beard(p, image) -> None:
     region = torch.minimum(region, ellipse(p.x - lip_x, p.y - lip_y, 0.17, 0.045))
     grown = inside(region + 0.035 * p.stubble + 0.015, 0.09)
     cover = (p.beard * (0.95 + 0.5 * p.stubble) * grown).clamp(max=0.94)
-    lit = 0.62 + 0.25 * (p.u * p.lx).clamp(-1, 1) + 0.45 * p.stubble - 0.15 * ramp(p.y, 0.45, 0.62)
-    paint(image, cover, p.hair_base * lit[:, None])
+    hairs = (0.6 - 14 * p.px).clamp(0.12, 0.45) * p.stubble                    # single hairs only where a pixel can hold them
+    lit = 0.62 + 0.25 * (p.u * p.lx).clamp(-1, 1) + hairs - 0.15 * ramp(p.y, 0.45, 0.62)
+    paint(image, cover, p.brow_base * lit[:, None])
