@@ -8,6 +8,7 @@ from torch import nn
 
 from cf_utils import classifiers
 from cf_utils.core import NAN
+from cf_utils.explainers.gradual import at_score
 from cf_utils.explainers.words import GradualWords, nearest, replacements
 
 D, V = 4, 12
@@ -136,8 +137,8 @@ def test_a_review_does_not_depend_on_its_batch_its_padding_or_a_neighbour_that_f
             return torch.where(moved[:, None], torch.nan, z)               # as soon as review 0 changes
 
     broken = e(Breaks(), x, target)
-    assert broken.reason[0] == NAN or compose == "vocabulary"              # among words, one that gives NaN is never taken
-    assert not broken.reached[0] and torch.equal(broken.counterfactual[0], x[0])
+    expected = "budget of 7" if compose == "vocabulary" else NAN           # among words, one that gives NaN is never taken
+    assert broken.reason[0].startswith(expected) and not broken.reached[0] and torch.equal(broken.counterfactual[0], x[0])
     torch.testing.assert_close(broken.counterfactual[1:], whole.counterfactual[1:], atol=1e-9, rtol=0)
 
 
@@ -162,15 +163,43 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
     assert pulled.path[0, 1, 0, 0] > 0.9                                    # lam pulls it back into its window
 
 
-def test_nearest_is_the_nearest_by_either_measure():
-    points, table = torch.randn(40, D, dtype=torch.float64), vocabulary()
+@pytest.mark.parametrize("chunk", [2**24, 3 * V])
+def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
+    monkeypatch.setattr("cf_utils.explainers.words.CHUNK", chunk)          # three points at once, or all
+    points, table = torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double(), vocabulary()
     for metric, far in (("euclidean", lambda p, w: (p - w).norm()), ("cosine", lambda p, w: -torch.dot(p, w) / w.norm())):
         plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
         assert nearest(points, table, metric).tolist() == plain
     assert nearest(points[:0], table).shape == (0,)
 
 
+def test_gains_in_small_parts_are_the_same(monkeypatch):
+    net, x, _, target, e = make_case()
+    whole = e(net, x, target)
+    monkeypatch.setattr("cf_utils.explainers.words.CHUNK", 2 * V * x.shape[1])
+    torch.testing.assert_close(e(net, x, target).counterfactual, whole.counterfactual, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("compose", ["vocabulary", "embedding"])
+def test_a_review_of_nothing_comes_back_with_its_reason(compose):
+    net, x, _, target, e = make_case()
+    with torch.no_grad():
+        blank = torch.cat([torch.zeros_like(x[:1]), x[1:]])
+        wanted = 1 - net(blank).argmax(1)
+    cfs = e.with_(compose=compose, steps=20)(net, blank, wanted)
+    assert cfs.reason[0] == "nothing in it may change" and not cfs.mask[0].any() and torch.equal(cfs.counterfactual[0], blank[0])
+    torch.testing.assert_close(cfs.counterfactual[1:], e.with_(compose=compose, steps=20)(net, x, target).counterfactual[1:])
+
+
+def test_a_lower_score_is_not_read_off_vectors():
+    net, x, _, target, e = make_case()
+    assert at_score(e(net, x, target), net, 0.5).valid.all()
+    with pytest.raises(ValueError, match="holds vectors, not words"):
+        at_score(e.with_(compose="embedding", steps=5)(net, x, target), net, 0.5)
+
+
 @pytest.mark.parametrize(("changes", "match"), [
+    ({"init": "uniform"}, "init: got 'uniform'"),
     ({"vectors": torch.zeros(5, D + 1)}, "vectors: got"), ({"compose": "letters"}, "compose: got 'letters'"),
     ({"metric": "l1"}, "metric: got 'l1'"), ({"shortlist": V + 1}, "shortlist: got 13"), ({"shortlist": 0}, "shortlist: got 0")])
 def test_bad_settings_are_named(changes, match):

@@ -55,8 +55,8 @@ class Glove:
 
         Lower-cased; punctuation and unknown words are passed over (they have no vector that could change).
         """
-        plain = BREAK.sub(lambda m: " " * len(m[0]), text.lower())
-        plain = plain if len(plain) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+        plain = "".join(low if len(low := c.lower()) == 1 else c for c in text)       # as long as the text: places stay
+        plain = BREAK.sub(lambda m: " " * len(m[0]), plain)
         found = ((self.index.get(m[0]), *m.span()) for m in TOKEN.finditer(plain))
         return [f for f in found if f[0] is not None]
 
@@ -102,9 +102,6 @@ def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
             rows.append(vector)
         if not words:
             raise ValueError(f"{file}: no line in it, expected lines of a word and {dim} numbers")
-        if len(set(words)) != len(words):
-            twice = next(w for i, w in enumerate(words) if w in set(words[:i]))
-            raise ValueError(f"{file}: the word {twice!r} stands there twice")
         with io.whole_file(table) as part, open(part, "wb") as out:
             np.save(out, np.stack(rows))
         io.write_text(names, "\n".join(words))
@@ -112,6 +109,7 @@ def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
 
 
 def _lines(file: Path, dim: int) -> Iterator[tuple[str, np.ndarray]]:
+    first: dict[str, int] = {}
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         for n, line in enumerate(lines, 1):
             try:
@@ -121,6 +119,8 @@ def _lines(file: Path, dim: int) -> Iterator[tuple[str, np.ndarray]]:
                 vector = np.array(numbers, dtype=np.float32)
                 if not np.isfinite(vector).all():
                     raise ValueError("a number is not finite")
+                if first.setdefault(word, n) != n:
+                    raise ValueError(f"the word {word!r} stood in line {first[word]} already")
             except (UnicodeDecodeError, ValueError) as e:
                 raise ValueError(f"{file}, line {n}: {e}") from e
             yield word, vector
@@ -130,16 +130,18 @@ def encode(glove: Glove, texts: Sequence[str], most: int = 400) -> Tensor:
     """Rows of the first `most` known words of each text, (N, L) int64, -1 after the last word; L: the longest text + TAIL.
 
     A text of under five known words is filled with 'pad' (Gradual Construction, section 4.2.1). ValueError where a text is empty
-    or has no known word.
+    or has no known word, or where a short one needs 'pad' and the vectors have none.
     """
-    rows = []
+    rows, pad = [], glove.index.get("pad")
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"texts[{i}]: the review is empty")
         found = [r for r, _, _ in glove.tokens(text)][:most]
         if not found:
             raise ValueError(f"texts[{i}]: no word of it has a vector: {text[:60]!r}")
-        rows.append(torch.tensor(found + [glove.index["pad"]] * (LEAST - len(found))))
+        if len(found) < LEAST and pad is None:
+            raise ValueError(f"texts[{i}]: {len(found)} known words, and these vectors have no word 'pad' to fill it up")
+        rows.append(torch.tensor(found + [pad] * (LEAST - len(found))))
     out = torch.full((len(rows), max(map(len, rows)) + TAIL), -1)
     for i, r in enumerate(rows):
         out[i, :len(r)] = r

@@ -71,7 +71,10 @@ def at_score(cfs: Counterfactuals, classifier: nn.Module, tau: float) -> Counter
     """What the same search gives for a lower tau: each item's first state on `path` that reaches it.
 
     Exact, since a composition step does not look at tau. Passes and seconds stay those of the longer run; `mask` is dropped.
+    ValueError for a search among word vectors: its path holds the states before words replaced them.
     """
+    if cfs.settings.get("compose") == "embedding":
+        raise ValueError("at_score: the path of compose='embedding' holds vectors, not words; search again with score=tau")
     b, steps = cfs.path.shape[:2]
     logits = predict(classifier, cfs.path.flatten(0, 1)).view(b, steps, -1)
     here = torch.arange(steps)[None] < cfs.path_len[:, None]
@@ -343,6 +346,6 @@ class GradualConstruction(Explainer):
 
     def _why(self, n: int, own: float, tau: float) -> str:
         if n == 0:
-            return "the constraints leave no feature to change"
+            return "nothing in it may change"
         pull = f"; the mean logits score {own:.3f} themselves" if self.term in ("logits", "mean_abs") and own < tau else ""
         return f"budget of {n} blocks spent below tau{pull}"
