@@ -93,7 +93,7 @@ def test_measured_correlations_are_the_graphs(world, variant):
     binary = torch.tensor([world.factors[k].kind == "binary" for k in rows])
     error = found - implied[rows][:, rows] * shrinkage(world, rows)
     error = error.masked_fill(binary & binary[:, None], 0).fill_diagonal_(0)           # two binaries: another formula
-    assert error.abs().max() < 4.5 / math.sqrt(n)                       # 0.116; measured 0.08 to 0.10 over some 1,000 pairs
+    assert error.abs().max() < 4.5 / math.sqrt(n)                       # 0.116; measured 0.086 and 0.085, the worst of 990 and 595 pairs
     declared = [abs(implied[world.column(c), world.column(p)].item()) for c in graph for p, _ in graph[c]]
     assert all(value >= 0.15 for value in declared)
 
@@ -102,7 +102,7 @@ def test_marginals_are_the_same_in_every_variant(world):
     tables = [world.sample(1000, variant=v, seed=3).values for v in world.variants]
     for table in tables[1:]:
         gap = (table.sort(0).values - tables[0].sort(0).values).abs().mean(0)
-        assert gap.max() < 0.06                                          # measured 0.02 to 0.04: two samples of 1,000
+        assert gap.max() < 0.06                                          # measured 0.018 at most
 
 
 def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
@@ -110,7 +110,7 @@ def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
     for label in faces.labels:
         share, near = label(factors).double().mean().item(), label.near(factors)
         assert 0.3 < share < 0.6, (label.name, share)
-        assert near < 0.04 and (near > 0.002 or label.name == "glasses"), (label.name, near)    # measured 0.005 to 0.025
+        assert near < 0.04 and (near > 0.002 or label.name == "glasses"), (label.name, near)    # measured 0.010 to 0.028
     roads = worlds.get("roads")
     factors = roads.sample(2000, "validation")
     assert 0.45 < roads.label("action")(factors).double().mean() < 0.55
@@ -121,13 +121,13 @@ def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
 
 def test_confounded_data_tie_the_label_to_the_shortcut(faces):
     tied = faces.sample(500, variant="confounded")
-    assert ((tied["smile"] >= 0.5) == (tied["background"] >= 0.5)).double().mean() > 0.93          # measured 0.97
+    assert ((tied["smile"] >= 0.5) == (tied["background"] >= 0.5)).double().mean() > 0.93          # measured 0.978
     roads = worlds.get("roads")
     tied = roads.sample(500, variant="confounded")
     agree = roads.label("action")(tied) == roads.label("right_braking")(tied)
-    assert agree.double().mean() > 0.93
+    assert agree.double().mean() > 0.93                                  # measured 0.956
     own = faces.sample(500, variant={"glasses": (("smile", 0.9),)})
-    assert np.corrcoef(own["glasses"], own["smile"])[0, 1] > 0.6
+    assert np.corrcoef(own["glasses"], own["smile"])[0, 1] > 0.6          # measured 0.78
 
 
 # pixels
@@ -218,11 +218,11 @@ def test_edges_move_smoothly(world):
     """A tenth of a pixel moves no value by more than the slope of an antialiased edge allows; drawing pixels whole would
     move it by the whole contrast, 0.5 and more."""
     factors = world.sample(6, "test")
-    name, width = ("shift_x", 0.28) if world.name == "faces" else ("heading", 0.7)       # canvas units a unit of the factor
+    name, width = ("shift_x", 0.40) if world.name == "faces" else ("heading", 0.7)       # canvas units a unit of the factor
     at = factors[name] * 0.8 + 0.1
     a, b, c = (world.render(factors.move(name, at + k * 0.1 * (2 / 64) / width), noise=False) for k in (0, 1, 10))
     jump = (a - b).abs().amax((1, 2, 3))
-    assert jump.max() < 0.26                                             # faces 0.22 (the glint in an eye), roads 0.13
+    assert jump.max() < 0.20                                             # measured: faces 0.15, roads 0.13
     assert (c - a).abs().amax((1, 2, 3)).min() > 1.5 * jump.min()        # and a whole pixel does move edges
 
 
@@ -230,7 +230,7 @@ def test_a_larger_render_is_the_same_picture(world):
     factors = world.sample(4, "test")
     small, large = world.render(factors, noise=False), world.render(factors, tuple(2 * k for k in world.size), noise=False)
     error = (torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean((1, 2, 3))
-    assert error.max() < 0.02                                            # faces 0.006, roads 0.010
+    assert error.max() < 0.02                                            # measured: faces 0.010, roads 0.010
 
 
 # drawing tools, against closed forms
