@@ -19,6 +19,8 @@ its paths are the rules (`rules.py`). Decisions:
   values of the rule's nearest neighbour that is decided as the target; else the next rule is taken: fewest changed features
   first, then the nearest (UCI credit MLP, 100 rows: 0.48 valid by thresholds alone, 0.99 so). Rules that the constraints
   forbid are dropped.
+* Beside lore-sa 1.1.3 with its genetic neighbours (six UCI rows, some 20 s each): the tree's own decision agrees for 6 of 6, the
+  least number of changes for 5, a changed feature is shared for 5; fidelity 0.991 beside 1.000, for its trees are not pruned.
 * All queries' populations are one tensor, and a generation of all of them one pass of the classifier (in parts that fit memory).
 """
 
