@@ -123,8 +123,9 @@ def main(argv: list[str] | None = None) -> int:
             singles, seconds = alone(explain, model, x[few], target[few], ids[few])
             one = min(one, seconds / len(few))
         figures[f"speedup_{label}"] = one / many
-        same = [(c.counterfactual[0] - whole.counterfactual[i]).abs().max() <= 1e-3 for c, i in zip(singles, few, strict=True)]
-        figures[f"same_{label}"] = sum(map(float, same)) / len(same)
+        changed = torch.cat([c.counterfactual != c.query for c in singles]) == (whole.counterfactual != whole.query)[few]
+        valid = torch.cat([c.valid for c in singles]) == whole.valid[few]
+        figures[f"same_{label}"] = (changed.all(1) & valid).double().mean().item()         # decision, and which features
         if key == "gradual":
             figures["limit_gradual"] = bare(explain, model, x, target, ids) / (many * len(x))
         else:
