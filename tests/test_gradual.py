@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cf_utils.classifiers import OneOutput
-from cf_utils.core import ALREADY, NAN, BlackBox, block_index, block_mean, item_noise, total_variation
+from cf_utils.core import ALREADY, NAN, BlackBox, block_index, block_mean, item_noise, pull, total_variation
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from tests.conftest import make_explainer, make_net, make_queries
 
@@ -85,6 +85,22 @@ def test_total_variation_term_alone(beta):
     assert torch.autograd.gradcheck(lambda z: total_variation(z, beta), x.clone().requires_grad_(True))
     loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(logits, x, x, logits, torch.zeros(5, dtype=torch.int64))
     torch.testing.assert_close(loss, 0.3 * expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("lam", "eta", "beta"), [(0.3, 0.3, 2.0), (0.7, 0.0, 2.0), (0.0, 0.4, 2.0), (0.3, 0.2, 4.0)])
+def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, beta):
+    gen = torch.Generator().manual_seed(3)
+    x, z = (torch.rand(3, 2, 5, 4, generator=gen).double() for _ in range(2))
+    z.requires_grad_(True)
+    plain = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(z, beta)
+    weight = torch.tensor([1.0, -2.0, 0.5]).double()
+    (slope,) = torch.autograd.grad((weight * plain).sum(), z)
+    ours = pull(z, x, lam, eta, beta)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad((weight * ours).sum(), z)[0], slope, rtol=1e-12, atol=1e-14)
+    same = x.clone().requires_grad_(True)
+    (none,) = torch.autograd.grad(pull(same, x, lam).sum(), same)
+    assert torch.equal(none, torch.zeros_like(x))                           # where z = x, no pull and no NaN
 
 
 def test_terms_add_up():

@@ -37,9 +37,8 @@ from cf_utils.core import (
     Found,
     block_index,
     block_mean,
-    distance,
     item_noise,
-    total_variation,
+    pull,
 )
 
 PROBES = 9          # values of a feature that `ranking="probe"` tries
@@ -338,10 +337,8 @@ class GradualConstruction(Explainer):
         else:
             loss = -logits.log_softmax(1).gather(1, target[:, None])[:, 0]
             loss = loss if self.term == "log_probability" else -(-loss).exp()
-        if self.lam:
-            loss = loss + self.lam * distance(z, x)
-        if self.eta and z.ndim == 4:
-            loss = loss + self.eta * total_variation(z, self.beta)
+        if self.lam or self.eta:                        # lam ||z - x||_2, and eta TV(z) for images
+            loss = loss + pull(z, x, self.lam, self.eta if z.ndim == 4 else 0.0, self.beta)
         return loss
 
     def _why(self, n: int, own: float, tau: float) -> str:
