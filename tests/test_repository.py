@@ -75,7 +75,7 @@ def test_the_papers_claims_name_known_papers_and_notebooks_and_links_name_known_
     reported = ROOT / "results" / "reported"
     with open(reported / "claims.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == ["paper", "claim", "where", "notebook", "cell", "outcome"]
+    assert all(list(r) == ["paper", "claim", "where", "notebook", "cell", "outcome"] and all(r.values()) for r in rows)
     assert {r["paper"] for r in rows} <= {p.stem for p in reported.glob("*.csv")}
     assert all(re.fullmatch(r"\d\d_\w+", r["notebook"]) for r in rows)
     with open(reported / "beside.csv", newline="") as f:
