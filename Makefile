@@ -50,7 +50,7 @@ lab: $(READY)  ## JupyterLab in notebooks/
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
 bench: $(READY)  ## speed and memory side by side (DATA=: credit rows); results/benchmarks
-	@bad=0; for b in benchmarks/*.py; do \
+	@bad=0; for b in benchmarks/[a-z]*.py; do \
 	  data="$(if $(DATA),$$([ $$b = benchmarks/tabular.py ] && echo --data '$(DATA)'))"; \
 	  echo "$(PY) $$b $$data $(ARGS)"; $(PY) $$b $$data $(ARGS) || bad=1; done; exit $$bad
 

@@ -13,8 +13,6 @@ Prints one table and writes results/benchmarks/gradual.json; ends non-zero where
 from __future__ import annotations
 
 import argparse
-import platform
-import sys
 import threading
 import time
 import warnings
@@ -22,27 +20,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from _side import Passes, one_by_one, report, timed
 
 from cf_utils import classifiers, core, io
 from cf_utils.datasets import mnist
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 
 JUDGES = ("mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
-
-
-def timed(explain, model, x, target, ids) -> tuple[core.Counterfactuals, float]:
-    began = time.perf_counter()
-    cfs = explain(model, x, target, ids)
-    cfs.score.tolist()                                      # a GPU is done only then
-    return cfs, time.perf_counter() - began
-
-
-def one_by_one(explain, model, x, target, ids) -> tuple[core.Counterfactuals, float]:
-    parts = [timed(explain, model, x[i:i + 1], target[i:i + 1], ids[i:i + 1]) for i in range(len(x))]
-    whole = parts[0][0]
-    for part, _ in parts[1:]:
-        whole = whole + part                                # joining is not part of the time
-    return whole, sum(s for _, s in parts)
 
 
 def agreement(judges, cfs: core.Counterfactuals) -> float:
@@ -52,42 +36,16 @@ def agreement(judges, cfs: core.Counterfactuals) -> float:
 
 
 def overhead(explain, model, x, target, repeats: int) -> dict:
-    """A search from which nothing leaves, against the passes it made, in their order and sizes, and nothing else."""
-    passes: list[list] = []                                 # [batch size, was there a way back]
-
-    def count(module, given, out):
-        passes.append([len(out), False])
-        if out.requires_grad:
-            this = passes[-1]
-            out.register_hook(lambda g: this.__setitem__(1, True))
-
-    hook = model.register_forward_hook(count)
-    cfs, _ = timed(explain, model, x, target, None)
-    hook.remove()
-    if {n for n, _ in passes} != {len(x)}:
-        raise RuntimeError(f"the batch was to stay at {len(x)}, passes were of {sorted({n for n, _ in passes})} rows")
-    if len(passes) * len(x) != cfs.n_forward.sum():
+    """A search from which nothing leaves, against the passes it made and nothing else; alternating, best of `repeats`."""
+    passes = Passes(explain, model, x, target)
+    if {n for n, _ in passes.made} != {len(x)}:
+        raise RuntimeError(f"the batch was to stay at {len(x)}, passes were of {sorted({n for n, _ in passes.made})} rows")
+    if len(passes.made) * len(x) != passes.cfs.n_forward.sum():
         raise RuntimeError("the explainer counts other passes than the hook")
-
-    def bare() -> float:
-        z = x.clone()
-        began = time.perf_counter()
-        for _, back in passes:
-            if back:
-                z.requires_grad_(True)
-                torch.autograd.grad(model(z).sum(), z)
-            else:
-                with torch.no_grad():
-                    model(z)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
     best = [float("inf")] * 2
-    with core.frozen(model):                                # so the bare passes pay for no parameter gradient either
-        for _ in range(repeats):
-            best = [min(best[0], timed(explain, model, x, target, None)[1]), min(best[1], bare())]
-    return {"overhead": best[0] / best[1], "passes": len(passes), "ms_per_pass_bare": 1e3 * best[1] / len(passes)}
+    for _ in range(repeats):
+        best = [min(best[0], timed(explain, model, x, target, None)[1]), min(best[1], passes.bare())]
+    return {"overhead": best[0] / best[1], "passes": len(passes.made), "ms_per_pass_bare": 1e3 * best[1] / len(passes.made)}
 
 
 def peak_mib(explain, model, x, target) -> float:
@@ -191,28 +149,9 @@ def main(argv: list[str] | None = None) -> int:
               "overhead": (None, 1.15),
               "float32_same_validity": (0.99, None), "float32_same_blocks": (0.99, None),
               "validity_early_change": (-0.01, 0.01), "judge_agreement_early_change": (-0.01, 0.01)}       # a point
-    slack = 1e-9                                            # of the sums of shares
-    missed = []
-    print(f"{'figure':<32}{'value':>12}  bound")
-    for name, value in figures.items():
-        low, high = bounds.get(name, (None, None))
-        ok = (low is None or value >= low - slack) and (high is None or value <= high + slack)
-        bound = " and ".join(f"{s} {b:g}" for s, b in ((">=", low), ("<=", high)) if b is not None)
-        missed += [] if ok else [name]
-        print(f"{name:<32}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
-    record = {**figures, "missed": missed, "quick": args.quick, "n": args.n, "n64": args.n64, "batch": args.batch,
-              "data": "embedded", "settings": {"iterations": args.iterations, "blocks": args.blocks, "patience": args.patience,
-                                               "flat": args.flat, "ranking": args.ranking, "seed": args.seed,
-                                               "repeats": args.repeats},
-              "seconds_alone": seconds["alone"], "seconds_batch": seconds["batch"], "seconds_early": seconds["early"],
-              "passes_overhead": cost["passes"], "ms_per_pass_bare": cost["ms_per_pass_bare"], "threads": torch.get_num_threads(),
-              "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}",
-              "torch": torch.__version__, "seconds": time.perf_counter() - began}
-    io.write_json(args.out, record)
-    print(f"{record['seconds']:.0f} s, {record['threads']} threads, {record['device']}; written to {args.out}")
-    if missed and not args.quick:
-        print(f"missed: {', '.join(missed)}", file=sys.stderr)
-    return int(bool(missed) and not args.quick)
+    return report(figures, bounds, began, args, device, n=args.n, data="embedded", seconds_alone=seconds["alone"],
+                  seconds_batch=seconds["batch"], seconds_early=seconds["early"], passes_overhead=cost["passes"],
+                  ms_per_pass_bare=cost["ms_per_pass_bare"])
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ non-zero where a bound is missed (--quick judges none).
 from __future__ import annotations
 
 import argparse
-import platform
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
+from _side import Passes, one_by_one, report, timed
 
 from cf_utils import classifiers, core, io
 from cf_utils.datasets import credit
@@ -29,18 +28,6 @@ from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.growing_spheres import GrowingSpheres
 from cf_utils.explainers.lore import LORE
 from cf_utils.explainers.wachter import Wachter
-
-
-def timed(explain, model, x, target, ids) -> tuple[core.Counterfactuals, float]:
-    began = time.perf_counter()
-    cfs = explain(model, x, target, ids)
-    cfs.score.tolist()                                          # a GPU is done only then
-    return cfs, time.perf_counter() - began
-
-
-def alone(explain, model, x, target, ids) -> tuple[list[core.Counterfactuals], float]:
-    parts = [timed(explain, model, x[i:i + 1], target[i:i + 1], ids[i:i + 1]) for i in range(len(x))]
-    return [c for c, _ in parts], sum(s for _, s in parts)
 
 
 class OneAtATime(torch.nn.Module):
@@ -52,32 +39,6 @@ class OneAtATime(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.model(x[i:i + 1]) for i in range(len(x))])
-
-
-def bare(explain, model, x, target, ids) -> float:
-    """Seconds of the passes that a batch makes, in their order and sizes, and nothing else."""
-    passes: list[list] = []
-
-    def count(module, given, out):
-        passes.append([len(out), False])
-        if out.requires_grad:
-            this = passes[-1]
-            out.register_hook(lambda g: this.__setitem__(1, True))
-
-    hook = model.register_forward_hook(count)
-    explain(model, x, target, ids)
-    hook.remove()
-    rows = x.repeat(-(-max(n for n, _ in passes) // len(x)), 1)
-    with core.frozen(model):
-        began = time.perf_counter()
-        for n, back in passes:
-            z = rows[:n].clone().requires_grad_(back)
-            if back:
-                torch.autograd.grad(model(z).sum(), z)
-            else:
-                with torch.no_grad():
-                    model(z)
-        return time.perf_counter() - began
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,31 +81,20 @@ def main(argv: list[str] | None = None) -> int:
         for _ in range(args.repeats):
             whole, seconds = timed(explain, model, x, target, ids)
             many = min(many, seconds / len(x))
-            singles, seconds = alone(explain, model, x[few], target[few], ids[few])
+            single, seconds = one_by_one(explain, model, x[few], target[few], ids[few])
             one = min(one, seconds / len(few))
         figures[f"speedup_{label}"] = one / many
-        changed = torch.cat([c.counterfactual != c.query for c in singles]) == (whole.counterfactual != whole.query)[few]
-        valid = torch.cat([c.valid for c in singles]) == whole.valid[few]
-        figures[f"same_{label}"] = (changed.all(1) & valid).double().mean().item()         # decision, and which features
+        changed, others = (c.counterfactual != c.query for c in (single, whole.select(few)))
+        same = (changed == others).all(1) & (single.valid == whole.valid[few])             # decision, and which features
+        figures[f"same_{label}"] = same.double().mean().item()
         if key == "gradual":
-            figures["limit_gradual"] = bare(explain, model, x, target, ids) / (many * len(x))
+            figures["limit_gradual"] = Passes(explain, model, x, target, ids).bare() / (many * len(x))
         else:
             loop, rows = OneAtATime(model), few[:max(1, args.alone // 10)]
-            figures["speedup_spheres"] = alone(explain, loop, x[rows], target[rows], ids[rows])[1] / len(rows) / many
-    bounds = {"speedup_batch": 40, "speedup_spheres": 20, "same_batch": 0.98, "same_spheres_query": 0.98}
-    missed = [k for k, low in bounds.items() if figures[k] < low]
-    print(f"{'figure':<34}{'value':>12}  bound")
-    for key, value in figures.items():
-        print(f"{key:<34}{value:>12.4g}  {f'>= {bounds[key]:g}' if key in bounds else ''}{'  MISSED' if key in missed else ''}")
-    record = {**figures, "missed": missed, "quick": args.quick, "n": len(x), "n_alone": args.alone, "table": name,
-              "data": "official" if args.data else "embedded", "seed": args.seed, "repeats": args.repeats,
-              "threads": torch.get_num_threads(), "device": f"cpu {platform.machine()}", "torch": torch.__version__,
-              "seconds": time.perf_counter() - began}
-    io.write_json(args.out, record)
-    print(f"{record['seconds']:.0f} s, {record['threads']} threads; written to {args.out}")
-    if missed and not args.quick:
-        print(f"missed: {', '.join(missed)}", file=sys.stderr)
-    return int(bool(missed) and not args.quick)
+            figures["speedup_spheres"] = one_by_one(explain, loop, x[rows], target[rows], ids[rows])[1] / len(rows) / many
+    bounds = {"speedup_batch": (40, None), "speedup_spheres": (20, None), "same_batch": (0.98, None),
+              "same_spheres_query": (0.98, None)}
+    return report(figures, bounds, began, args, n=len(x), table=name, data="official" if args.data else "embedded")
 
 
 if __name__ == "__main__":

@@ -58,8 +58,12 @@ def test_hooks_are_local_and_use_installed_tools():
 
 @pytest.mark.parametrize("profile", sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml")))
 def test_profiles_pass_the_runners_own_checks(profile):
-    for name in job.profile_sections(profile):
-        job.settings(name, profile, None, [])
+    sections = job.profile_sections(profile)
+    assert sections or profile == "embedded"                                    # its first section comes with notebook 07
+    for name, section in sections.items():
+        parameters, shards = job.settings(name, profile, None, [])              # refuses what the notebook does not know
+        assert parameters == {k: v for k, v in section.items() if k != "shards"} | {"profile": profile}
+        assert shards == section.get("shards", 1)
 
 
 @pytest.mark.parametrize("file", CLAIMS, ids=lambda p: p.stem)
