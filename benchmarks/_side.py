@@ -66,8 +66,8 @@ class Passes:
             return time.perf_counter() - began
 
 
-def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: argparse.Namespace, device: torch.device | str = "cpu",
-           **record) -> int:
+def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: argparse.Namespace,
+           device: torch.device | str = "cpu", **record) -> int:
     """Print the table, write the record to args.out; 1 where a bound is missed (0 under --quick, which judges none)."""
     missed = []
     print(f"{'figure':<34}{'value':>12}  bound")
