@@ -82,6 +82,16 @@ def test_whole_numbers_of_a_wide_range_survive_float32():
     assert ((y.double() * 1e6).round() - y.double() * 1e6).abs().max() <= 0.12
 
 
+def test_walls_hold_where_the_step_is_finer_than_a_millionth():
+    """An immutable value off its own grid has no grid point near enough: it must not move by a fraction of a step either."""
+    c = replace(Constraints.none(2), step=torch.tensor([5e-7, 5e-7]), immutable=torch.tensor([True, False]),
+                only_up=torch.tensor([False, True]))
+    x = torch.tensor([[0.1, 0.1]]).double() + 2.5e-7 * torch.linspace(0, 1.9, 40).double()[:, None]
+    for away in (0.3, -0.3):
+        y = c.snap(x + away, x)
+        assert torch.equal(y[:, 0], x[:, 0]) and (y[:, 1] >= x[:, 1]).all() and c.kept(y, x).all()
+
+
 def test_bad_constraints_are_named():
     with pytest.raises(ValueError, match="shapes"):
         make_constraints(step=torch.zeros(3))

@@ -54,15 +54,16 @@ class Constraints:
         """The allowed point nearest to y for rows x, feature by feature: x's own value to the last bit, or one in the range and
         on the grid."""
         low, high = self._changed(x)
-        at = torch.maximum(torch.minimum(y, high), low)
+        at, there = torch.maximum(torch.minimum(y, high), low), low <= high          # not there: nothing fits between the walls
         grid = (self.step > 0).to(y.device)
         if grid.any():
             size = torch.where(grid, self.step.to(y.device), 1).double()             # a step may be 1e-6: too fine for float32
             k = (at / size).round()
-            k = torch.where(k * size > high + 1e-6 * size, k - 1, torch.where(k * size < low - 1e-6 * size, k + 1, k))
+            slack = self._slack(k) * size
+            k = torch.where(k * size > high + slack, k - 1, torch.where(k * size < low - slack, k + 1, k))
             own = (k - x / size).abs() <= self._slack(k)                             # the query's own grid point
+            there = there & (~grid | ((k * size <= high + slack) & (k * size >= low - slack)))
             at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)
-        there = (at >= low - 1e-6) & (at <= high + 1e-6)                             # else no value fits between the walls
         nearer = (at - y).abs() <= (x - y).abs() - 1e-9
         return torch.where(there & nearer, at, x)
 
