@@ -1,0 +1,78 @@
+"""Diffusion models of the rendered worlds: the priors of ACE and DiME on the embedded data.
+
+A search goes no further than a standard deviation of some 0.5 of noise, so half of each batch is drawn from the levels below
+that. The exponential average of the weights is what is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cf_utils import core, training, worlds
+from cf_utils.generators import ddpm
+from cf_utils.recipes.base import recipe
+
+
+class Renders(Dataset):
+    """n renders of a world's training split as bytes (a quarter of their floats); item: (x in [0, 1],)."""
+
+    def __init__(self, world: worlds.World, n: int, seed: int = 0, variant: str = "independent"):
+        factors = world.sample(n, "train", variant, seed)
+        parts = [(world.render(factors.take(slice(at, at + 500))) * 255).round_().to(torch.uint8)
+                 for at in core.progress(range(0, n, 500), desc="rendering")]
+        self.x = torch.cat(parts)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor]:
+        return (self.x[i].float() / 255,)
+
+
+def _prior(name: str, seed: int, folder: Path | None, n: int, epochs: int, **build):
+    world = worlds.get(name)
+    model = ddpm.build(size=world.size, **build)
+    settings = {"n": n, "epochs": epochs, "batch_size": 32, "lr": 6e-4, "ema": 0.999, "low": 0.5,
+                "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
+    loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
+    data = Renders(world, n, seed)
+    log = training.fit(model, data, [training.Part(loss, lr=settings["lr"])], epochs=epochs, batch_size=32, seed=seed,
+                       ema=settings["ema"], clip=settings["clip"], folder=folder)
+    card = {"data": {"name": f"{name} (embedded)",
+                     "split": f"train ({n:,} renders, independent)", "world_sha256": world.sha256()},
+            "architecture": ddpm.card_of(model), "settings": settings}
+    return model.cpu(), card, log | {"quality": denoising(model.cpu(), world.render(world.sample(256, "test", seed=seed)), seed)}
+
+
+@torch.no_grad()
+def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
+    """Root mean square error, in units of [0, 1], of the clean image guessed in one step from noise of standard deviation sigma
+    (of images in [-1, 1]); noise of 0.27 itself is an error of 0.135."""
+    out: dict = {"test_n": len(x)}
+    noise = core.item_noise(seed, torch.arange(len(x)), x.shape[1:], "denoising")
+    for sigma in (0.14, 0.27, 0.5):
+        k = model.schedule.steps_for(sigma) - 1
+        errors = []
+        for z0, e in zip(ddpm.to_model(x).split(64), noise.split(64), strict=True):
+            z = model.schedule.noised(z0, k, e)
+            guess = model.schedule.clean(z, k, model(z, torch.full((len(z),), k))[:, :z.shape[1]], clip=True)
+            errors.append((guess - z0).square().flatten(1).mean(1) / 4)
+        out[f"rmse_{sigma}"] = torch.cat(errors).mean().sqrt().item()
+    return out
+
+
+@recipe("faces_ddpm", embedded=True)
+def faces_ddpm(root, seed, folder):
+    """The diffusion prior of rendered faces, 64 x 64 pixels."""
+    return _prior("faces", seed, folder, n=24_000, epochs=5)
+
+
+@recipe("roads_ddpm", embedded=True)
+def roads_ddpm(root, seed, folder):
+    """The diffusion prior of rendered roads, 64 x 128 pixels."""
+    return _prior("roads", seed, folder, n=12_000, epochs=4)
