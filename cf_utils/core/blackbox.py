@@ -50,6 +50,10 @@ class BlackBox:
         self._pending[1] += 1
         return torch.autograd.grad(total, z)[0]
 
+    def went_back(self, times: int) -> None:
+        """Book backward passes that somebody else's `grad` made: a generator's, where the gradient starts at a classifier."""
+        self._pending[1] += times
+
     def flush(self) -> None:
         """Book what is pending; called by itself when the rows change, and at the end of a search."""
         now, rows = time.perf_counter(), self._rows.cpu()

@@ -1,0 +1,247 @@
+"""ACE: an adversarial attack through a diffusion model, which lets only changes of meaning through, then refined in place.
+
+Source: Jeanneret, Simon & Jurie, "Adversarial Counterfactual Visual Explanations", CVPR 2023:
+
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps                         Eq. 1      `Schedule.noised`
+    x_{t-1} = mu_t(x_t) + Sigma_t(x_t) eps                                Eq. 2      `Chain.step`
+    min_x'  L_class(F_tau(x'); y') + lambda_d d(x', x)                    Eq. 3      `_attack`
+    x_{t-1} = mu_t(x'_t) + Sigma_t(x'_t) eps, x'_t a collage              Eq. 4      `inpaint`
+
+F_tau noises an image to the level of step tau of a re-spaced chain and denoises it back; the gradient goes through all of it.
+Decisions, where the paper is silent or its code differs from it:
+* lambda is per item: the authors' code averages the class loss over a batch and sums the distance, so theirs grows with it.
+* Distances are in pixels of [0, 1]: l1 the sum of |x' - x|, l2 the norm, not squared. L_class is the cross-entropy.
+* PGD is unbounded but for the range of images (`eps`), takes signs, and keeps its last iterate; gd takes the gradient itself;
+  cw is the attack of Carlini & Wagner (2017) on Eq. 3: their hinge on logits, tanh variables, Adam.
+* Fresh noise at each iteration of the attack (`common_noise`: the same at all), for each item its own.
+* Stages (Table 5): pre is x' itself, judged as f(x'); fr is F_tau(x'); f the same noise level by all original steps; ace all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen
+from cf_utils.core.checks import listed
+from cf_utils.explainers.inpaint import change_mask, inpaint
+from cf_utils.generators.ddpm import DDPM, Chain, noise_of
+
+ATTACKS, DISTANCES, STAGES = ("pgd", "gd", "cw"), ("l1", "l2"), ("ace", "pre", "fr", "f")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ACE(Explainer):
+    """Counterfactual images by an attack through `prior`. x (B, C, H, W) in [0, 1], of the size that the prior was trained on.
+
+    `iterations` x `steps` passes of the prior forward and back an item, and `steps` forward to refine. The result's `mask` is
+    what the refinement may change; its path holds the attack's states every `trace` iterations, then the pre-explanation
+    (`pre_explanation`), then the result. Defaults are the authors' for CelebA. Raises ValueError on settings out of range and
+    on images of another size.
+    """
+
+    prior: DDPM = field(repr=False)
+    spacing: str = "50"                         # the chain's levels (`schedule.spaced`)
+    steps: int = 5                              # tau: how many of them, from the least noise, the filter uses
+    attack: str = "pgd"                         # pgd, gd, cw
+    iterations: int = 50
+    step: float = 1 / 255                       # pgd: pixels of [0, 1]; gd: times the gradient; cw: Adam's rate for atanh(2x - 1)
+    eps: float = 1.0                            # |x' - x| at most, of each value
+    distance: str = "l1"                        # l1, l2
+    lam: float = 0.003                          # lambda_d, per item
+    kappa: float = 5.0                          # cw: the margin of logits at which the hinge ends
+    threshold: float = 0.15                     # of the mask, as a share of the largest change
+    dilation: int = 15                          # of the mask, pixels, odd
+    stage: str = "ace"                          # ace, pre, fr, f
+    refine: tuple[str, int] | None = None       # another spacing and number of steps for the refinement (section 4.3)
+    common_noise: bool = False                  # the same noise at all iterations of the attack
+    margin: float | None = None                 # an item leaves the attack once its target logit leads by so much after F_tau
+    checkpoint: bool = False                    # recompute a pass of the prior in the backward pass: less memory, equal results
+    bfloat16: bool = False                      # the prior in autocast
+    trace: int = 10
+    attacked: Counterfactuals | None = field(default=None, repr=False)      # take its pre-explanations instead of attacking
+
+    @classmethod
+    def celeba(cls, prior: DDPM, **changes) -> ACE:
+        """128 px; sigma 0.273 at the start. lam of l1 is 3 x 0.001: the script's batch of 3."""
+        return cls(prior=prior, **changes)
+
+    @classmethod
+    def celebahq(cls, prior: DDPM, **changes) -> ACE:
+        """256 px, the first 5 of 25 levels: sigma 0.506."""
+        return cls(prior=prior, **({"spacing": "25", "lam": 0.001} | changes))
+
+    @classmethod
+    def bdd(cls, prior: DDPM, **changes) -> ACE:
+        """256 x 512 px, 1,000 levels, the first 5 of 100: sigma 0.142."""
+        return cls(prior=prior, **({"spacing": "100", "lam": 0.001, "threshold": 0.05} | changes))
+
+    @classmethod
+    def imagenet(cls, prior: DDPM, **changes) -> ACE:
+        """256 px, 1,000 levels: the script of 2025 (that of 2023: spacing "100", steps 20, iterations 25)."""
+        return cls(prior=prior, **({"spacing": "25", "iterations": 100, "lam": 0.001} | changes))
+
+    def with_(self, **changes) -> ACE:
+        return dataclasses.replace(self, **changes)
+
+    def l2(self) -> ACE:
+        """The same with the l2 distance. Its lambda is in no published script; 0.1 is what a later code by others reports."""
+        return self.with_(distance="l2", lam=0.1)
+
+    def check(self, x, logits):
+        for name, known in (("attack", ATTACKS), ("distance", DISTANCES), ("stage", STAGES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
+        if self.iterations < 1 or self.trace < 1 or self.step <= 0 or self.lam < 0 or not 0 < self.eps <= 1:
+            raise ValueError(f"iterations, trace, step, lam, eps: got {self.iterations}, {self.trace}, {self.step}, {self.lam}, "
+                             f"{self.eps}, expected at least 1, at least 1, positive, at least 0, in (0, 1]")
+        if self.bounds is None or tuple(self.bounds) != (0, 1):
+            raise ValueError(f"bounds: got {self.bounds}, expected (0, 1): the prior knows images of that range")
+        size = (self.prior.channels, *self.prior.size)
+        if tuple(x.shape[1:]) != size:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, this prior was trained on (B, {', '.join(map(str, size))})")
+        for spacing, steps in ((self.spacing, self.steps), self.refine or (self.spacing, self.steps)):
+            levels = len(self.prior.schedule.respaced(spacing))
+            if not 1 <= steps <= levels:
+                raise ValueError(f"steps: got {steps}, expected 1 to {levels}, the levels of spacing {spacing!r}")
+        change_mask(x[:1], x[:1], self.threshold, self.dilation)
+
+    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+        generator = BlackBox(self._passes, len(x))
+        with frozen(self.prior):
+            if self.attacked is None:
+                pre, states, broken = self._attack(f, generator, x, target, ids)
+            else:
+                pre, states, broken = self._taken(x, ids), [], torch.zeros(len(x), dtype=torch.bool)
+            f.flush()
+            with torch.no_grad():
+                result, mask = self._finish(generator, x, pre, ids)
+        bad = broken.to(x.device).view(-1, 1, 1, 1)
+        result = torch.where(bad, x, result)
+        path = torch.stack([*states, pre, result], 1)
+        return Found(result, mask=mask, path=path, path_len=torch.full((len(x),), path.shape[1]),
+                     reason=[NAN if b else "" for b in broken.tolist()], generator=generator)
+
+    def _passes(self, zt: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast(zt[0].device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.prior(*zt)
+
+    def _chain(self, generator: BlackBox, rows: Tensor, spacing: str | None) -> Chain:
+        return dataclasses.replace(self.prior.chain(spacing, checkpoint=self.checkpoint),
+                                   model=lambda z, t: generator((z, t), rows))
+
+    def _attack(self, f: BlackBox, generator: BlackBox, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Eq. 3: (pre-explanations (B, ...), states on the way, which items met a NaN (B,))."""
+        pre, states, broken = x.clone(), [], torch.zeros(len(x), dtype=torch.bool)
+        rows = torch.arange(len(x))                             # still attacked; all below is theirs
+        q, t, own = x, target[:, None], ids
+        chain, move = self._chain(generator, rows, self.spacing), self._mover(x)
+        for i in range(self.iterations):
+            y = pre[rows.to(x.device)].requires_grad_(True)
+            noise = noise_of(self.seed, own, q, "attack" if self.common_noise else f"attack {i}")
+            logits = f(chain.filter(y, self.steps, noise), rows)
+            loss = self._class_loss(logits, t) + self.lam * self._distance(y - q)
+            g = f.grad(loss.sum(), y)
+            generator.went_back(self.steps)
+            logits, y = logits.detach(), y.detach()
+            bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))
+            leave = bad if self.margin is None else bad | (self._lead(logits, t) >= self.margin)
+            pre[rows.to(x.device)] = torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))
+            if leave.any():
+                broken[rows[bad.cpu()]] = True
+                stay = (~leave).cpu()
+                rows, q, t = rows[stay], q[stay.to(q.device)], t[stay.to(t.device)]
+                own = own[stay] if isinstance(own, Tensor) else tuple(o for o, s in zip(own, stay.tolist(), strict=True) if s)
+                move.keep(stay)
+                chain = self._chain(generator, rows, self.spacing)
+            if (i + 1) % self.trace == 0 and i + 1 < self.iterations:
+                states.append(pre.clone())
+            if not len(rows):
+                break
+        states += [pre.clone()] * (self.iterations // self.trace - len(states) - (self.iterations % self.trace == 0))
+        return pre, states, broken
+
+    def _mover(self, x: Tensor) -> _Step:
+        return (_Adam if self.attack == "cw" else _Step)(self, x)
+
+    def _class_loss(self, logits: Tensor, t: Tensor) -> Tensor:
+        if self.attack == "cw":
+            return (self.kappa - self._lead(logits, t)).clamp(min=0)
+        return F.cross_entropy(logits, t[:, 0], reduction="none")
+
+    @staticmethod
+    def _lead(logits: Tensor, t: Tensor) -> Tensor:
+        """By how much the target's logit leads the best other one (B,)."""
+        return logits.gather(1, t)[:, 0] - logits.scatter(1, t, -torch.inf).amax(1)
+
+    def _distance(self, away: Tensor) -> Tensor:
+        away = away.flatten(1)
+        if self.distance == "l1":
+            return away.abs().sum(1)
+        square = away.square().sum(1)                           # the norm has no gradient at 0: it is 0 there
+        return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+
+    def _finish(self, generator: BlackBox, x: Tensor, pre: Tensor, ids) -> tuple[Tensor, Tensor | None]:
+        """The stage's image from the pre-explanation, and the mask where there is one."""
+        if self.stage == "pre":
+            return pre, None
+        spacing, steps = self.refine or (self.spacing, self.steps)
+        if self.stage == "f":                                   # the same noise level, all original steps
+            steps = self.prior.schedule.respaced(spacing).t[steps - 1] + 1
+            spacing = None
+        chain = self._chain(generator, torch.arange(len(x)), spacing)
+        noise = noise_of(self.seed, ids, x, "refine")
+        if self.stage != "ace":
+            return chain.filter(pre, steps, noise).clamp(0, 1), None
+        mask = change_mask(x, pre, self.threshold, self.dilation)
+        return inpaint(chain, x, pre, mask, steps, noise, noise_of(self.seed, ids, x, "query")), mask.expand_as(x)
+
+    def _taken(self, x: Tensor, ids) -> Tensor:
+        """The pre-explanations of `attacked`, by id."""
+        at = {i: k for k, i in enumerate(listed(self.attacked.ids))}
+        if missing := [i for i in listed(ids) if i not in at]:
+            raise ValueError(f"attacked: has no item {missing[:5]}")
+        return pre_explanation(self.attacked)[[at[i] for i in listed(ids)]].to(x)
+
+
+def pre_explanation(cfs: Counterfactuals) -> Tensor:
+    """x' of Eq. 3 (B, C, H, W): what the attack ended in, before any filter. An item that was not searched has its query."""
+    return cfs.path[torch.arange(len(cfs)), (cfs.path_len - 2).clamp(min=0)]
+
+
+class _Step:
+    """PGD: a step of fixed size against the sign of the gradient; GD: against the gradient itself."""
+
+    def __init__(self, ace: ACE, x: Tensor):
+        self.ace = ace
+
+    def __call__(self, y: Tensor, g: Tensor, q: Tensor, k: int) -> Tensor:
+        y = y - self.ace.step * (g.sign() if self.ace.attack == "pgd" else g)
+        return torch.maximum(torch.minimum(y, q + self.ace.eps), q - self.ace.eps).clamp(0, 1)
+
+    def keep(self, stay: Tensor) -> None:
+        """Forget the items that left."""
+
+
+class _Adam(_Step):
+    """Carlini & Wagner: x' = (tanh w + 1) / 2, Adam on w."""
+
+    def __init__(self, ace: ACE, x: Tensor):
+        super().__init__(ace, x)
+        self.m = self.v = torch.zeros_like(x)
+        self.w = torch.atanh((2 * x - 1) * (1 - 1e-5))          # an edge of the range is at no finite w
+
+    def __call__(self, y: Tensor, g: Tensor, q: Tensor, k: int) -> Tensor:
+        g = g * (1 - self.w.tanh().square()) / 2
+        self.m, self.v = self.m.lerp(g, 0.1), self.v.lerp(g.square(), 0.001)
+        self.w = self.w - self.ace.step * (self.m / (1 - 0.9 ** k)) / ((self.v / (1 - 0.999 ** k)).sqrt() + 1e-8)
+        y = (self.w.tanh() + 1) / 2
+        return torch.maximum(torch.minimum(y, q + self.ace.eps), q - self.ace.eps)
+
+    def keep(self, stay: Tensor) -> None:
+        stay = stay.to(self.w.device)
+        self.m, self.v, self.w = self.m[stay], self.v[stay], self.w[stay]
