@@ -129,8 +129,12 @@ class IdentityEncoder(ConvNet):
     def __init__(self, width: int = 64, size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112)):
         super().__init__(width, size, widths)
 
+    def raw(self, x: Tensor) -> Tensor:
+        """The embedding before it gets its length."""
+        return super().forward(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(super().forward(x), dim=1)
+        return F.normalize(self.raw(x), dim=1)
 
 
 class FactorOracle(nn.Module):

@@ -1,0 +1,177 @@
+"""Factor oracles (`cf_utils.oracles`): readers of renders that are never explained.
+
+They see other draws than any classifier (another seed of the world), and learn from renders that are plain, blurred, noisy, or
+went through the diffusion prior with nothing edited, so that the prior's own handwriting is no displacement. Where the prior has
+no checkpoint yet, its part is left out and the card says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from cf_utils import classifiers, core, io, oracles, results, training, worlds
+from cf_utils.classifiers import OneOutput
+from cf_utils.datasets.rendered import MAIN
+from cf_utils.metrics import truth
+from cf_utils.metrics.anchors import PGD
+from cf_utils.recipes.base import recipe
+from cf_utils.recipes.renders import Renders, in_bytes, joined, moved
+from cf_utils.worlds.base import Factors, World
+
+OTHER = 1000                        # added to the seed of the world: no draw that a classifier saw
+SIGMAS = (0.14, 0.27, 0.5)          # how far a zero edit goes up the noise
+
+
+def roughened(x: Tensor) -> Tensor:
+    """By chance blurred a little (half of the images) and noisy (standard deviation up to 0.05), clamped to [0, 1]."""
+    def draw():
+        return torch.rand(len(x), 1, 1, 1, device=x.device)
+    soft = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    x = torch.lerp(x, soft, (2 * draw() - 1).clamp(min=0))
+    return (x + 0.05 * draw().square() * torch.randn_like(x)).clamp(0, 1)
+
+
+def prior_of(world: World) -> str | None:
+    """The checkpoint of the world's diffusion prior, if there is one."""
+    name = f"{world.name}_ddpm"
+    return name if (io.CHECKPOINTS / f"{name}.safetensors").exists() else None
+
+
+def unedited(factors: Factors, seed: int) -> Tensor:
+    """Renders of a table after an edit of nothing, uint8 (N, 3, H, W): noised by one of `SIGMAS` in turn, then denoised."""
+    from cf_utils.generators import ddpm  # here: diffusers takes seconds to import
+    name = prior_of(factors.world)
+    key = io.sha256(factors.world.sha256(), factors.values, factors.ids, str((factors.seed, seed)),
+                    io.CHECKPOINTS / f"{name}.safetensors")
+    path = results.root() / "cache" / f"{name}-{key[:20]}.safetensors"
+    if not path.exists():
+        chain, x = ddpm.load(name).chain("50"), in_bytes(factors)
+        out = torch.empty_like(x)
+        for k, sigma in enumerate(SIGMAS):
+            for at in core.progress(torch.arange(k, len(x), len(SIGMAS)).split(50), desc=f"prior at {sigma}"):
+                b = x[at].float() / 255
+                with torch.no_grad():
+                    z = chain.filter(b, chain.schedule.steps_for(sigma), ddpm.noise_of(seed, factors.ids[at], b, "zero edit"))
+                out[at] = (z.clamp(0, 1) * 255).round().to(torch.uint8)
+        io.write_tensors(path, {"x": out})
+    return io.read_tensors(path)["x"]
+
+
+class Bytes(Renders):
+    """Images that are there already, as `Renders` gives them."""
+
+    def __init__(self, x: Tensor, *targets: Tensor):
+        self.x, self.targets = x, targets
+
+
+# ---------------------------------------------------------------- factor oracles
+
+def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int):
+    world = worlds.get(name)
+    factors, names, prior = world.sample(n, "train", seed=seed + OTHER), oracles.columns(world), prior_of(world)
+    value, shown = oracles.truth(factors, names)
+    data: Dataset = Renders(factors, value, shown)
+    if prior:
+        some = factors.take(slice(0, n_prior))
+        data = ConcatDataset([data, *[Bytes(unedited(some, seed), value[:n_prior], shown[:n_prior])] * 2])
+    spread = (value * shown).std(0).clamp(min=1e-3)
+    settings = {"n": n, "n_prior": n_prior if prior else 0, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "members": 3,
+                "augmentation": "blur, noise up to 0.05", "prior": prior, "sigmas": SIGMAS if prior else None}
+
+    def loss(module, batch):
+        x, t, there = batch
+        error = ((module(roughened(x)) - t) / spread).square() * there
+        return error.sum() / there.sum()
+
+    model = oracles.FactorOracle(names, world.size)
+    logs = []
+    for k, member in enumerate(model.members):              # one after the other: each its own first weights, order, augmentation
+        core.seed_everything(seed + OTHER + k)
+        member.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+        logs.append(training.fit(member, data, [training.Part(loss, lr=3e-3, weight_decay=1e-2)], epochs=epochs, batch_size=64,
+                                 seed=seed + OTHER + k, folder=folder and folder / str(k)))
+    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs), "epochs": epochs,
+           "losses": [one["losses"] for one in logs]}
+    card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
+                     "world_sha256": world.sha256()},
+            "architecture": {"class": "FactorOracle", "arguments": {"names": names, "size": world.size}}, "settings": settings}
+    return model, card, log | {"quality": calibrate(model, world, seed)}
+
+
+@torch.no_grad()
+def calibrate(model: oracles.FactorOracle, world: World, seed: int, n: int = 1500, n_null: int = 300) -> dict:
+    """Sets the oracle's `sd` and `null`, and measures what its card says (see `FactorOracle`); of `unread`, `leakage` and the
+    images by PGD that flip the shipped classifiers beside it."""
+    model.eval()
+    factors = world.sample(n, "test", seed=seed + OTHER)
+    value, shown = oracles.truth(factors, model.names)
+    x = in_bytes(factors)
+    read = torch.cat([model.read(b.float() / 255)[0] for b in x.split(500)])
+    error, there = (read - value).square() * shown, shown.sum(0).clamp(min=2)
+    mean = (value * shown).sum(0) / there
+    model.sd.copy_((error.sum(0) / there).sqrt())
+    r2 = 1 - error.sum(0) / ((value - mean).square() * shown).sum(0)
+    few, prior = factors.take(slice(0, n_null)), prior_of(world)
+    a = x[:n_null].float() / 255
+    if prior:
+        b = unedited(few, seed).float() / 255
+    else:
+        noise = core.item_noise(seed, few.ids, x.shape[1:], "another camera")
+        b = (world.render(few, noise=False) + world.noise_sd(few)[:, None, None, None] * noise).clamp(0, 1)
+    model.null.copy_(truth.null_sd(model, a, b))
+    table = {name: {"sd": model.sd[k].item(), "r2": r2[k].item(), "null": model.null[k].item()}
+             for k, name in enumerate(model.names)}
+    disagreement = model.read(b)[1]
+    return {"test_n": n, "null_by": prior or "camera noise", "columns": table,
+            "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
+            "leakage_over_half": leakage(model, world, seed), "pgd": adversarial(model, world, seed)}
+
+
+def leakage(model: oracles.FactorOracle, world: World, seed: int, n: int = 64, least: float = 0.5) -> dict:
+    """Mean |displacement| of each column, in its sd, when the renderer moves one factor alone as far as it goes; what is under
+    `least` is left out. Row: the factor that moves."""
+    factors = world.sample(n, "test", seed=seed)
+    tables = moved(factors)
+    x = in_bytes(joined([factors, *(table for _, table in tables)]))
+    read = torch.cat([model.read(b.float() / 255)[0] for b in x.split(500)]).view(-1, n, len(model.names))
+    out = {}
+    for name in dict.fromkeys(one for one, _ in tables):
+        own = read[[k + 1 for k, (one, _) in enumerate(tables) if one == name]]
+        most = ((own - read[0]).abs() / model.sd).amax(0).mean(0)
+        out[name] = {column: round(most[k].item(), 2) for k, column in enumerate(model.names) if most[k] >= least}
+    return out
+
+
+def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 128) -> dict:
+    """On PGD images (2/255) that flip a shipped classifier of this world: share of (image, column) pairs that the oracle reads as
+    not moved, and share of images in which it reads so of every column of the label's cause."""
+    factors = world.sample(n, "test", seed=seed)
+    x, out = in_bytes(factors).float() / 255, {}
+    label = world.label(MAIN[world.name])
+    of = {label.factor, *(name for name, _ in label.neutral)}
+    causes = [k for k, column in enumerate(model.names) if oracles.factor_of(column) in of]
+    for path in sorted(io.CHECKPOINTS.glob(f"{world.name}_{label.name}_*.safetensors")):
+        f = OneOutput(classifiers.load(path.stem))
+        cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
+        still = ~truth.displacement(cfs, model).moved[cfs.valid]
+        out[path.stem] = {"n": len(still), "columns_not_moved": still.double().mean().item(),
+                          "causes_not_moved": still[:, causes].all(1).double().mean().item()}
+    return out
+
+
+@recipe("faces_oracle", embedded=True)
+def faces_oracle(root, seed, folder):
+    """The factor oracle of rendered faces: three regressors of every factor that is no child."""
+    return _oracle("faces", seed, folder, n=10_000, epochs=8, n_prior=1200)
+
+
+@recipe("roads_oracle", embedded=True)
+def roads_oracle(root, seed, folder):
+    """The factor oracle of rendered roads: three regressors of every factor; scene and weather by level, a cause 0 outside its
+    scene."""
+    return _oracle("roads", seed, folder, n=8_000, epochs=6, n_prior=600)
