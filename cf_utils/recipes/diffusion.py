@@ -37,7 +37,7 @@ class Renders(Dataset):
 def _prior(name: str, seed: int, folder: Path | None, n: int, epochs: int, **build):
     world = worlds.get(name)
     model = ddpm.build(size=world.size, **build)
-    settings = {"n": n, "epochs": epochs, "batch_size": 32, "lr": 6e-4, "ema": 0.999, "low": 0.5,
+    settings = {"n": n, "epochs": epochs, "batch_size": 32, "lr": 8e-4, "ema": 0.999, "low": 0.6,
                 "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
     loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
     data = Renders(world, n, seed)
@@ -69,10 +69,10 @@ def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
 @recipe("faces_ddpm", embedded=True)
 def faces_ddpm(root, seed, folder):
     """The diffusion prior of rendered faces, 64 x 64 pixels."""
-    return _prior("faces", seed, folder, n=24_000, epochs=5)
+    return _prior("faces", seed, folder, n=16_000, epochs=5, blocks=1)
 
 
 @recipe("roads_ddpm", embedded=True)
 def roads_ddpm(root, seed, folder):
     """The diffusion prior of rendered roads, 64 x 128 pixels."""
-    return _prior("roads", seed, folder, n=12_000, epochs=4)
+    return _prior("roads", seed, folder, n=8_000, epochs=4, blocks=1)

@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cf_utils.worlds", description=__doc__)
     parser.add_argument("command", choices=("check",))
     parser.add_argument("name", choices=worlds.NAMES)
-    parser.add_argument("--n", type=int, default=6000, help="training renders")
+    parser.add_argument("--n", type=int, default=16_000, help="training renders")
     args = parser.parse_args(argv)
     found = card.check(args.name, args.n)
     for label, row in found["checked"].items():

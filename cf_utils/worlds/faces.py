@@ -45,6 +45,7 @@ FACTORS = (
         "face_width", "jaw", "chin", "eye_spacing", "eye_size", "eye_slant", "eye_color", "nose_width", "nose_length",
         "brow_height", "brow_weight", "lips", "mouth_width", "skin")),
     Factor("silver", quantiles=two_heaps(0.35)),             # dyed or born with: grey hair alone does not tell the age
+    Factor("freckles"),                                      # specks as dark and as light as wrinkles: nor does a mottled skin
     *(Factor(name) for name in (
         "turn", "tilt", "nod", "shift_x", "shift_y", "zoom", "gaze", "mouth_open", "hair_volume", "curl", "parting", "rims",
         "clothes", "collar", "background", "background_light", "depth", "light", "light_height", "exposure", "warmth", "noise")),

@@ -84,24 +84,42 @@ def blush(p, image) -> None:
 
 
 def folds(p, image) -> None:
-    """Folds from nose to mouth (smile, age), lines on the forehead, crow's feet, bags under the eyes."""
-    dark = (0.55, 0.38, 0.34)
+    """Folds from nose to mouth (smile, age), from mouth to chin, lines on the forehead, crow's feet, bags under the eyes.
+
+    Beside each wrinkle lies the ridge that its skin is pushed into, as much lighter: so a wrinkled face is not a darker one."""
+    dark, light, w = (0.50, 0.34, 0.30), (1.36, 1.40, 1.42), p.wrinkles
+    seen = p.freckles * p.face * bump(p.x - 0.4 * p.sin, p.y - 0.05, 0.62, 0.62)
+    tint(image, 0.60 * seen * ramp(p.specks, 0.16, 0.34), dark)
+    tint(image, 0.45 * seen * ramp(-p.specks, 0.16, 0.34), light)
     for side in (-1, 1):
         x0, y0, _ = at(p, side * 0.085, 0.225, 0.03)
         x1, y1, _ = at(p, side * (0.175 + 0.035 * p.smile), 0.40)
-        d, t = segment(p.x - side * 0.04 * bump(p.y - 0.31, p.y * 0, 0.12, 1.0), p.y, x0, y0, x1, y1)
-        tint(image, (0.55 * p.cheeks + 0.6 * p.wrinkles).clamp(max=0.9) * inside(d - 0.012, 0.045) * (1 - 0.5 * t), dark)
+        bow = p.x - side * 0.04 * bump(p.y - 0.31, p.y * 0, 0.12, 1.0)
+        d, t = segment(bow, p.y, x0, y0, x1, y1)
+        tint(image, (0.55 * p.cheeks + 0.5 * w).clamp(max=0.9) * inside(d - 0.012, 0.045) * (1 - 0.5 * t), dark)
+        d, t = segment(bow - side * 0.045, p.y, x0, y0, x1, y1)
+        tint(image, 0.35 * w * inside(d - 0.010, 0.045), light)
+        for shift, amount, colour in ((0.0, 0.50, dark), (0.042, 0.35, light)):
+            d, t = segment(p.x - side * shift, p.y, side * 0.03 + x1 - side * 0.04, y1 + 0.035, x1 - side * 0.02, y1 + 0.15)
+            tint(image, amount * w * inside(d - 0.008, 0.036) * (1 - 0.6 * t), colour)
         ex, ey, k = at(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
         bag = p.y - ey - 0.085 + 1.6 * (p.x - ex) * (p.x - ex)
-        tint(image, 0.65 * p.wrinkles * inside(bag.abs() - 0.006, 0.035) * bump(p.x - ex, p.y - ey - 0.08, 0.14 * k, 0.12), dark)
+        under = bump(p.x - ex, p.y - ey - 0.08, 0.14 * k, 0.12)
+        tint(image, 0.65 * w * inside(bag.abs() - 0.010, 0.035) * under, dark)
+        tint(image, 0.50 * w * inside((bag + 0.036).abs() - 0.010, 0.030) * under, light)
         for j in (-1, 0, 1):
             x, y, _ = at(p, side * 0.295, 0.0)
-            d, t = segment(p.x, p.y, x, y + 0.02 * j, x + side * 0.075 * k, y + 0.055 * j - 0.01)
-            tint(image, 0.7 * p.wrinkles * stroke(d, 0.008, p.px) * (1 - t), dark)
+            ends = (x, y + 0.02 * j, x + side * 0.085 * k, y + 0.065 * j - 0.01)
+            d, t = segment(p.x, p.y, *ends)
+            tint(image, 0.65 * w * stroke(d, 0.012, p.px) * (1 - t), dark)
+            d, t = segment(p.x, p.y - 0.030, *ends)
+            tint(image, 0.40 * w * stroke(d, 0.010, p.px) * (1 - t), light)
     for j in range(3):
-        x, y, _ = at(p, 0.0, -0.235 - 0.065 * j)
+        x, y, _ = at(p, 0.0, -0.225 - 0.065 * j)
         line = p.y - y - 0.25 * (p.x - x) * (p.x - x) + 0.012 * j * (p.x - x)
-        tint(image, 0.75 * p.wrinkles * stroke(line, 0.008, p.px) * bump(p.x - x, p.y - y, 0.30 - 0.03 * j, 0.2), dark)
+        wide = bump(p.x - x, p.y - y, 0.30 - 0.03 * j, 0.2)
+        tint(image, 0.65 * w * stroke(line, 0.011, p.px) * wide, dark)
+        tint(image, 0.45 * w * stroke(line - 0.032, 0.011, p.px) * wide, light)
 
 
 def nose(p, image) -> None:
@@ -123,7 +141,7 @@ def mouth(p, image) -> None:
     corner = 0.014 - 0.075 * p.smile
     middle = corner * (u * u).clamp(max=1.3) - 0.45 * corner
     gap = 0.045 * ramp(p.smile, 0.3, 1.0) + 0.065 * ramp(p.mouth_open, 0.35, 1.0)
-    full = 0.75 + 0.5 * p.lips - 0.25 * p.smile - 0.15 * p.wrinkles
+    full = 0.75 + 0.5 * p.lips - 0.25 * p.smile - 0.25 * p.wrinkles
     high, low = middle - 0.30 * gap * arc, middle + 0.70 * gap * arc
     cupid = 1 - 0.22 * bump(u, u * 0, 0.35, 1)
     d = torch.maximum(high - 0.040 * full * arc * cupid - v, v - low - 0.058 * full * (arc * (0.5 + 0.5 * arc)))
@@ -153,7 +171,7 @@ def eye(p, image, side: int) -> None:
     v = v + side * u * 0.22 * (p.eye_slant - 0.4)
     arc = 1 - u * u
     skew = arc * (1 - 0.14 * side * u)
-    up = (0.56 + 0.06 * p.eye_size - 0.16 * p.squint - 0.12 * p.wrinkles) * skew
+    up = (0.56 + 0.06 * p.eye_size - 0.16 * p.squint - 0.16 * p.wrinkles) * skew
     low = (0.34 - 0.24 * p.squint) * arc * (1 + 0.15 * side * u)
     px = p.px / w
     eyeball = torch.maximum(-v - up, v - low)

@@ -30,7 +30,7 @@ def hair(p, factors) -> None:
     p.hair_back = inside(torch.minimum(torch.maximum(outer, p.y - end.clamp(min=0.12)), drape), p.px)
     # in front: everything but the opening that shows the face
     half = p.a - 0.05 + 0.07 * (1 - ramp(length, 0.25, 0.5)) * ramp(p.y, -0.25, -0.02) + 0.03 * ramp(p.y, 0.2, 0.6)
-    u, v = (x - 0.22 * p.sin) / half, (p.y.clamp(max=0) + 0.10 * side * x) / (0.465 + 0.03 * p.wrinkles)
+    u, v = (x - 0.22 * p.sin) / half, (p.y.clamp(max=0) + 0.10 * side * x) / (0.45 + 0.06 * p.wrinkles)
     opening = ((u * u + v * v + 1e-4).sqrt() - 1) * 0.40 - 0.035 * strands
     swept = x - 0.30 * side
     lowest = mix(-0.62, -0.15, p.fringe) + 0.30 * p.fringe * swept * swept + 0.10 * strands * p.fringe
@@ -41,8 +41,8 @@ def hair(p, factors) -> None:
     silver = rgb(0.76, 0.75, 0.75)
     whole = mix(palette(HAIR, p.hair_color), silver, (0.85 * ramp(p.silver, 0.45, 0.75))[:, None])
     temples = ramp(x.abs(), 0.20, 0.38) * bump(p.y + 0.06, p.y * 0, 0.30, 1) * (0.75 + 0.5 * strands)
-    p.hair_base = mix(whole, silver, 0.7 * (p.grey * temples)[:, None].clamp(0, 1))
-    p.brow_base = mix(whole, silver, 0.35 * p.grey[:, None])
+    p.hair_base = mix(whole, silver, 0.20 * (p.grey * temples)[:, None].clamp(0, 1))
+    p.brow_base = mix(whole, silver, 0.12 * p.grey[:, None])
     nx, ny = (x / 0.58).clamp(-0.95, 0.95), ((p.y.clamp(max=0.1) + 0.1) / 0.75).clamp(-0.95, 0.3)
     lit = (nx * p.lx + ny * p.ly + (1.10 - nx * nx - ny * ny).clamp(min=0.05).sqrt() * p.lz).clamp(0, 1)
     shine = bump(p.x - 0.34 * p.lx, p.y + 0.42 + 0.25 * x * x, 0.40, 0.15) * (0.7 + 0.9 * strands)
@@ -51,6 +51,7 @@ def hair(p, factors) -> None:
     p.hair_colour = p.hair_base * shade[:, None] + 0.20 * shine[:, None] * (0.25 + p.hair_base)
     p.hair_back_colour = p.hair_colour * (0.55 - 0.12 * ramp(-x.abs(), -0.4, -0.1))[:, None]
     p.stubble = grain(lattice, 62 * p.x + 30, 30 * p.y + 20) - 0.5
+    p.specks = grain(lattice, 20 * p.x + 11, 20 * p.y + 5) - 0.5
 
 
 def beard(p, image) -> None:

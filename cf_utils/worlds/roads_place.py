@@ -95,7 +95,7 @@ def ground(p, image, factors) -> None:
         line = stroke(p.gx - x, torch.full_like(pix, 0.075), pix)
         colour = rgb(0.92, 0.78, 0.35) if x == -1.6 else rgb(0.88, 0.88, 0.86)
         paint(image, 0.9 * below * line * kind, haze(p, colour, p.s))
-    p.walk_s = 0.155 + 0.075 * p.walker_distance
+    p.walk_s = 0.20 + 0.06 * p.walker_distance
     on = torch.maximum(p.zebra, (p.scene == 2).float())
     sharp = (1 - pix).clamp(0, 1)
     stripes = mix(0.5, inside((p.gx - p.gx.floor() - 0.5).abs() - 0.25, pix.clamp(max=0.5)), sharp)

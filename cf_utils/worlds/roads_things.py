@@ -11,7 +11,7 @@ from cf_utils.worlds.roads_place import billboard, haze
 PAINT = ((0.12, 0.13, 0.15), (0.52, 0.54, 0.57), (0.86, 0.86, 0.86), (0.52, 0.10, 0.10), (0.14, 0.24, 0.46), (0.20, 0.34, 0.26),
          (0.64, 0.58, 0.46))
 RED, AMBER, GREEN = (1.0, 0.14, 0.10), (1.0, 0.70, 0.10), (0.15, 0.95, 0.45)
-COAT = ((0.62, 0.16, 0.14), (0.16, 0.24, 0.42), (0.20, 0.20, 0.22), (0.72, 0.62, 0.26), (0.30, 0.42, 0.30), (0.75, 0.73, 0.70))
+COAT = ((0.95, 0.20, 0.15), (0.98, 0.62, 0.10), (0.96, 0.90, 0.20), (0.40, 0.85, 0.30), (0.25, 0.70, 0.98), (0.98, 0.96, 0.92))
 
 
 def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
@@ -38,12 +38,12 @@ def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
             shine, dim = rgb(1.0, 0.97, 0.86), rgb(0.80, 0.80, 0.76)
             on = 0.45 + 0.55 * torch.maximum(p.dusk, p.wet)
         else:
-            shine, dim, on = rgb(1.0, 0.13, 0.08), rgb(0.40, 0.05, 0.05), brakes
+            shine, dim, on = rgb(1.0, 0.13, 0.08), rgb(0.66, 0.09, 0.07), brakes
         seen = s / (s + 0.4 * p.thick)
         paint(image, there * inside(lamp, m) * seen, mix(dim * p.ambient[:, None], shine, on[:, None]))
         halo = bump(u - side * 0.70, up - 0.76, 0.62, 0.50)
-        paint(image, there * on * halo * (0.38 + 0.30 * p.dusk), shine)
-        paint(image, there * on * bump(u - side * 0.70, up + 0.45, 0.40, 1.0) * 0.45 * p.wet, shine)
+        paint(image, there * on * halo * ((0.38 if brakes is None else 0.20) + 0.25 * p.dusk), shine)
+        paint(image, there * on * bump(u - side * 0.70, up + 0.45, 0.40, 1.0) * 0.30 * p.wet, shine)
     if brakes is not None:
         third = box(u, up - 1.42, 0.20, 0.035, 0.02)
         paint(image, there * brakes * inside(third, m), rgb(1.0, 0.16, 0.10))
@@ -78,7 +78,8 @@ def oncoming_car(p, image) -> None:
 
 
 def lights(p, image) -> None:
-    """A mast beside the road whose arm holds a light over the right lane: red above, green below."""
+    """A mast beside the road whose arm holds a light over the right lane: red above, green below. The light on the mast itself is
+    for the side street and shows the other colour: how much red and green there is in the picture tells nothing."""
     own = (p.scene == 1).float()
     there, red = torch.maximum(own, p.light), ramp(p.red, 0.35, 0.65)
     s = 0.125 + 0.06 * (1 - p.light_distance)
@@ -87,10 +88,10 @@ def lights(p, image) -> None:
     mast, _ = segment(u, up, 0.0, 0.0, 0.0, 5.3)
     arm, _ = segment(u, up, 0.0, 5.3, -3.0, 5.45)
     paint(image, there * inside(torch.minimum(mast, arm) - 0.07, m), haze(p, rgb(0.30, 0.31, 0.33), s))
-    for x, y in ((-3.0, 4.75), (0.0, 3.1)):                                     # over the road, and again on the mast
+    for x, y, stop in ((-3.0, 4.75, red), (0.0, 3.1, 1 - red)):
         case = box(u - x, up - y, 0.36, 0.92, 0.10)
         paint(image, there * inside(case, m), haze(p, rgb(0.07, 0.07, 0.08), s))
-        for dy, on, colour in ((0.56, red, RED), (0.0, 0 * red, AMBER), (-0.56, 1 - red, GREEN)):
+        for dy, on, colour in ((0.56, stop, RED), (0.0, 0 * red, AMBER), (-0.56, 1 - stop, GREEN)):
             colour = rgb(*colour)
             lamp = ellipse(u - x, up - y - dy, 0.23, 0.23)
             paint(image, there * inside(lamp, m), mix(colour * 0.16, colour, on[:, None]))
@@ -101,8 +102,10 @@ def pedestrian(p, image) -> None:
     """On the crossing in front of the car, or on the pavement; one who walks turns the arms and legs."""
     own = (p.scene == 2).float()
     there, way = torch.maximum(own, p.walker), torch.where(p.walker_side < 0.5, -1.0, 1.0)
-    pavement = 6.9 - 2.6 * p.crossing - (1 - own) * 1.2 * p.walker_at           # the kerb is crossed at a half
-    x = way * torch.where(p.crossing < 0.5, pavement, 10.88 - 10.56 * p.crossing)
+    c = p.crossing
+    out, on = (1 - 2 * c).clamp(min=0).sqrt(), (2 - 2 * c).clamp(0, 1)
+    pavement = 5.0 + 1.8 * out - (1 - own) * 1.0 * p.walker_at
+    x = way * torch.where(c < 0.5, pavement, 0.3 + 4.7 * on * on.sqrt())        # the kerb is crossed at a half
     s = p.walk_s
     p, image = billboard(p, image, x, s, 1.1, 2.1)
     k = 0.88 + 0.16 * p.walker_size
@@ -112,13 +115,13 @@ def pedestrian(p, image) -> None:
     trousers = haze(p, mix(rgb(0.12, 0.14, 0.22), rgb(0.34, 0.30, 0.26), p.stride[:, None]), s)
     for side in (-1, 1):
         leg, _ = segment(u, up, 0.0, 0.85, side * gait, 0.06)
-        paint(image, there * inside(leg - 0.085, m), trousers * (0.95 + 0.12 * side))
+        paint(image, there * inside(leg - 0.11, m), trousers * (0.95 + 0.12 * side))
     coat = palette(COAT, p.clothes)
     for side in (-1, 1):
         hand, _ = segment(u, up, side * 0.17, 1.36, side * (0.20 + 0.6 * gait), 0.86)
-        paint(image, there * inside(hand - 0.06, m), haze(p, coat * 0.82, s))
-    torso = box(u, up - 1.12, 0.21, 0.33, 0.10)
+        paint(image, there * inside(hand - 0.09, m), haze(p, coat * 0.82, s))
+    torso = box(u, up - 1.12, 0.27, 0.36, 0.10)
     paint(image, there * inside(torso, m), haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s))
-    paint(image, there * inside(ellipse(u, up - 1.62, 0.125, 0.155), m), haze(p, rgb(0.80, 0.60, 0.48), s))
-    hair = torch.maximum(ellipse(u, up - 1.65, 0.14, 0.16), 1.63 - up)
+    paint(image, there * inside(ellipse(u, up - 1.62, 0.15, 0.17), m), haze(p, rgb(0.80, 0.60, 0.48), s))
+    hair = torch.maximum(ellipse(u, up - 1.66, 0.165, 0.17), 1.63 - up)
     paint(image, there * inside(hair, m), haze(p, rgb(0.14, 0.10, 0.08), s))
