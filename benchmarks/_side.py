@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -35,35 +37,61 @@ def one_by_one(explain, model: nn.Module, x: Tensor, target: Tensor, ids) -> tup
 
 
 class Passes:
-    """The passes of the classifier during a call, by a hook of our own: [batch size, was there a way back] each."""
+    """The passes of a classifier (and of a generator, module of (z, t)) during a call, by hooks of our own: [module, batch
+    size, was there a way back] each."""
 
-    def __init__(self, explain, model: nn.Module, x: Tensor, target: Tensor, ids=None):
-        self.model, self.x, self.made = model, x, []
-        hook = model.register_forward_hook(self._count)
+    def __init__(self, explain, model: nn.Module, x: Tensor, target: Tensor, ids=None, generator: nn.Module | None = None):
+        self.model, self.generator, self.x, self.made = model, generator, x, []
+        hooks = [m.register_forward_hook(self._count) for m in (model, generator) if m is not None]
         self.cfs, _ = timed(explain, model, x, target, ids)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
     def _count(self, module, given, out) -> None:
-        self.made.append([len(out), False])
+        this = [module, len(out), False]
+        self.made.append(this)
         if out.requires_grad:
-            this = self.made[-1]
-            out.register_hook(lambda g: this.__setitem__(1, True))
+            out.register_hook(lambda g: this.__setitem__(2, True))
 
     def bare(self) -> float:
         """Seconds of the same passes in their order and sizes, parameters frozen, and nothing else."""
-        most = max(n for n, _ in self.made)
+        most = max(n for _, n, _ in self.made)
         rows = self.x.repeat(-(-most // len(self.x)), *[1] * (self.x.ndim - 1))
-        with core.frozen(self.model):
+        t = torch.zeros(most, dtype=torch.int64, device=self.x.device)
+        with core.frozen(*(m for m in (self.model, self.generator) if m is not None)):
             began = time.perf_counter()
-            for n, back in self.made:
+            for module, n, back in self.made:
                 z = rows[:n].detach().requires_grad_(back)
                 with torch.set_grad_enabled(back):
-                    out = self.model(z)
+                    out = module(z, t[:n]) if module is self.generator else module(z)
                 if back:
                     torch.autograd.grad(out.sum(), z)
             if self.x.is_cuda:
                 torch.cuda.synchronize()
             return time.perf_counter() - began
+
+
+def peak_mib(explain, model, x, target, ids=None) -> float:
+    """Memory that a call takes on top of what was there, in MiB: the process's, watched every 2 ms, or the GPU's."""
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        timed(explain, model, x, target, ids)
+        return torch.cuda.max_memory_allocated() / 2**20
+    process, done, peak = psutil.Process(), threading.Event(), [0]
+    before = process.memory_info().rss
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        timed(explain, model, x, target, ids)
+    finally:
+        done.set()
+        thread.join()
+    return max(0, peak[0] - before) / 2**20
 
 
 def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: argparse.Namespace,

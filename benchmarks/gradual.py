@@ -13,14 +13,12 @@ Prints one table and writes results/benchmarks/gradual.json; ends non-zero where
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 import warnings
 from pathlib import Path
 
-import psutil
 import torch
-from _side import Passes, one_by_one, report, timed
+from _side import Passes, one_by_one, peak_mib, report, timed
 
 from cf_utils import classifiers, core, io
 from cf_utils.datasets import mnist
@@ -38,36 +36,14 @@ def agreement(judges, cfs: core.Counterfactuals) -> float:
 def overhead(explain, model, x, target, repeats: int) -> dict:
     """A search from which nothing leaves, against the passes it made and nothing else; alternating, best of `repeats`."""
     passes = Passes(explain, model, x, target)
-    if {n for n, _ in passes.made} != {len(x)}:
-        raise RuntimeError(f"the batch was to stay at {len(x)}, passes were of {sorted({n for n, _ in passes.made})} rows")
+    if {n for _, n, _ in passes.made} != {len(x)}:
+        raise RuntimeError(f"the batch was to stay at {len(x)}, passes were of {sorted({n for _, n, _ in passes.made})} rows")
     if len(passes.made) * len(x) != passes.cfs.n_forward.sum():
         raise RuntimeError("the explainer counts other passes than the hook")
     best = [float("inf")] * 2
     for _ in range(repeats):
         best = [min(best[0], timed(explain, model, x, target, None)[1]), min(best[1], passes.bare())]
     return {"overhead": best[0] / best[1], "passes": len(passes.made), "ms_per_pass_bare": 1e3 * best[1] / len(passes.made)}
-
-
-def peak_mib(explain, model, x, target) -> float:
-    if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        timed(explain, model, x, target, None)
-        return torch.cuda.max_memory_allocated() / 2**20
-    process, done, peak = psutil.Process(), threading.Event(), [0]
-    before = process.memory_info().rss
-
-    def watch():
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        timed(explain, model, x, target, None)
-    finally:
-        done.set()
-        thread.join()
-    return max(0, peak[0] - before) / 2**20
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,8 @@ import pytest
 from cf_utils.io import ROOT
 
 FIGURES = {
+    "ace": {"overhead", "speedup_batch8", "max_abs_difference", "checkpoint_max_abs_difference", "speedup_early", "flip_rate",
+            "flip_rate_early", "peak_mib"},
     "gradual": {"speedup_batch64", "max_abs_difference", "speedup_early", "overhead", "peak_mib", "float32_same_blocks"},
     "tabular": {"speedup_batch", "speedup_spheres", "same_batch", "limit_gradual", "rows_per_second_lore"},
     "words": {"speedup_replacement", "same_words", "sentences_per_second_recommended", "sentences_per_second_loop"}}
@@ -30,6 +32,9 @@ def test_it_runs_and_writes_its_figures(name, tmp_path):
     record = json.loads(out.read_text())
     assert record["quick"] and record["data"] == "embedded" and FIGURES[name] <= record.keys()
     assert all(math.isfinite(record[k]) and record[k] >= 0 for k in FIGURES[name])
+    if name == "ace":
+        assert record["max_abs_difference"] <= 1e-9 and record["checkpoint_max_abs_difference"] <= 1e-4
+        assert record["overhead"] > 0.9
     if name == "gradual":
         assert record["max_abs_difference"] <= 1e-9 and record["overhead"] > 0.9       # a search costs no less than its passes
     if name == "tabular":

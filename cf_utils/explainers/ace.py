@@ -85,6 +85,16 @@ class ACE(Explainer):
         """256 px, 1,000 levels: the script of 2025 (that of 2023: spacing "100", steps 20, iterations 25)."""
         return cls(prior=prior, **({"spacing": "25", "iterations": 100, "lam": 0.001} | changes))
 
+    @classmethod
+    def faces(cls, prior: DDPM, **changes) -> ACE:
+        """Rendered faces, 64 px: the noise of CelebA, a mask that scales with the image."""
+        return cls(prior=prior, **({"dilation": 7} | changes))
+
+    @classmethod
+    def roads(cls, prior: DDPM, **changes) -> ACE:
+        """Rendered roads, 64 x 128 px: what decides is a few pixels wide."""
+        return cls(prior=prior, **({"dilation": 3, "threshold": 0.05} | changes))
+
     def with_(self, **changes) -> ACE:
         return dataclasses.replace(self, **changes)
 

@@ -11,27 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cf_utils import core, training, worlds
 from cf_utils.generators import ddpm
 from cf_utils.recipes.base import recipe
-
-
-class Renders(Dataset):
-    """n renders of a world's training split as bytes (a quarter of their floats); item: (x in [0, 1],)."""
-
-    def __init__(self, world: worlds.World, n: int, seed: int = 0, variant: str = "independent"):
-        factors = world.sample(n, "train", variant, seed)
-        parts = [(world.render(factors.take(slice(at, at + 500))) * 255).round_().to(torch.uint8)
-                 for at in core.progress(range(0, n, 500), desc="rendering")]
-        self.x = torch.cat(parts)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, i: int) -> tuple[Tensor]:
-        return (self.x[i].float() / 255,)
+from cf_utils.recipes.renders import Renders
 
 
 def _prior(name: str, seed: int, folder: Path | None, n: int, epochs: int, **build):
@@ -40,9 +24,8 @@ def _prior(name: str, seed: int, folder: Path | None, n: int, epochs: int, **bui
     settings = {"n": n, "epochs": epochs, "batch_size": 32, "lr": 8e-4, "ema": 0.999, "low": 0.6,
                 "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
     loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
-    data = Renders(world, n, seed)
-    log = training.fit(model, data, [training.Part(loss, lr=settings["lr"])], epochs=epochs, batch_size=32, seed=seed,
-                       ema=settings["ema"], clip=settings["clip"], folder=folder)
+    log = training.fit(model, Renders(world.sample(n, "train", seed=seed)), [training.Part(loss, lr=settings["lr"])],
+                       epochs=epochs, batch_size=32, seed=seed, ema=settings["ema"], clip=settings["clip"], folder=folder)
     card = {"data": {"name": f"{name} (embedded)",
                      "split": f"train ({n:,} renders, independent)", "world_sha256": world.sha256()},
             "architecture": ddpm.card_of(model), "settings": settings}
@@ -69,10 +52,10 @@ def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
 @recipe("faces_ddpm", embedded=True)
 def faces_ddpm(root, seed, folder):
     """The diffusion prior of rendered faces, 64 x 64 pixels."""
-    return _prior("faces", seed, folder, n=16_000, epochs=5, blocks=1)
+    return _prior("faces", seed, folder, n=14_000, epochs=4, blocks=1)
 
 
 @recipe("roads_ddpm", embedded=True)
 def roads_ddpm(root, seed, folder):
     """The diffusion prior of rendered roads, 64 x 128 pixels."""
-    return _prior("roads", seed, folder, n=8_000, epochs=4, blocks=1)
+    return _prior("roads", seed, folder, n=6_000, epochs=4, blocks=1)
