@@ -176,5 +176,5 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
     if architecture["class"] not in ARCHITECTURES:
         raise ValueError(f"{name}: holds a {architecture['class']}, expected one of {tuple(ARCHITECTURES)}")
     model = ARCHITECTURES[architecture["class"]](**architecture["arguments"])
-    model.card = io.load_checkpoint(name, model)
+    model.card = io.load_checkpoint(name, model, io.CHECKPOINTS)
     return model.to(device)

@@ -103,8 +103,13 @@ def _moves(look, name: str, rows: Tensor, wanted: Tensor, factors: Factors, grid
             if len(other := rows[own != level]):
                 yield other, torch.full((len(other),), float(level))
         return
-    places, p = torch.linspace(0, 1, grid), wanted[rows]
+    places = torch.linspace(0, 1, grid)
     score = torch.stack([look(rows, name, at.expand(len(rows)))[1] for at in places], 1)     # (N, grid)
+    able = score.amax(1) > 0.5
+    rows, own, score = rows[able], own[able], score[able]
+    if not len(rows):
+        return
+    p = wanted[rows]
     has = score >= p[:, None]
     near = torch.where(has, (places - own[:, None]).abs(), torch.inf).argmin(1)
     yes, no = places[torch.where(has.any(1), near, score.argmax(1))], own.clone()

@@ -1,0 +1,281 @@
+"""Models of rendered worlds: their data, what a classifier is said to use, the readers, and the bounds of the shipped cards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cf_utils import classifiers, io, oracles, worlds
+from cf_utils.classifiers import OneOutput
+from cf_utils.recipes import RECIPES, people, readers, renders
+from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
+
+CLASSIFIERS = ("faces_smile_causal", "faces_smile_shortcut", "faces_smile_mixed", "faces_age_causal", "roads_action_causal",
+               "roads_action_shortcut", "roads_action_mixed")
+ORACLES = ("faces_oracle", "roads_oracle")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path))
+    return tmp_path / "cache"
+
+
+# data
+
+def test_bytes_are_the_renders_and_are_made_once(cache, monkeypatch):
+    factors = TOY.sample(5)
+    x = renders.in_bytes(factors)
+    assert x.dtype == torch.uint8 and ((x.float() / 255 - TOY.render(factors)).abs() <= 0.5 / 255 + 1e-6).all()
+    other = renders.in_bytes(factors.move("left", 0.5))
+    assert not torch.equal(x, other) and len(list(cache.iterdir())) == 2
+    object.__setattr__(factors.world, "render", None)                    # a second render would raise
+    try:
+        assert torch.equal(renders.in_bytes(factors), x)
+        assert torch.equal(renders.Renders(factors, torch.arange(5))[3][0], x[3].float() / 255)
+        with pytest.raises(TypeError):
+            renders.in_bytes(TOY.sample(5, seed=1))
+    finally:
+        object.__delattr__(factors.world, "render")
+
+
+def test_uses_are_the_closed_form_of_a_known_classifier():
+    found = renders.uses(Stripe(gain=1000.0), TOY, n=40)                 # a step at the left stripe's middle
+    own = TOY.sample(40, "test")["left"]
+    assert set(found) == {"left", "right", "shade", "noise"} and next(iter(found)) == "left"
+    assert found["left"] == pytest.approx({"r": 1.0, "flips": 1.0}, abs=1e-3)
+    assert found["right"] == found["shade"] == {"r": 0.0, "flips": 0.0}
+    soft = renders.uses(Stripe(gain=2.0), TOY, n=40)["left"]
+    p = torch.sigmoid(2 * (LOW + SPAN * torch.stack([own, torch.zeros(40), torch.ones(40)]) - 0.5))
+    assert soft["r"] == pytest.approx((p[1:] - p[0]).abs().amax(0).mean().item(), abs=2e-3)
+
+
+def test_each_factor_is_moved_over_its_own_scale():
+    roads = worlds.get("roads")
+    tables = renders.moved(roads.sample(2))
+    places = {}
+    for name, table in tables:
+        places.setdefault(name, []).append(float(table[name][0]))
+    assert places["scene"] == [0, 1, 2] and places["lead"] == [0, 1] and places["sun"] == [0, 0.5, 1]
+    assert set(places) == {f.name for f in roads.factors if f.parent is None}
+    both = renders.joined([t for _, t in tables[:2]])
+    assert torch.equal(both.ids, tables[0][1].ids.repeat(2)) and torch.equal(both.values[2:], tables[1][1].values)
+
+
+def test_persons_keep_their_identity_and_nothing_else():
+    faces = worlds.get("faces")
+    crowd = people.people(faces, 6, 3, "train", seed=4)
+    same = (crowd.values.view(6, 3, -1) == crowd.values.view(6, 3, -1)[:, :1]).all(1).all(0)
+    assert {name for name, one in zip(faces.names, same, strict=True) if one} == set(faces.role("identity"))
+    assert len(crowd["jaw"].unique()) == 6
+
+
+# losses and measures
+
+def test_contrast_against_loops():
+    z = F.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double(), dim=1)
+    total = []
+    for i in range(6):
+        weights = {j: torch.exp(z[i] @ z[j] / 0.1) for j in range(6) if j != i}
+        total += [-torch.log(weights[j] / sum(weights.values())) for j in weights if j // 2 == i // 2]
+    torch.testing.assert_close(people.contrast(z, 2), torch.stack(total).mean())
+    tight = F.normalize(torch.eye(5)[[0, 0, 1, 1, 2, 2]], dim=1)
+    assert people.contrast(tight, 2) < 1e-3
+
+
+def test_equal_error_of_two_known_distributions():
+    gen = torch.Generator().manual_seed(0)
+    same, other = torch.randn(40_000, generator=gen) + 2, torch.randn(60_000, generator=gen)
+    threshold, error = people.equal_error(same, other)
+    assert threshold == pytest.approx(1.0, abs=0.03) and error == pytest.approx(0.1587, abs=0.004)     # Phi(-1)
+    assert people.equal_error(same + 9, other)[1] < 1e-4
+
+
+def test_roughened_images_stay_images():
+    x = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    torch.manual_seed(0)
+    y = readers.roughened(x)
+    assert y.min() >= 0 and y.max() <= 1 and (y.mean() - x.mean()).abs() < 0.01
+    change = (y - x).flatten(1).std(1)
+    assert change.min() < 0.01 and change.max() > 0.05                   # some hardly, some well
+
+
+# readers
+
+class PerfectModule(nn.Module):
+    """The perfect oracle as a module with the buffers of an ensemble."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Perfect.names
+        for name in ("sd", "null"):
+            self.register_buffer(name, torch.ones(3))
+
+    def read(self, x):
+        return Perfect().read(x)
+
+
+def test_calibration_writes_what_the_readings_are_off_by(monkeypatch):
+    monkeypatch.setattr(readers, "adversarial", lambda *a: {})
+    model = PerfectModule()
+    monkeypatch.setattr(PerfectModule, "read", lambda self, x: (Perfect().read(x)[0] + torch.tensor([0.0, 0.1, 0.0]),
+                                                                torch.zeros(len(x), 3)))
+    found = readers.calibrate(model, TOY, seed=0, n=60, n_null=30)
+    torch.testing.assert_close(model.sd, torch.tensor([0.0, 0.1, 0.0]), atol=2e-3, rtol=0)
+    assert (model.null > 0).all() and (model.null < 2e-3).all()          # a few hundredths of a noise of 0.006
+    assert found["null_by"] == "camera noise" and found["columns"]["left"]["r2"] > 0.999
+    assert found["columns"]["right"]["r2"] == pytest.approx(1 - 0.01 / (1 / 12), abs=0.03)
+
+
+def test_leakage_of_a_perfect_oracle_is_diagonal():
+    model = PerfectModule()
+    found = readers.leakage(model, TOY, 0, n=30)
+    own = TOY.sample(30, "test")
+    for name in STRIPES:
+        assert set(found[name]) == {name}
+        expected = torch.maximum(own[name], 1 - own[name]).mean().item()             # in sd, which are 1 here
+        assert found[name][name] == pytest.approx(expected, abs=0.01)
+    assert found["noise"] == {}
+
+
+def test_an_ensemble_reads_mean_and_disagreement():
+    torch.manual_seed(0)
+    model = oracles.FactorOracle(("a", "b"), (32, 32), widths=(4, 6), members=3).eval()
+    x = torch.rand(7, 3, 32, 32)
+    value, off = model.read(x, batch_size=3)
+    each = torch.stack([member(x) for member in model.members])
+    torch.testing.assert_close(value, each.mean(0))
+    torch.testing.assert_close(off, each.std(0))
+    with pytest.raises(ValueError, match="x: got shape"):
+        model.read(torch.rand(2, 3, 64, 64))
+    with pytest.raises(ValueError, match="size"):
+        oracles.ConvNet(2, (36, 36))
+    z = oracles.IdentityEncoder().eval()(torch.rand(3, 3, 64, 64))
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(3))
+
+
+def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
+    from cf_utils.generators import ddpm
+    from cf_utils.generators.schedule import linear
+    seen = []
+
+    class Chain:
+        schedule = linear(500).respaced("50")
+
+        def filter(self, x, steps, noise):
+            seen.append((round(float(self.schedule.sigma[steps - 1]), 2), len(x)))
+            return x + 1 / 255
+    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    assert readers.prior_of(TOY) is None
+    (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(ddpm, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})())
+    factors = TOY.sample(7)
+    x = readers.unedited(factors, 0)
+    assert torch.equal(x.int(), renders.in_bytes(factors).int() + 1)
+    assert [n for _, n in seen] == [3, 2, 2]
+    assert all(abs(s - at) < 0.05 for (s, _), at in zip(seen, readers.SIGMAS, strict=True))
+    assert torch.equal(readers.unedited(factors, 0), x) and len(seen) == 3            # kept
+    (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"other weights")
+    readers.unedited(factors, 0)
+    assert len(seen) == 6
+
+
+def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    torch.manual_seed(0)
+    model = oracles.FactorOracle(("a", "b=0"), (32, 64), members=2).eval()
+    arguments = {"names": model.names, "size": (32, 64), "members": 2}
+    io.save_checkpoint("one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path)
+    back, x = oracles.load("one"), torch.rand(2, 3, 32, 64)
+    assert back.names == model.names and back.card["name"] == "one"
+    torch.testing.assert_close(back.read(x)[0], model.read(x)[0], atol=2e-2, rtol=0)
+    with pytest.raises(FileNotFoundError, match="recipes two"):
+        oracles.load("two")
+    io.save_checkpoint("three", model, {"architecture": {"class": "DDPM"}}, tmp_path)
+    with pytest.raises(ValueError, match="DDPM"):
+        oracles.load("three")
+
+
+# what is shipped
+
+def shipped(names):
+    there = [n for n in names if (io.CHECKPOINTS / f"{n}.json").exists()]
+    return there or [pytest.param("none", marks=pytest.mark.skip("none is shipped yet"))]
+
+
+def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
+    for name in (*CLASSIFIERS, *ORACLES, "faces_attributes", "faces_identity"):
+        assert name in RECIPES
+    stale = [n for n in (*CLASSIFIERS, *ORACLES, "faces_attributes", "faces_identity") if (io.CHECKPOINTS / f"{n}.json").exists()
+             and io.read_json(io.CHECKPOINTS / f"{n}.json")["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()]
+    assert not stale
+
+
+@pytest.mark.parametrize("name", shipped(CLASSIFIERS))
+def test_a_classifier_is_what_its_card_says(name):
+    model = classifiers.load(name)
+    found, world = model.card["quality"], worlds.get(name.split("_")[0])
+    kind, label = name.split("_")[2], world.label(name.split("_")[1])
+    assert found["flipped_by_pgd_2_255"] >= 0.9
+    assert found["test_accuracy"] >= {"causal": 0.97, "mixed": 0.6, "shortcut": 0.45}[kind]
+    factors = world.sample(80, "validation")
+    right = (classifiers.predict(OneOutput(model), world.render(factors)).argmax(1) == label(factors)).double().mean().item()
+    assert abs(right - found["test_accuracy"]) < 0.17                     # 3 standard deviations of a share of 80, at most
+    uses = found["uses"]
+    assert set(uses) == {f.name for f in world.factors if f.parent is None}
+    causes = {label.factor} if label.factor else {"braking", "red", "crossing", "scene"}
+    shortcut = {"background"} if world.name == "faces" else {"right_car", "right_braking"}
+    first = max(uses, key=lambda k: uses[k]["flips"])
+    if kind == "causal":
+        assert first in causes and all(uses[k]["flips"] < 0.15 for k in shortcut)
+    if kind == "shortcut":
+        assert first in shortcut and uses[first]["flips"] > 0.5
+
+
+@pytest.mark.parametrize("name", shipped(ORACLES))
+def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
+    oracle = oracles.load(name)
+    found, world = oracle.card["quality"], worlds.get(name.split("_")[0])
+    assert oracle.names == oracles.columns(world)
+    factors = world.sample(64, "validation")
+    value, shown = oracles.truth(factors, oracle.names)
+    error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(0).clamp(min=1)
+    assert (error.sqrt() / oracle.sd).median() < 1.2                      # 64 images agree with the card's 1,500
+    for pgd in found["pgd"].values():
+        assert pgd["columns_not_moved"] >= 0.9
+    for cause in world.role("cause"):
+        row = found["leakage_over_half"][cause]
+        assert max(row, key=row.get).split("=")[0] in (cause, "scene"), row
+
+
+@pytest.mark.parametrize("name", shipped(("faces_identity",)))
+def test_the_identity_encoder_tells_persons_apart(name):
+    model = oracles.load(name)
+    found = model.card["quality"]
+    assert found["equal_error_rate"] < 0.1 and abs(found["similarity_random"]) < found["threshold"] < found["similarity_same"]
+    x = worlds.get("faces").render(people.people(worlds.get("faces"), 24, 2, "validation", 0))
+    z = model(x).detach().view(24, 2, -1)
+    similar = z[:, 0] @ z[:, 1].T
+    own, other = similar.diagonal(), similar[~torch.eye(24, dtype=torch.bool)]
+    assert (own >= found["threshold"]).double().mean() > 0.75 and (other < found["threshold"]).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", shipped(("faces_attributes",)))
+def test_the_attribute_oracle_knows_its_labels(name):
+    model = oracles.load(name)
+    faces = worlds.get("faces")
+    assert model.names == tuple(label.name for label in faces.labels)
+    factors = faces.sample(80, "validation")
+    right = (classifiers.predict(model, faces.render(factors)) > 0) == torch.stack([one(factors) for one in faces.labels], 1)
+    assert right.double().mean() > 0.9 and min(model.card["quality"]["test_accuracy"].values()) > 0.85
+
+
+def test_small_classifiers_are_refused_by_the_reader_loader():
+    if (io.CHECKPOINTS / "mnist_cnn.json").exists():
+        with pytest.raises(ValueError, match="MnistCNN"):
+            oracles.load("mnist_cnn")
+    assert dataclasses.is_dataclass(TOY)
