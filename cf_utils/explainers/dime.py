@@ -160,10 +160,9 @@ class DiME(Explainer):
                 if self.own_mask and self.steps - 1 - k >= self.warm_up:
                     kept = change_mask(x, to_image(guess), self.threshold, self.dilation)
                     clean = torch.where(kept, guess, q)
-            g = self._gradient(f, clean, x, target, rows, scale) / s.abar[k].sqrt().item()
-            bad = ~g.flatten(1).isfinite().all(1)
-            broken |= bad                                       # goes on unguided, and is told of at the scale's end
-            g = torch.where(bad.view(-1, 1, 1, 1), 0, g) + self.l1 * (z - q).sign()
+            g, fine = self._gradient(f, clean, x, target, rows, scale)
+            broken |= ~fine                                     # goes on unguided, and is told of at the scale's end
+            g = torch.where(fine.view(-1, 1, 1, 1), g / s.abar[k].sqrt().item(), 0) + self.l1 * (z - q).sign()
             z = mean - log_variance.exp() * g
             if k:
                 z = z + (log_variance / 2).exp() * noise(k)
@@ -174,8 +173,9 @@ class DiME(Explainer):
         y = to_image(z).clamp(0, 1)
         return (y if kept is None else torch.where(kept, y, x)), kept, broken
 
-    def _gradient(self, f: BlackBox, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor, scale: float) -> Tensor:
-        """Of s L_class + p L_perc, at clean images in [-1, 1]."""
+    def _gradient(self, f: BlackBox, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor,
+                  scale: float) -> tuple[Tensor, Tensor]:
+        """Of s L_class + p L_perc, at clean images in [-1, 1]; and for which items it and the logits are finite (B,)."""
         with torch.enable_grad():
             z = clean.detach().requires_grad_(True)
             y, t = to_image(z), target[:, None]
@@ -184,7 +184,8 @@ class DiME(Explainer):
             loss = -scale * odds
             if self.perceptual is not None:
                 loss = loss + self.perceptual_weight * self.perceptual(y, x)
-            return f.grad(loss.sum(), z)
+            g = f.grad(loss.sum(), z)
+        return g, g.flatten(1).isfinite().all(1) & logits.detach().isfinite().all(1)
 
     def _paste(self, generator: BlackBox, x: Tensor, y: Tensor, ids) -> tuple[Tensor, Tensor]:
         """ACE's last stage on the images y: (result, mask (B, 1, H, W))."""
