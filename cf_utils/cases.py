@@ -1,0 +1,88 @@
+"""What the notebooks on images explain: queries, a classifier of two classes, its prior, and the presets of the methods for them.
+
+The embedded cases are renders with the shipped networks. The official ones read the data from a folder and the published weights
+from data/weights (`weights.FILES` says which file, and how to get it); nothing stands in for a file that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cf_utils import classifiers, image_classifiers, weights
+from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, rendered
+from cf_utils.datasets.base import InMemory
+from cf_utils.explainers.ace import ACE
+from cf_utils.explainers.dime import DiME
+from cf_utils.generators import ddpm, guided
+from cf_utils.generators.ddpm import DDPM
+
+ATTRIBUTES = {"smile": "Smiling", "age": "Young"}                   # ours -> CelebA's
+SPLITS = {"celeba": "validation", "celebahq": "test", "bdd": "validation", "imagenet": "validation"}        # as ACE's code
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """`data`: the queries with their labels y; `uses`: of an embedded classifier, what it uses (its card), None otherwise."""
+
+    name: str
+    data: InMemory
+    classifier: nn.Module               # x (B, 3, H, W) in [0, 1] -> two logits
+    prior: DDPM
+    ace: ACE
+    dime: DiME
+    uses: Mapping | None = None
+
+
+def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, split: str = "test", seed: int = 0,
+                  device: torch.device | str = "cpu") -> Case:
+    """The first n renders of a split with the classifier `<world>_<label>_<kind>` (causal, shortcut, mixed)."""
+    net = classifiers.load(f"{world}_{label}_{kind}", device)
+    prior = ddpm.load(f"{world}_ddpm", device)
+    ace = ACE.faces if world == "faces" else ACE.roads
+    return Case(f"{world} (embedded)", rendered.load(world, split, n=n, label=label), classifiers.OneOutput(net).eval(), prior,
+                ace(prior, seed=seed), DiME.embedded(prior, seed=seed), net.card["quality"]["uses"])
+
+
+def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Case:
+    """The first n images of the split that ACE's code takes, with the published classifier and prior.
+
+    `dataset`: celeba, celebahq (label smile or age), bdd (label action), imagenet (label: a key of `imagenet_pairs.PAIRS`).
+    Raises FileNotFoundError that names the missing file and says how to get it, ValueError on what does not fit.
+    """
+    if dataset not in SPLITS:
+        raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
+    split, name = SPLITS[dataset], ATTRIBUTES.get(label, label)
+    if dataset in ("celeba", "celebahq"):
+        source = (celeba if dataset == "celeba" else celebahq).load
+        data = source(root, split, name)
+        columns = source(root, split, None).class_names if dataset == "celeba" else image_classifiers.PUBLISHED["celebahq"]
+        output = columns.index(name)
+    elif dataset == "bdd":
+        data, output = bdd.load(root, split), 0
+    else:
+        data, output = imagenet_pairs.load(root, split, label), None
+    net = image_classifiers.load_published(weights.find(f"{dataset}_classifier"), dataset, device)
+    prior = guided.load(weights.find(f"{dataset}_ddpm"), dataset, device)
+    if output is None:
+        of = [imagenet_pairs.IMAGENET[c][1] for c in imagenet_pairs.PAIRS[label]]
+        net = Pair(net, *of)
+    else:
+        net = classifiers.OneOutput(net, output)
+    dime = DiME.bdd if dataset == "bdd" else DiME.celeba
+    return Case(dataset, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
+                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed))
+
+
+class Pair(nn.Module):
+    """Two outputs of a classifier of many classes as a classifier of two: the question is which of these it is."""
+
+    def __init__(self, model: nn.Module, first: int, second: int):
+        super().__init__()
+        self.model, self.of = model, (first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[:, self.of]
