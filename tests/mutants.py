@@ -25,6 +25,7 @@ MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils
 WORDS, LIMITS, TABULAR = "cf_utils/explainers/words.py", "cf_utils/core/constraints.py", "cf_utils/metrics/tabular.py"
 SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
+ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/inpaint.py", "tests/test_ace.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
@@ -131,6 +132,27 @@ FAULTS = {
     "a vector's cache by its stem": Fault("cf_utils/datasets/glove.py", 'cache / f"{stem}.npy"',
                                           '(cache / stem).with_suffix(".npy")',
                                           ("tests/test_texts.py::test_the_second_start",)),
+    "ACE: gradient past the filter": Fault(ACE, "f(chain.filter(y, self.steps, noise), rows)",
+                                           "f(chain.filter(y.detach(), self.steps, noise) + y - y.detach(), rows)",
+                                           (f"{A}the_attack_is_equation_3",)),
+    "ACE: distance dropped": Fault(ACE, " + self.lam * self._distance(y - q)", "", (f"{A}the_distance_holds_back",)),
+    "ACE: mean instead of sum over the batch": Fault(ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)",
+                                                     (f"{A}an_item_does_not_depend",)),
+    "ACE: the same noise at all iterations": Fault(ACE, '"attack" if self.common_noise', '"attack" if True',
+                                                   (f"{A}common_noise_repeats",)),
+    "ACE: an item leaves one step late": Fault(ACE, "torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))",
+                                               "move(y, g, q, i + 1)",
+                                               (f"{A}items_leave_once",)),
+    "ACE: NaN not seen": Fault(ACE, "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
+                               "bad = logits[:, 0] > torch.inf", (f"{A}an_item_with_nan",)),
+    "ACE: F-CE by re-spaced steps": Fault(ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)),
+    "ACE: another attack's pre-explanation": Fault(ACE, "[[at[i] for i in listed(ids)]]", "[:len(listed(ids))]",
+                                                   (f"{A}stages_share",)),
+    "mask not dilated": Fault(INPAINT, "F.max_pool2d(size, dilation, 1, dilation // 2)", "size", (f"{A}the_mask_by_brute",)),
+    "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",
+                                          (f"{A}inpainting_pastes",)),
+    "query not pasted at the end": Fault(INPAINT, "return torch.where(mask, to_image(z).clamp(0, 1), query)",
+                                         "return to_image(z).clamp(0, 1)", (f"{A}inpainting_keeps",)),
 }
 
 

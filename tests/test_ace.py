@@ -160,6 +160,8 @@ def test_stages_share_one_attack(prior, images):
     assert stage["f"].n_forward_generator.tolist() == [level + 1] * 5 and stage["fr"].n_backward_generator.sum() == 0
     other = ace.with_(refine=("10", 1), attacked=cfs)(f, x, t, IDS)
     assert other.n_forward_generator.tolist() == [1] * 5 and not torch.equal(other.counterfactual, cfs.counterfactual)
+    last = ace.with_(stage="pre", attacked=cfs)(f, x[3:], t[3:], IDS[3:])
+    assert torch.equal(last.counterfactual, pre[3:])                   # by id, not by place
     with pytest.raises(ValueError, match=r"attacked: has no item \[99\]"):
         ace.with_(attacked=cfs)(f, x[:1], t[:1], torch.tensor([99]))
 
