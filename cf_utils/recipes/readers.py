@@ -158,6 +158,8 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
     for path in sorted(io.CHECKPOINTS.glob(f"{world.name}_{label.name}_*.safetensors")):
         f = OneOutput(classifiers.load(path.stem))
         cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
+        if not cfs.valid.any():
+            continue
         still = ~truth.displacement(cfs, model).moved[cfs.valid]
         out[path.stem] = {"n": len(still), "columns_not_moved": still.double().mean().item(),
                           "causes_not_moved": still[:, causes].all(1).double().mean().item()}
