@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
         stop: Callable[[nn.Module, int], bool] | None = None, device: str = "auto") -> dict:
     """Train `module` in place; return {"seconds", "steps", "epochs", "losses"} (losses: mean of each part, an entry an epoch).
 
-    ema: decay of an exponential moving average, whose weights the module has at the end. folder: state is saved there after
+    ema: decay of an exponential moving average, whose weights the module has at the end; a short training forgets its first
+    weights sooner: the decay after n steps is at most (1 + n) / (10 + n). folder: state is saved there after
     each epoch, and a training that finds one goes on; the order of batches depends on (seed, epoch) alone, so a killed and
     resumed training ends where an uninterrupted one does. stop(module, step): asked after every step; True ends the training.
     """
@@ -54,8 +56,7 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
                  for o, p in zip(optimisers, parts, strict=True)]
     average = None
     if ema:
-        average = torch.optim.swa_utils.AveragedModel(owner, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema),
-                                                      use_buffers=True)
+        average = torch.optim.swa_utils.AveragedModel(owner, multi_avg_fn=partial(_towards, decay=ema), use_buffers=True)
     state = Path(folder) / "state.pt" if folder else None
     log: dict[str, Any] = {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
     if state and state.exists():
@@ -104,3 +105,10 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
         owner.load_state_dict(average.module.state_dict())
     owner.eval()
     return log
+
+
+def _towards(averages: list[Tensor], now: list[Tensor], n: Tensor, decay: float) -> None:
+    """One step of the average, in place, after n steps."""
+    share = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+    for a, b in zip(averages, now, strict=True):
+        a.lerp_(b.to(a.dtype), share) if a.is_floating_point() else a.copy_(b)

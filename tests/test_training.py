@@ -76,7 +76,8 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, ema):
     assert not same(other, whole)
 
 
-def test_moving_average_by_hand():
+@pytest.mark.parametrize("ema", [0.3, 0.8])
+def test_moving_average_by_hand(ema):
     model, track, buffers = net(), [], []
 
     def watch(m, step):
@@ -84,11 +85,12 @@ def test_moving_average_by_hand():
         buffers.append(m[1].running_mean.clone())
         return False
 
-    run(model, ema=0.8, epochs=2, stop=watch)
+    run(model, ema=ema, epochs=2, stop=watch)
     for history, got in ((track, model[0].weight), (buffers, model[1].running_mean)):
         average = history[0]
-        for value in history[1:]:
-            average = 0.8 * average + 0.2 * value
+        for n, value in enumerate(history[1:], 1):              # the first weights are forgotten sooner
+            decay = min(ema, (1 + n) / (10 + n))
+            average = decay * average + (1 - decay) * value
         torch.testing.assert_close(got.detach(), average, rtol=0, atol=1e-6)
     assert not torch.allclose(model[0].weight, track[-1])
 
