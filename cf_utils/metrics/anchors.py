@@ -95,5 +95,5 @@ def anchors(classifier: nn.Module, data, target: Tensor, uses: Mapping, scores: 
             eps: float = 2 / 255, tau: float = 0.9) -> dict[str, Counterfactuals]:
     """The three rows for a `datasets.rendered.Rendered`: keys "no change", "PGD", "true". `scores`: an explanation's own."""
     rows = {"no change": NoChange(), "PGD": PGD(eps=eps),
-            "true": TrueChange(renderer=Renderer(data.factors), names=truth.used(uses, 0.02), scores=scores, tau=tau)}
+            "true": TrueChange(renderer=Renderer(data.factors), names=truth.used(uses, 0.05), scores=scores, tau=tau)}
     return {name: explain(classifier, data.x, target, data.ids) for name, explain in rows.items()}

@@ -56,7 +56,7 @@ class TrueSet:
         return out.masked_fill(out.isinf(), torch.nan)
 
 
-def true_counterfactuals(cfs: Counterfactuals, factors: Factors, f: nn.Module, uses: Mapping, least: float = 0.02,
+def true_counterfactuals(cfs: Counterfactuals, factors: Factors, f: nn.Module, uses: Mapping, least: float = 0.05,
                          **settings) -> TrueSet:
     """The set at each explanation's own score, or at 0.5 where the explanation failed. An item that was the target already has
     no member. Tried are the factors that flip at least a share `least` of images in the classifier's card (`uses`);
