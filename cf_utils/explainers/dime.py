@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen, progress
-from cf_utils.core.checks import listed
 from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.generators.ddpm import DDPM, Chain, noise_of, to_image, to_model
+from cf_utils.explainers.through_prior import chain_of, check_prior, counted, taken
+from cf_utils.generators.ddpm import DDPM, noise_of, to_image, to_model
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +81,7 @@ class DiME(Explainer):
 
     @classmethod
     def embedded(cls, prior: DDPM, **changes) -> DiME:
-        """For rendered faces of 64 px: the masks' dilation of half as many pixels, the rest as published."""
+        """Rendered faces, 64 px: masks that scale with the image, the rest as published."""
         return cls(prior=prior, **({"dilation": 3 if changes.get("own_mask") else 7} | changes))
 
     def with_(self, **changes) -> DiME:
@@ -95,30 +95,23 @@ class DiME(Explainer):
             raise ValueError(f"own_mask: needs fast=True, pasted=False and warm_up (got {self.warm_up}) from 0 to steps - 1")
         if self.guided is not None and not self.pasted:
             raise ValueError("guided: results of another run are only taken to be pasted, expected pasted=True")
-        if self.bounds is None or tuple(self.bounds) != (0, 1):
-            raise ValueError(f"bounds: got {self.bounds}, expected (0, 1): the prior knows images of that range")
-        size = (self.prior.channels, *self.prior.size)
-        if tuple(x.shape[1:]) != size:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, this prior was trained on (B, {', '.join(map(str, size))})")
-        for name, spacing, steps in (("steps", self.spacing, self.steps), ("refine", *self.refine)):
-            levels = len(self.prior.schedule.respaced(spacing))
-            if not 1 <= steps <= levels:
-                raise ValueError(f"{name}: got {steps}, expected 1 to {levels}, the levels of spacing {spacing!r}")
+        refine = {"refine": self.refine} if self.pasted else {}
+        check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
 
     def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
-        generator = BlackBox(self._passes, len(x))
+        generator = counted(self.prior, len(x), self.bfloat16)
         mask = x.new_zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
         with frozen(self.prior, *([] if self.perceptual is None else [self.perceptual])), torch.no_grad():
             if self.guided is None:
                 path, tried, reason = self._search(f, generator, x, target, ids, tau, mask)
             else:
-                path, tried, reason = [self._taken(x, ids)], torch.ones(len(x), dtype=torch.int64), [""] * len(x)
+                path, reason = [taken("guided", self.guided, self.guided.counterfactual, ids, x)], [""] * len(x)
             if self.pasted:
                 f.flush()
                 result, mask = self._paste(generator, x, path[-1], ids)
                 path.append(result)
-                tried = torch.full_like(tried, len(path))
+                tried = torch.full((len(x),), len(path))
         return Found(path[-1], mask=mask.expand_as(x) if self.pasted or self.own_mask else None, path=torch.stack(path, 1),
                      path_len=tried, reason=reason, generator=generator)
 
@@ -136,7 +129,7 @@ class DiME(Explainer):
             path.append((path[-1] if path else x).clone())
             path[-1][at] = torch.where(broken.view(-1, 1, 1, 1), x[at], y)
             if kept is not None:
-                mask[at] = kept
+                mask[at] = kept & ~broken.view(-1, 1, 1, 1)
             tried[rows] = j + 1
             for i, ok, bad in zip(rows.tolist(), done.tolist(), broken.tolist(), strict=True):
                 reason[i] = NAN if bad else "" if ok else f"not there at the scales {', '.join(f'{s:g}' for s in self.scales)}"
@@ -148,7 +141,7 @@ class DiME(Explainer):
 
     def _guided(self, f, generator, x, target, ids, rows, scale: float, number: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """One chain from noise to image at one scale: (images, own mask or None, which items met a NaN)."""
-        chain = self._chain(generator, rows, self.spacing)
+        chain = chain_of(self.prior, generator, rows, self.spacing)
         s, q = chain.schedule, to_model(x)
         noise, other = (noise_of(self.seed, ids, x, f"{name} {number}") for name in ("dime", "query"))
         z = s.noised(q, self.steps - 1, noise_of(self.seed, ids, x, "dime")(self.steps))
@@ -191,20 +184,6 @@ class DiME(Explainer):
         """ACE's last stage on the images y: (result, mask (B, 1, H, W))."""
         spacing, steps = self.refine
         mask = change_mask(x, y, self.threshold, self.dilation)
-        chain = self._chain(generator, torch.arange(len(x)), spacing)
+        chain = chain_of(self.prior, generator, torch.arange(len(x)), spacing)
         noise, other = (noise_of(self.seed, ids, x, name) for name in ("refine", "query"))
         return inpaint(chain, x, y, mask, steps, noise, other), mask
-
-    def _passes(self, zt: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(zt[0].device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.prior(*zt)
-
-    def _chain(self, generator: BlackBox, rows: Tensor, spacing: str) -> Chain:
-        return dataclasses.replace(self.prior.chain(spacing), model=lambda z, t: generator((z, t), rows))
-
-    def _taken(self, x: Tensor, ids) -> Tensor:
-        """The images of `guided`, by id."""
-        at = {i: k for k, i in enumerate(listed(self.guided.ids))}
-        if missing := [i for i in listed(ids) if i not in at]:
-            raise ValueError(f"guided: has no item {missing[:5]}")
-        return self.guided.counterfactual[[at[i] for i in listed(ids)]].to(x)

@@ -1,0 +1,47 @@
+"""What the methods that search through a diffusion prior share: checks, counted passes, images taken from another run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from cf_utils.core import BlackBox, Counterfactuals
+from cf_utils.core.checks import listed
+from cf_utils.generators.ddpm import DDPM, Chain
+
+
+def check_prior(prior: DDPM, x: Tensor, bounds, **chains: tuple[str, int]) -> None:
+    """ValueError unless the prior knows images like x (B, C, H, W) in [0, 1], and each (spacing, steps) of `chains`, by the
+    argument's name, is some of the prior's levels."""
+    if bounds is None or tuple(bounds) != (0, 1):
+        raise ValueError(f"bounds: got {bounds}, expected (0, 1): the prior knows images of that range")
+    size = (prior.channels, *prior.size)
+    if tuple(x.shape[1:]) != size:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, this prior was trained on (B, {', '.join(map(str, size))})")
+    for name, (spacing, steps) in chains.items():
+        levels = len(prior.schedule.respaced(spacing))
+        if not 1 <= steps <= levels:
+            raise ValueError(f"{name}: got {steps}, expected 1 to {levels}, the levels of spacing {spacing!r}")
+
+
+def counted(prior: DDPM, n: int, bfloat16: bool = False) -> BlackBox:
+    """The prior as a black box of pairs (z, t), whose passes for n items are counted; bfloat16: in autocast."""
+    def passes(zt: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast(zt[0].device.type, torch.bfloat16, enabled=bfloat16):
+            return prior(*zt)
+    return BlackBox(passes, n)
+
+
+def chain_of(prior: DDPM, generator: BlackBox, rows: Tensor, spacing: str | None, **settings) -> Chain:
+    """The prior's chain for the items `rows`, its passes booked by `generator` (of `counted`)."""
+    return dataclasses.replace(prior.chain(spacing, **settings), model=lambda z, t: generator((z, t), rows))
+
+
+def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, like: Tensor) -> Tensor:
+    """The rows of `images`, one an item of `cfs`, that belong to `ids`; ValueError, by the argument's name, where one lacks."""
+    at = {i: k for k, i in enumerate(listed(cfs.ids))}
+    if missing := [i for i in listed(ids) if i not in at]:
+        raise ValueError(f"{name}: has no item {missing[:5]}")
+    return images[[at[i] for i in listed(ids)]].to(like)
