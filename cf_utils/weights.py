@@ -156,7 +156,8 @@ class _Array:
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, by_column, raw = state
         raw = raw.encode("latin1") if isinstance(raw, str) else raw            # Python 2 wrote bytes as text
-        self.value = np.frombuffer(raw, dtype.code).reshape(shape, order="F" if by_column else "C")
+        value = np.frombuffer(raw, dtype.code).reshape(shape, order="F" if by_column else "C")
+        self.value = value.astype(value.dtype.newbyteorder("="), copy=False)   # torch takes this machine's order of bytes alone
 
 
 def _encode(text: str, encoding: str) -> bytes:

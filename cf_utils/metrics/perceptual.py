@@ -52,7 +52,8 @@ def lpips_distance(network: nn.Module, a: Tensor, b: Tensor, batch_size: int = 5
         raise ValueError(f"b: got {tuple(b.shape)}, expected {tuple(a.shape)}, the shape of a")
     place = next(network.parameters()).device
     parts = zip(a.split(batch_size), b.split(batch_size), strict=True)
-    return torch.cat([network(p.to(place), q.to(place), normalize=True).flatten().to(a.device) for p, q in parts])
+    parts = ((p.to(place, torch.float32), q.to(place, torch.float32)) for p, q in parts)
+    return torch.cat([network(p, q, normalize=True).flatten().to(a.device) for p, q in parts])
 
 
 def diversity(network: nn.Module, runs: Tensor, valid: Tensor | None = None, batch_size: int = 50) -> Tensor:
