@@ -10,7 +10,6 @@ shows in some images only (the rims of glasses) is neither learnt nor scored in 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,9 +85,7 @@ def displaced(factors: Factors, names: Sequence[str], change: Tensor, moved: Ten
             value = level[((factors[name][:, None] == level).float() + change[:, at]).argmax(1)].float()
         else:
             value = (factors[name] + change[:, at[0]]).clamp(0, 1)
-        own = moved[:, at].any(1)
-        new = factors.move(name, torch.where(own, value, factors[name]))
-        factors = dataclasses.replace(new, values=torch.where(own[:, None], new.values, factors.values))
+        factors = factors.move(name, torch.where(moved[:, at].any(1), value, factors[name]))
     return factors
 
 

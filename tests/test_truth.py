@@ -299,6 +299,17 @@ def test_the_true_change_is_an_explainer_that_reaches_its_score(toy):
         dataclasses.replace(explain, names=())(f, rows.x, target, rows.ids)
 
 
+def test_of_several_true_changes_the_smallest_is_shown():
+    rows, f = data(40), Stripe(also=True)
+    rows = rows.take((f(rows.x).argmax(1) == 0).nonzero().flatten())
+    explain = anchors.TrueChange(renderer=anchors.Renderer(rows.factors), names=("left", "right"))
+    cfs = explain(f, rows.x, torch.ones(len(rows), dtype=torch.int64), rows.ids)
+    change = (cfs.counterfactual - rows.x).abs().sum((1, 2))             # by column
+    nearer = rows.factors["left"] > rows.factors["right"]
+    assert cfs.reached.all() and nearer.any() and not nearer.all()
+    assert torch.equal(change[:, 0] > 0, nearer) and torch.equal(change[:, 8] > 0, ~nearer)
+
+
 def test_pgd_of_a_linear_model_is_the_corner_of_its_ball(toy):
     rows, f, target = toy
     eps = 0.05

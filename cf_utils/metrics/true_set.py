@@ -7,7 +7,6 @@ held against the member that is nearest to it, so a classifier that uses two thi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,8 +45,7 @@ class TrueSet:
         table = factors.take(self.item)
         for name in dict.fromkeys(self.factor):
             own = torch.tensor([one == name for one in self.factor])
-            new = table.move(name, torch.where(own, self.value, table[name]))
-            table = dataclasses.replace(table, values=torch.where(own[:, None], new.values, table.values))
+            table = table.move(name, torch.where(own, self.value, table[name]))
         return table
 
     def least(self, values: Tensor) -> Tensor:
