@@ -80,7 +80,7 @@ def unread(d: Displacement) -> Tensor:
     return d.unread.double().mean(1)
 
 
-def used(uses: Mapping[str, Mapping[str, float]], least: float = 0.1) -> tuple[str, ...]:
+def used(uses: Mapping[str, Mapping[str, float]], least: float = 0.25) -> tuple[str, ...]:
     """Factors that alone flip at least this share of images; `uses` is the classifier's `card["quality"]["uses"]`."""
     return tuple(name for name, row in uses.items() if row["flips"] >= least)
 
@@ -90,7 +90,7 @@ def unused(uses: Mapping[str, Mapping[str, float]], most: float = 0.05) -> tuple
     return tuple(name for name, row in uses.items() if row["r"] < most)
 
 
-def used_factor_moved(d: Displacement, uses: Mapping, least: float = 0.1) -> Tensor:
+def used_factor_moved(d: Displacement, uses: Mapping, least: float = 0.25) -> Tensor:
     """Did a factor move that the classifier uses? 1 or 0 (B,), higher is better; NaN: nothing to explain, or none was read.
 
     Chance is what an edit of nothing gives: some 0.05 a used column.
