@@ -213,7 +213,7 @@ def test_the_face_network_layer_by_layer(tmp_path, monkeypatch):
     y = torch.from_numpy(large[:, :, ::-1] - np.array([91.4953, 103.8827, 131.0912], np.float32)).permute(2, 0, 1)[None]
     expected = caffe_forward(y, plain(state))
     error = ((got - expected).norm() / expected.norm()).item()
-    assert got.shape == (1, 2048) and error < 0.03                              # rounding to 8 bits alone
+    assert got.shape == (1, 2048) and error < 0.002                             # measured 0.0003 (8 bits); RGB: 0.035
     assert net.threshold == 0.5
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="no pickle of numpy arrays"):
@@ -244,7 +244,7 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
     torch.testing.assert_close(PublishedOracle(kind)(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     if kind == "celebahq":
         other = PublishedOracle(kind, twice=True)(x)
-        assert ((other - expected).norm() / expected.norm()) > 0.1              # two scales: that is what the mistake does
+        assert ((other - expected).norm() / expected.norm()) > 0.1              # measured 1.1: the mistake gives another scale
         torch.save({"model_state_dict": {k: v for k, v in named.items() if "conv5_3" not in k}}, path)
         with pytest.raises(ValueError, match=r"0\.layer4\.2\.bn1\.bias: file absent"):
             PublishedOracle(kind)

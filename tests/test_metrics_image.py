@@ -53,7 +53,7 @@ def test_frechet_distance_against_the_matrix_root(n, m, d):
         assert got == pytest.approx(fid_score.calculate_frechet_distance(*moments), rel=1e-6)
     root = np.sqrt(np.clip(np.linalg.eigvals(moments[1] @ moments[3]).real, 0, None)).sum()
     by_hand = ((moments[0] - moments[2]) ** 2).sum() + np.trace(moments[1] + moments[3]) - 2 * root
-    assert got == pytest.approx(by_hand, rel=1e-4)                              # the root of a rounded 0 is not small
+    assert got == pytest.approx(by_hand, rel=1e-6)                              # measured 1.3e-8: the roots of rounded zeros
     turn = torch.linalg.qr(draws(d, d, seed=5))[0]
     for p, q in ((b, a), (a.flip(0), b), (a @ turn + 1, b @ turn + 1)):
         assert image.frechet_distance(p, q) == pytest.approx(got, rel=1e-9)
@@ -90,7 +90,7 @@ def test_sfid_by_hand():
     garbage = torch.where(valid[:, None], changed, 1e6)
     assert image.sfid(of(query), of(garbage), valid, splits=3, seed=7) == got    # failures play no part
     same = image.sfid(of(query), of(query))
-    assert same["sfid_embedded"] == same["sfid_embedded_floor"] > 0.1            # what no change scores is far from 0
+    assert same["sfid_embedded"] == same["sfid_embedded_floor"] > 0.1            # measured 0.94: no change is far from 0
     with pytest.raises(ValueError, match="at least 2 in each random half"):
         image.sfid(of(query), of(changed), torch.arange(13) < 2)
 
@@ -119,11 +119,11 @@ def test_kid_is_unbiased_and_its_error_is_that_of_other_draws():
     apart, same = ([image.kid(of(draws(50, 4, 2 * i, mix=False)), of(draws(40, 4, 2 * i + 1, shift, mix=False)))
                     for i in range(150)] for shift in (0.5, 0.0))
     spread = np.std([r["kid_embedded"] for r in apart])
-    assert 0.8 < np.mean([r["kid_embedded_se"] for r in apart]) / spread < 1.25
+    assert 0.8 < np.mean([r["kid_embedded_se"] for r in apart]) / spread < 1.25              # measured 0.93
     values = np.array([r["kid_embedded"] for r in same])
-    assert abs(values.mean()) < 3 * values.std() / 150 ** 0.5 and (values < 0).any()
+    assert abs(values.mean()) < 3 * values.std() / 150 ** 0.5 and (values < 0).any()         # measured 0.24 of the 3
     own = ((draws(50, 4, mix=False).square().sum(1) / 4 + 1) ** 3).mean().item()
-    assert own / 50 > 3 * values.std() / 150 ** 0.5                              # with its diagonal the mean were this far off
+    assert own / 50 > 5 * values.std() / 150 ** 0.5          # measured 17: with its diagonal the mean would be so far off
 
 
 def test_kid_over_subsets():
