@@ -26,6 +26,7 @@ WORDS, LIMITS, TABULAR = "cf_utils/explainers/words.py", "cf_utils/core/constrai
 SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
 ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/inpaint.py", "tests/test_ace.py::test_"
+PRIOR = "cf_utils/explainers/through_prior.py"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
@@ -146,7 +147,7 @@ FAULTS = {
     "ACE: NaN not seen": Fault(ACE, "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
                                "bad = logits[:, 0] > torch.inf", (f"{A}an_item_with_nan",)),
     "ACE: F-CE by re-spaced steps": Fault(ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)),
-    "ACE: another attack's pre-explanation": Fault(ACE, "[[at[i] for i in listed(ids)]]", "[:len(listed(ids))]",
+    "ACE: another attack's pre-explanation": Fault(PRIOR, "images[[at[i] for i in listed(ids)]]", "images[:len(ids)]",
                                                    (f"{A}stages_share",)),
     "mask not dilated": Fault(INPAINT, "F.max_pool2d(size, dilation, 1, dilation // 2)", "size", (f"{A}the_mask_by_brute",)),
     "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",

@@ -270,7 +270,7 @@ def test_inpainting_pastes_the_query_at_every_level(silent, images):
     ({"attack": "fgsm"}, "attack: got 'fgsm'"), ({"distance": "linf"}, "distance: got 'linf'"),
     ({"stage": "x"}, "stage: got 'x'"),
     ({"steps": 26}, "steps: got 26, expected 1 to 25"), ({"dilation": 4}, "dilation: got 4"), ({"lam": -1.0}, "lam"),
-    ({"bounds": (-1.0, 1.0)}, "bounds: got"), ({"refine": ("10", 11)}, "steps: got 11, expected 1 to 10"),
+    ({"bounds": (-1.0, 1.0)}, "bounds: got"), ({"refine": ("10", 11)}, "refine: got 11, expected 1 to 10"),
     ({"threshold": 0.0}, "threshold"), ({"spacing": "60"}, "cannot keep 60")])
 def test_bad_settings(silent, images, change, text):
     x, t = images
