@@ -48,7 +48,7 @@ def head(p, image) -> None:
     colour = colour + 1.3 * gloss[:, None]
     paint(image, p.face, colour)
     blush(*window(p, image, -0.56, 0.56, -0.06, 0.38))
-    folds(*window(p, image, -0.56, 0.56, -0.56, 0.54))
+    folds(*window(p, image, -0.64, 0.64, -0.62, 0.72))
     nose(*window(p, image, -0.36, 0.36, 0.12, 0.40))
 
 
