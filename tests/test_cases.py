@@ -1,0 +1,46 @@
+"""What the image notebooks explain: the shipped case as its card says, and clear errors before any work on official ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cf_utils import cases, io, weights
+
+SHIPPED = all((io.CHECKPOINTS / f"{name}.json").exists() for name in ("faces_ddpm", "faces_smile_causal"))
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no shipped models of faces")
+def test_the_rendered_case_is_right_on_most_faces_and_its_prior_knows_their_size():
+    case = cases.rendered_case("faces", "smile", n=64)
+    assert case.name == "faces (embedded)" and len(case.data) == 64 and case.data.x.shape[1:] == (3, 64, 64)
+    with torch.no_grad():
+        logits = case.classifier(case.data.x)
+    assert logits.shape == (64, 2) and (logits.argmax(1) == case.data.y).double().mean() >= 0.93         # 0.98 on 2,000
+    assert case.prior.size == (64, 64) and case.ace.prior is case.dime.prior is case.prior
+    assert next(iter(case.uses)) == "smile"                             # uses are sorted by what they do to the probability
+
+
+def test_what_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="dataset: got 'ffhq', expected one of"):
+        cases.official_case("ffhq", str(tmp_path), "smile", 4)
+    with pytest.raises(FileNotFoundError, match="celeba"):
+        cases.official_case("celeba", str(tmp_path), "smile", 4)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+
+    class Listed:
+        class_names = tuple("abc") + ("Smiling",)
+    for dataset, module in (("celeba", cases.celeba), ("celebahq", cases.celebahq), ("bdd", cases.bdd),
+                            ("imagenet", cases.imagenet_pairs)):
+        monkeypatch.setattr(module, "load", lambda *args: Listed())
+        file = weights.FILES[f"{dataset}_classifier"].file
+        label = {"bdd": "action", "imagenet": "zebra-sorrel"}.get(dataset, "smile")
+        with pytest.raises(FileNotFoundError, match=f"{file} is missing.*How to get it: https://"):
+            cases.official_case(dataset, "somewhere", label, 4)
+
+
+def test_a_pair_is_two_outputs_in_their_order():
+    net = nn.Linear(4, 6)
+    x = torch.randn(3, 4)
+    assert torch.equal(cases.Pair(net, 5, 2)(x), net(x)[:, [5, 2]])
