@@ -30,7 +30,7 @@ def test_what_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
 
     class Listed:
-        class_names = tuple("abc") + ("Smiling",)
+        class_names = ("Male", "Young", "Smiling")
     for dataset, module in (("celeba", cases.celeba), ("celebahq", cases.celebahq), ("bdd", cases.bdd),
                             ("imagenet", cases.imagenet_pairs)):
         monkeypatch.setattr(module, "load", lambda *args: Listed())
