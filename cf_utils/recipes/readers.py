@@ -25,7 +25,6 @@ from cf_utils.worlds.base import Factors, World
 
 OTHER = 1000                        # added to the seed of the world: no draw that a classifier saw
 SIGMAS = (0.14, 0.27, 0.5)          # how far a zero edit goes up the noise
-CAUSES = 10.0                        # weight of a cause in the loss: what a label asks for is read well, all else as may be
 
 
 def roughened(x: Tensor) -> Tensor:
@@ -81,16 +80,13 @@ def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_pr
         some = factors.take(slice(0, n_prior))
         data = ConcatDataset([data, *[Bytes(unedited(some, seed), value[:n_prior], shown[:n_prior])] * 2])
     spread = (value * shown).std(0).clamp(min=1e-3)
-    causes = {f.name for f in world.factors if f.role == "cause"}
-    weight = torch.tensor([CAUSES if oracles.factor_of(name) in causes else 1.0 for name in names])
     settings = {"n": n, "n_prior": n_prior if prior else 0, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "members": 3,
-                "augmentation": "blur, noise up to 0.05", "prior": prior, "sigmas": SIGMAS if prior else None,
-                "weight_of_causes": CAUSES}
+                "augmentation": "blur, noise up to 0.05", "prior": prior, "sigmas": SIGMAS if prior else None}
 
     def loss(module, batch):
         x, t, there = batch
-        error = ((module(roughened(x)) - t) / spread).square() * there * weight
-        return error.sum() / (there * weight).sum()
+        error = ((module(roughened(x)) - t) / spread).square() * there
+        return error.sum() / there.sum()
 
     model = oracles.FactorOracle(names, world.size)
     logs = []
