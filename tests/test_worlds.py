@@ -328,8 +328,8 @@ def test_readers_of_the_card_find_what_is_there_and_only_that():
     assert card.auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], draws=1)[0] == 0.75
 
 
-# Still open on faces. The card's small CNN ends between 0.963 and 0.972 by chance (bound 0.97; the shipped classifier of smiles, a
-# DenseNet, has 0.984), and the strokes of age are strong, so that its reader is hard to fool (0.81 to 0.86; bound 0.9).
+# Still open on faces. The card's small CNN ends between 0.963 and 0.972 by chance (bound 0.97; the shipped classifier of smiles,
+# a DenseNet, has 0.984), and the strokes of age are strong, so that its reader is hard to fool (0.81 to 0.86; bound 0.9).
 OPEN = {("smile:", "accuracy_cnn"), ("age:", "accuracy_cnn"), ("age:", "flipped_by_pgd")}
 
 
