@@ -177,6 +177,8 @@ def test_items_leave_once_they_lead_by_the_margin(silent, images):
         noise = ddpm.noise_of(0, IDS[k:k + 1], x[k:k + 1], f"attack {last}")
         lead = ace._lead(Linear()(chain.filter(pre[k:k + 1], 3, noise)), t[k:k + 1, None])
         assert lead >= 2.0
+        steps = ace.with_(iterations=last)(Linear(), x[k:k + 1], t[k:k + 1], IDS[k:k + 1])
+        torch.testing.assert_close(pre[k:k + 1], pre_explanation(steps))            # and not one step further
     assert whole.path.shape == early.path.shape
 
 
