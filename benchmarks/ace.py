@@ -4,7 +4,9 @@ overhead                a call / the same passes of the UNet and the classifier,
 speedup_batch8          eight images one by one / in one batch
 max_abs_difference      of the counterfactuals, one by one against a batch, on a small network in float64
 same_decision           share of images with the same decision either way, in float32 (the sign of a tiny gradient is rounding)
-checkpoint_max_abs_difference, peak_mib, peak_mib_checkpoint   the same call with each pass of the UNet recomputed on the way back
+checkpoint_max_abs_difference, peak_mib, peak_mib_checkpoint
+                        the same call with each pass of the UNet recomputed on the way back; on a CPU the memory is what the
+                        process grew by, which is too little where freed memory is used again
 speedup_early           leaving the attack once flipped with a margin, and flip_rate, flip_rate_early
 
 Prints one table and writes results/benchmarks/ace.json; ends non-zero where a bound is missed (--quick judges none).

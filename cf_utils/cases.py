@@ -44,7 +44,7 @@ def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, spli
     prior = ddpm.load(f"{world}_ddpm", device)
     ace = ACE.faces if world == "faces" else ACE.roads
     return Case(f"{world} (embedded)", rendered.load(world, split, n=n, label=label), classifiers.OneOutput(net).eval(), prior,
-                ace(prior, seed=seed), DiME.embedded(prior, seed=seed), net.card["quality"]["uses"])
+                ace(prior, seed=seed), DiME.faces(prior, seed=seed), net.card["quality"]["uses"])
 
 
 def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Case:

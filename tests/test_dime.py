@@ -315,7 +315,7 @@ def test_settings_are_saved_and_results_join(prior, images, tmp_path):
 def test_presets(prior):
     assert DiME.celeba(prior).with_(steps=45).scales == DiME.bdd(prior).scales == (8.0, 10.0, 15.0)
     assert DiME.bdd(prior).steps == 45 and DiME.fastdime(prior).fast and DiME.fastdime(prior).dilation == 5
-    assert DiME.embedded(prior).dilation == 7 and DiME.embedded(prior, own_mask=True, fast=True).dilation == 3
+    assert DiME.faces(prior).dilation == 7 and DiME.faces(prior, own_mask=True, fast=True).dilation == 3
     s = ddpm.schedule.linear(500).respaced(DiME.celeba(prior).spacing)
     assert abs(s.sigma[DiME.celeba(prior).steps - 1] - 0.774) < 5e-4
 

@@ -80,7 +80,7 @@ class DiME(Explainer):
         return cls(prior=prior, **({"fast": True, "own_mask": True, "dilation": 5} | changes))
 
     @classmethod
-    def embedded(cls, prior: DDPM, **changes) -> DiME:
+    def faces(cls, prior: DDPM, **changes) -> DiME:
         """Rendered faces, 64 px: masks that scale with the image, the rest as published."""
         return cls(prior=prior, **({"dilation": 3 if changes.get("own_mask") else 7} | changes))
 
