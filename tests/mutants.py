@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-GRADUAL, IO = "cf_utils/explainers/gradual.py", "cf_utils/io.py"
+GRADUAL, OBJECTIVE, IO = "cf_utils/explainers/gradual.py", "cf_utils/explainers/objective.py", "cf_utils/io.py"
 BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
     f"cf_utils/core/{name}.py" for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime"))
 MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils/results.py"
@@ -40,17 +40,17 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "logit term removed": Fault(GRADUAL, "loss = torch.linalg.vector_norm(logits - mean, dim=1)", "loss = 0 * logits.sum(1)",
+    "logit term removed": Fault(OBJECTIVE, "return distance(logits, mean)", "return distance(logits, mean, 0.0)",
                                 (f"{G}class_term_alone",)),
-    "norm inside the class sum by default": Fault(GRADUAL, "loss = torch.linalg.vector_norm(logits - mean, dim=1)",
-                                                  "loss = (logits - mean).sum(1).abs()", (f"{G}class_term_alone",)),
+    "norm inside the class sum by default": Fault(OBJECTIVE, "return distance(logits, mean)",
+                                                  "return (logits - mean).sum(1).abs(), torch.ones_like(logits)",
+                                                  (f"{G}class_term_alone",)),
     "distance term removed": Fault(GRADUAL, "pull(z, x, self.lam, ", "pull(z, x, 0.0, ", (f"{G}distance_term_alone",)),
     "total variation dropped": Fault(GRADUAL, "self.eta if z.ndim == 4 else 0.0", "0.0", (f"{G}total_variation_term_alone",)),
     "mask ignored": Fault(GRADUAL, "            g.mul_(on) ", "            pass ", (f"{G}equals_a_plain_second_implementation",)),
-    "values outside the mask written": Fault(GRADUAL, "torch.where((on[e] > 0) & ~nan[e].view(wide), z[e], q[e])",
-                                             "torch.where(~nan[e].view(wide), z[e], q[e])", (f"{G}values_a_hair_outside",)),
-    "mean instead of sum over the batch": Fault(GRADUAL, "g = f.grad(loss.sum(), z)\n            z, loss",
-                                                "g = f.grad(loss.mean(), z)\n            z, loss",
+    "values outside the mask written": Fault(GRADUAL, "torch.where((on[e] > 0) & ~nan[e].view(wide), y[e], q[e])",
+                                             "torch.where(~nan[e].view(wide), y[e], q[e])", (f"{G}values_a_hair_outside",)),
+    "mean instead of sum over the batch": Fault(GRADUAL, "g += f.grad(logits, y, up)", "g += f.grad(logits, y, up / len(up))",
                                                 (f"{G}a_row_does_not_depend_on_its_batch",)),
     "noise by batch position": Fault(RUNTIME, 'f"{seed}|{i}|{stream}"', 'f"{seed}|{len(rows)}|{stream}"',
                                      (f"{C}noise_depends_on_seed_id_and_stream_alone",)),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cf_utils.classifiers import OneOutput
-from cf_utils.core import ALREADY, NAN, BlackBox, block_index, block_mean, item_noise, pull, total_variation
+from cf_utils.core import ALREADY, NAN, BlackBox, block_index, block_mean, item_noise, total_variation
+from cf_utils.explainers import objective
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from tests.conftest import make_explainer, make_net, make_queries
 
@@ -41,7 +42,7 @@ def plain_term(term: str, z: list[float], mean: list[float], target: int) -> flo
 def test_class_term_alone(term):
     logits, mean = gen_logits()
     x, target = torch.rand(5, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
-    loss = make_explainer(term=term, lam=0.0, eta=0.0)._loss(logits, x + 1, x, mean, target)
+    loss = make_explainer(term=term, lam=0.0, eta=0.0)._loss(logits, x + 1, x, mean, target)[0]
     expected = [plain_term(term, logits[i].tolist(), mean[i].tolist(), int(target[i])) for i in range(5)]
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
@@ -51,15 +52,15 @@ def test_literal_term_is_blind_to_what_softmax_sees():
     mean, target = torch.tensor([[4.0, 0.0, -1.0]]), torch.tensor([0])
     worst = torch.tensor([[-1.0, 0.0, 4.0]])
     x = torch.zeros(1, 5)
-    assert make_explainer(term="literal", lam=0)._loss(worst, x, x, mean, target) == 0
-    assert make_explainer(term="logits", lam=0)._loss(worst, x, x, mean, target) > 7
+    assert make_explainer(term="literal", lam=0)._loss(worst, x, x, mean, target)[0] == 0
+    assert make_explainer(term="logits", lam=0)._loss(worst, x, x, mean, target)[0] > 7
 
 
 def test_distance_term_alone():
     logits, _ = gen_logits()
     gen = torch.Generator().manual_seed(3)
     x, z = (torch.rand(5, 2, 3, generator=gen, dtype=torch.float64) for _ in range(2))
-    loss = make_explainer(lam=0.7, eta=9.0)._loss(logits, z, x, logits, torch.zeros(5, dtype=torch.int64))     # no image: no TV
+    loss = make_explainer(lam=0.7, eta=9.0)._loss(logits, z, x, logits, torch.zeros(5, dtype=torch.int64))[0]   # no image
     for i in range(5):
         d = math.sqrt(sum((a - b) ** 2 for a, b in zip(z[i].flatten().tolist(), x[i].flatten().tolist(), strict=True)))
         assert loss[i].item() == pytest.approx(0.7 * d, rel=1e-12)
@@ -83,7 +84,7 @@ def test_total_variation_term_alone(beta):
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(total_variation(x, beta), expected, rtol=1e-12, atol=0)
     assert torch.autograd.gradcheck(lambda z: total_variation(z, beta), x.clone().requires_grad_(True))
-    loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(logits, x, x, logits, torch.zeros(5, dtype=torch.int64))
+    loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(logits, x, x, logits, torch.zeros(5, dtype=torch.int64))[0]
     torch.testing.assert_close(loss, 0.3 * expected, rtol=1e-12, atol=0)
 
 
@@ -95,12 +96,29 @@ def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, be
     plain = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(z, beta)
     weight = torch.tensor([1.0, -2.0, 0.5]).double()
     (slope,) = torch.autograd.grad((weight * plain).sum(), z)
-    ours = pull(z, x, lam, eta, beta)
-    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(torch.autograd.grad((weight * ours).sum(), z)[0], slope, rtol=1e-12, atol=1e-14)
-    same = x.clone().requires_grad_(True)
-    (none,) = torch.autograd.grad(pull(same, x, lam).sum(), same)
-    assert torch.equal(none, torch.zeros_like(x))                           # where z = x, no pull and no NaN
+    ours, g = objective.pull(z.detach(), x, lam, eta, beta)
+    torch.testing.assert_close(ours, plain.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weight.view(-1, 1, 1, 1) * g, slope, rtol=1e-12, atol=1e-14)
+    room = torch.full_like(x, torch.nan)
+    assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta, out=room)[1], g)
+    assert torch.equal(room, g)                                             # no new memory
+    value, none = objective.pull(x.clone(), x, lam)
+    assert torch.equal(none, torch.zeros_like(x)) and not value.any()       # where z = x, no pull and no NaN
+
+
+@pytest.mark.parametrize("term", objective.TERMS)
+def test_the_class_terms_gradient_is_autograds(term):
+    logits, mean = gen_logits()
+    target = torch.tensor([0, 1, 2, 3, 0])
+    up = objective.class_term(term, logits, mean, target)[1]
+
+    def alone(z):
+        return objective.class_term(term, z, mean, target)[0]
+
+    step, dz = 1e-6, torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
+    along = (alone(logits + step * dz) - alone(logits - step * dz)) / (2 * step)
+    torch.testing.assert_close((up * dz).sum(1), along, rtol=1e-6, atol=1e-8)
+    assert torch.equal(objective.class_term("logits", mean, mean, target)[1], torch.zeros_like(mean))
 
 
 def test_terms_add_up():
@@ -108,8 +126,8 @@ def test_terms_add_up():
     x, z = (torch.rand(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     t = torch.zeros(5, dtype=torch.int64)
     settings = ((0.3, 0.0, mean), (0.0, 0.2, mean), (0.0, 0.0, logits))
-    parts = [make_explainer(lam=a, eta=b)._loss(c, z, x, mean, t) for a, b, c in settings]
-    torch.testing.assert_close(make_explainer(lam=0.3, eta=0.2)._loss(logits, z, x, mean, t), sum(parts), rtol=1e-12, atol=0)
+    parts = [make_explainer(lam=a, eta=b)._loss(c, z, x, mean, t)[0] for a, b, c in settings]
+    torch.testing.assert_close(make_explainer(lam=0.3, eta=0.2)._loss(logits, z, x, mean, t)[0], sum(parts), rtol=1e-12, atol=0)
 
 
 # ---------------------------------------------------------------- ranking
@@ -294,7 +312,7 @@ def test_one_output_term_is_the_distance_of_the_output():
     z, mean = torch.tensor([1.5, -2.0]), torch.tensor([0.5, 3.0])
     pad = torch.zeros_like(z)
     x = torch.zeros(2, 3)
-    loss = make_explainer(2)._loss(torch.stack([pad, z], 1), x, x, torch.stack([pad, mean], 1), torch.tensor([0, 1]))
+    loss = make_explainer(2)._loss(torch.stack([pad, z], 1), x, x, torch.stack([pad, mean], 1), torch.tensor([0, 1]))[0]
     torch.testing.assert_close(loss, torch.tensor([1.0, 5.0]))
 
 

@@ -2,7 +2,7 @@
 
 from cf_utils.core.batches import explain_in_batches
 from cf_utils.core.blackbox import BlackBox, frozen
-from cf_utils.core.blocks import block_index, block_mean, pull, total_variation
+from cf_utils.core.blocks import block_index, block_mean, total_variation
 from cf_utils.core.checks import check_query
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.deviation import median_absolute_deviation
@@ -13,5 +13,5 @@ from cf_utils.core.runtime import headless, item_noise, pick_device, progress, s
 __all__ = [
     "ALREADY", "BELOW", "NAN", "OTHER", "BlackBox", "Constraints", "Counterfactuals", "Explainer", "Found", "block_index",
     "block_mean", "check_query", "describe", "explain_in_batches", "frozen", "headless", "item_noise",
-    "median_absolute_deviation", "pick_device", "progress", "pull", "seed_everything", "total_variation",
+    "median_absolute_deviation", "pick_device", "progress", "seed_everything", "total_variation",
 ]

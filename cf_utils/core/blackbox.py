@@ -30,7 +30,8 @@ class BlackBox:
     """A frozen module whose passes are counted, and whose time is shared, by item.
 
     `f(x, rows)`: outputs for x, where x[j] belongs to item rows[j] (an item may come several times).
-    `f.grad(total, z)`: d total / d z, counted as a backward pass of the rows that went forward last.
+    `f.grad(y, z, up)`: up times dy / dz (`up` left out: of a scalar), counted as a backward pass of the rows that went forward
+    last.
     """
 
     def __init__(self, module: nn.Module, n: int):
@@ -46,9 +47,9 @@ class BlackBox:
         self._pending[0] += 1
         return self.module(x)
 
-    def grad(self, total: Tensor, z: Tensor) -> Tensor:
+    def grad(self, y: Tensor, z: Tensor, up: Tensor | None = None) -> Tensor:
         self._pending[1] += 1
-        return torch.autograd.grad(total, z)[0]
+        return torch.autograd.grad(y, z, up)[0]
 
     def went_back(self, times: int) -> None:
         """Book backward passes that somebody else's `grad` made: a generator's, where the gradient starts at a classifier."""

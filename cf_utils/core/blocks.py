@@ -33,40 +33,6 @@ def block_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
     return total / torch.bincount(flat, minlength=n)
 
 
-class _Pull(torch.autograd.Function):
-    """Value and gradient at once: half the kernels that autograd would run, in every step of a search."""
-
-    @staticmethod
-    def forward(ctx, z, x, lam, eta):
-        g = z - x
-        far = torch.linalg.vector_norm(g.flatten(1), dim=1)
-        value = lam * far
-        g.mul_(torch.where(far > 0, lam / far, 0).view(-1, *[1] * (z.ndim - 1)))
-        if eta:
-            ends, starts = (g[..., :, 1:], g[..., 1:, :]), (g[..., :, :-1], g[..., :-1, :])
-            for d, one, other in zip(_differences(z), ends, starts, strict=True):
-                value += eta * torch.linalg.vector_norm(d.flatten(1), dim=1).square()
-                d.mul_(2 * eta)
-                one += d
-                other -= d
-        ctx.save_for_backward(g)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, up):
-        (g,) = ctx.saved_tensors
-        return g * up.view(-1, *[1] * (g.ndim - 1)), None, None, None
-
-
-def pull(z: Tensor, x: Tensor, lam: float, eta: float = 0.0, beta: float = 2.0) -> Tensor:
-    """lam ||z - x||_2 + eta total_variation(z) of each item (B,): what holds a search near x. Differentiable once, in z; the
-    gradient of the distance is 0 where z = x. eta is for images (B, C, H, W)."""
-    if eta and beta != 2:
-        return _Pull.apply(z, x, lam, 0.0) + eta * total_variation(z, beta)
-    return _Pull.apply(z, x, lam, eta)
-
-
 def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
 

@@ -38,12 +38,11 @@ from cf_utils.core import (
     block_index,
     block_mean,
     item_noise,
-    pull,
 )
+from cf_utils.explainers.objective import TERMS, class_term, pull
 
 PROBES = 9          # values of a feature that `ranking="probe"` tries
 TINY = 1e-30        # for 0 under Adam's root: the root of exact zeros takes eight times as long (MKL), that of this none
-TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
 
 def mean_logits(classifier: nn.Module, x: Tensor, n: int = 100, seed: int = 0) -> Tensor:
@@ -199,8 +198,11 @@ class GradualConstruction(Explainer):
         q, c, t_mean, t_class, a_order, on = x, fill, mean, target, order, torch.zeros_like(x)      # on: 1 where unmasked
         n = torch.zeros(len(x), dtype=torch.int64, device=x.device)                   # blocks unmasked
         z, m, v = x.clone(), torch.zeros_like(x), torch.full_like(x, TINY)            # x', and Adam's two moments
-        t = torch.full((len(x),), self.steps, dtype=x.dtype, device=x.device)         # at the end of "step 0": unmask first
-        best, since, room = torch.full_like(t, torch.inf), torch.zeros_like(t), torch.empty_like(x)
+        t = torch.full((len(x),), self.steps, device=x.device)                        # at the end of "step 0": unmask first
+        best, since, room = x.new_full((len(x),), torch.inf), torch.zeros_like(t), torch.empty_like(x)
+        k = torch.arange(self.steps + 1, device=x.device).clamp(min=1).to(x)          # Adam's corrections after k steps
+        root = (1 - 0.999 ** k).sqrt()
+        size, least = self.lr / (1 - 0.9 ** k) * root, 1e-8 * root
         wide = (-1, *[1] * (x.ndim - 1))
         while len(rows):
             ended = t >= self.steps
@@ -208,9 +210,9 @@ class GradualConstruction(Explainer):
                 ended |= since >= self.patience
             y = self.snap(z, q).requires_grad_(True)                                      # z itself where nothing is constrained
             logits = f(y, rows)
-            loss = self._loss(logits, y, q, t_mean, t_class)
-            g = f.grad(loss.sum(), y)
-            y, z, loss = y.detach(), z.detach(), loss.detach()
+            loss, up, g = self._loss(logits.detach(), y.detach(), q, t_mean, t_class, out=room[:len(z)])
+            g += f.grad(logits, y, up)
+            y, z = y.detach(), z.detach()
             if self.patience is not None:
                 low = loss < best - self.flat * best.abs().nan_to_num(posinf=0.0)
                 best, since = torch.where(low, loss, best), torch.where(low, 0, since + 1)
@@ -257,10 +259,8 @@ class GradualConstruction(Explainer):
             g.mul_(on)                                                                # composition step: Adam on unmasked values
             m.lerp_(g, 0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
-            k = t.clamp(min=1)
-            size, root = self.lr / (1 - 0.9 ** k), (1 - 0.999 ** k).sqrt()
-            move = torch.sqrt(v, out=room[:len(z)]).add_((1e-8 * root).view(wide))         # no new memory: it costs page faults
-            z.sub_(torch.div(m, move, out=move).mul_((size * root).view(wide)))
+            move = torch.sqrt(v, out=room[:len(z)]).add_(least[t].view(wide))              # no new memory: it costs page faults
+            z.sub_(torch.div(m, move, out=move).mul_(size[t].view(wide)))
             if self.clamp:
                 z.clamp_(*bounds)
             if self.constraints is not None:
@@ -326,20 +326,12 @@ class GradualConstruction(Explainer):
             best, start = torch.where(better, score, best), torch.where(better.view(*best.shape, *[1] * index.ndim), tried, start)
         return best, start
 
-    def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor) -> Tensor:
-        """Eqs. 7, 8 and 12, an entry an item (B,)."""
-        if self.term == "logits":
-            loss = torch.linalg.vector_norm(logits - mean, dim=1)
-        elif self.term == "literal":
-            loss = (logits - mean).sum(1).abs()
-        elif self.term == "mean_abs":
-            loss = (logits - mean).abs().mean(1)
-        else:
-            loss = -logits.log_softmax(1).gather(1, target[:, None])[:, 0]
-            loss = loss if self.term == "log_probability" else -(-loss).exp()
-        if self.lam or self.eta:                        # lam ||z - x||_2, and eta TV(z) for images
-            loss = loss + pull(z, x, self.lam, self.eta if z.ndim == 4 else 0.0, self.beta)
-        return loss
+    def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor,
+              out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Eqs. 7, 8 and 12: an entry an item (B,), and its gradients in the logits (B, K) and, beside those, in z (B, ...)."""
+        near, up = class_term(self.term, logits, mean, target)
+        far, g = pull(z, x, self.lam, self.eta if z.ndim == 4 else 0.0, self.beta, out)         # total variation is for images
+        return near + far, up, g
 
     def _why(self, n: int, own: float, tau: float) -> str:
         if n == 0:

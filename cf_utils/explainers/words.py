@@ -154,8 +154,9 @@ class GradualWords(GradualConstruction):
     def _slope(self, f: BlackBox, z: Tensor, q: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 7 at z (B, L, d): value (B,) and gradient (B, L, d)."""
         z = z.detach().requires_grad_(True)
-        loss = self._loss(f(z, rows), z, q, self.prototypes.to(z)[t], t)
-        return loss.detach(), f.grad(loss.sum(), z)
+        logits = f(z, rows)
+        loss, up, own = self._loss(logits.detach(), z.detach(), q, self.prototypes.to(z)[t], t)
+        return loss, f.grad(logits, z, up) + own
 
     def _compose(self, f: BlackBox, z: Tensor, q: Tensor, t: Tensor, rows: Tensor, on: Tensor, at: Tensor,
                  words: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +175,7 @@ class GradualWords(GradualConstruction):
         tried, t, q, rows = (s.repeat_interleave(k, 0) for s in (z, t, q, rows))
         tried[torch.arange(len(tried), device=z.device), p.repeat_interleave(k)] = short.flatten(0, 1)
         with torch.no_grad():
-            loss = self._loss(f(tried, rows), tried, q, self.prototypes.to(z)[t], t).view(-1, k)
+            loss = self._loss(f(tried, rows), tried, q, self.prototypes.to(z)[t], t)[0].view(-1, k)
         low, j = loss.nan_to_num(nan=torch.inf).min(1)
         better = low < value
         z = z.clone()
