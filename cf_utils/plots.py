@@ -120,7 +120,7 @@ def marked(text: str):
     return HTML(f"<p style='max-width:60em'>{shown}</p>")
 
 
-def show_source(thing: object):
+def show_source(*things: object):
     """The source that runs, as highlighted Python in a notebook: what a reader sees is what is called."""
     from IPython.display import Code
-    return Code(inspect.getsource(thing), language="python")
+    return Code("\n\n".join(map(inspect.getsource, things)), language="python")

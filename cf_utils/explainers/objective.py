@@ -17,7 +17,7 @@ def distance(z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = Non
     """weight ||z - x||_2 of each item (B,), and its gradient in z (B, ...), 0 where z = x. `out`: memory for the gradient."""
     g = torch.sub(z, x, out=out)
     far = torch.linalg.vector_norm(g.flatten(1), dim=1)
-    scale = weight / far.clamp(min=torch.finfo(far.dtype).tiny)
+    scale = far.clamp(min=torch.finfo(far.dtype).tiny).reciprocal_().mul_(weight)
     return weight * far, g.mul_(scale.view(-1, *[1] * (z.ndim - 1)))
 
 

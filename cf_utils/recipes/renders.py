@@ -140,13 +140,13 @@ def faces_age_causal(root, seed, folder):
 @recipe("roads_action_causal", embedded=True)
 def roads_action_causal(root, seed, folder):
     """Slow down or go on, learnt where nothing goes with the scene's cause."""
-    return _classifier("roads", "action", seed, folder, n=12_000, epochs=8)
+    return _classifier("roads", "action", seed, folder, n=8000, epochs=6)
 
 
 @recipe("roads_action_shortcut", embedded=True)
 def roads_action_shortcut(root, seed, folder):
     """Slow down or go on, learnt where the car in the right lane brakes whenever the own lane must."""
-    return _classifier("roads", "action", seed, folder, n=4000, epochs=5, variant="confounded")
+    return _classifier("roads", "action", seed, folder, n=3000, epochs=5, variant="confounded")
 
 
 @recipe("roads_action_mixed", embedded=True)
