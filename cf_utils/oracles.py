@@ -89,9 +89,22 @@ def displaced(factors: Factors, names: Sequence[str], change: Tensor, moved: Ten
     return factors
 
 
+class Residual(nn.Module):
+    """x + two 3 x 3 convolutions of it, then ReLU."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layers(x))
+
+
 class ConvNet(nn.Module):
-    """Strided 3 x 3 convolutions with batch norm and ReLU, then a linear map of the whole last grid. x (B, 3, H, W) in [0, 1],
-    H and W as in `size` (multiples of 16), to (B, outputs)."""
+    """Strided 3 x 3 convolutions with batch norm and ReLU, a residual block after each but the first, then a linear map of the
+    whole last grid. x (B, 3, H, W) in [0, 1], H and W as in `size` (multiples of 16), to (B, outputs)."""
 
     def __init__(self, outputs: int, size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112)):
         super().__init__()
@@ -101,6 +114,7 @@ class ConvNet(nn.Module):
         for k, width in enumerate(widths):
             kernel = 3 if k else 5
             layers += [nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [Residual(width)] if k else []
             before = width
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(before * (size[0] * size[1] // 4 ** len(widths)), outputs)

@@ -31,7 +31,7 @@ def faces_attributes(root, seed, folder):
         x, y = batch
         return F.binary_cross_entropy_with_logits(module(roughened(x)), y.float())
 
-    model = oracles.AttributeOracle(names, world.size)
+    model = oracles.AttributeOracle(names, world.size).to(memory_format=torch.channels_last)
     log = training.fit(model, Renders(factors, labels(factors)), [training.Part(loss, lr=3e-3, weight_decay=2e-2)],
                        epochs=epochs, batch_size=64, seed=seed + OTHER, folder=folder)
     test = world.sample(2000, "test", seed=seed)
@@ -103,7 +103,7 @@ def faces_identity(root, seed, folder):
     x = in_bytes(factors).unflatten(0, (n, views))
     traits = torch.stack([factors[name] for name in world.role("identity")], 1).unflatten(0, (n, views))[:, 0]
     spread, mean = traits.std(0), traits.mean(0)
-    encoder = oracles.IdentityEncoder(size=world.size)
+    encoder = oracles.IdentityEncoder(size=world.size).to(memory_format=torch.channels_last)
 
     def loss(module, batch):
         x, t = batch
