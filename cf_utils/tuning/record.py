@@ -1,0 +1,73 @@
+"""The rule, and the record of what came of it: results/tuning/<world>_<label>_<kind>_<method>.json.
+
+Of the settings that turn a share of the queries of at least the method's floor, the one with the highest semantic validity over
+all queries, in which a failure counts 0. Ties: more turned, then the smaller change, then the earlier setting. Where none reaches
+the floor, the one that turns most is taken, ties by semantic validity and on as before, and the record says "floor missed".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from cf_utils import io
+from cf_utils.metrics import decision
+from cf_utils.tuning.grids import PAPER
+
+MEASURED = ("flip_rate", "semantic_validity", "used_factor_moved", "unused_factor_moved", "mean_change", "seconds_per_image")
+
+
+def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
+    """The rule: (the row chosen, whether none reached the floor). Rows in the grid's order, with flip_rate, semantic_validity and
+    mean_change (None where nothing was turned)."""
+    if not rows:
+        raise ValueError("rows: got none, expected at least one measured setting")
+    able = [r for r in rows if r["flip_rate"] >= floor]
+    first, second = ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
+
+    def rank(r: Mapping) -> tuple[float, float, float]:
+        return r[first], r[second], -(math.inf if r["mean_change"] is None else r["mean_change"])
+    return max(able or rows, key=rank), not able            # of equals max takes the first
+
+
+def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float) -> dict:
+    """What the file holds: `made_on`, the choice, and the rows of a grid of `size` settings; `left`: those not measured.
+
+    `difference`: semantic validity of the chosen setting less that of the paper's over the same queries (`items` of the rows),
+    with a 95 % bootstrap interval; None while the paper's is not measured.
+    """
+    chosen, missed = choose(rows, floor)
+    items = {r["number"]: torch.tensor([int(c) for c in r["items"]]) for r in rows}
+    difference = decision.paired_difference(items[chosen["number"]], items[PAPER]) if PAPER in items else None
+    return {**made_on, "floor": floor, "verdict": "floor missed" if missed else "floor reached", "chosen": chosen["number"],
+            "paper": PAPER, "difference": difference, "left": [k for k in range(size) if k not in items], "rows": list(rows)}
+
+
+def checkpoints(world: str, label: str, kind: str) -> dict[str, str]:
+    """Name -> hash of the files that a record stands on, as their cards have it now: classifier, prior, oracle."""
+    names = (f"{world}_{label}_{kind}", f"{world}_ddpm", f"{world}_oracle")
+    return {name: io.read_json(io.CHECKPOINTS / f"{name}.json")["sha256"] for name in names}
+
+
+def stale(record: Mapping, made_on: Mapping) -> list[str]:
+    """What an earlier record was measured with another one of: entries of `made_on`, or names of checkpoints."""
+    parts = [(record, made_on), (record.get("checkpoints", {}), made_on["checkpoints"])]
+    return [k for old, new in parts for k, v in new.items() if k != "checkpoints" and old.get(k) != v]
+
+
+def shown(record: Mapping) -> str:
+    """The record as a table: the chosen setting, the paper's, the others."""
+    first = {"chosen": record["chosen"], "paper": record["paper"]}
+    what = {r["number"]: " ".join(word for word, k in first.items() if k == r["number"]) for r in record["rows"]}
+    rows = sorted(record["rows"], key=lambda r: ("chosen" not in what[r["number"]], "paper" not in what[r["number"]]))
+    frame = pd.DataFrame([{k: r[k] for k in MEASURED} for r in rows], dtype=float).round(4)
+    frame.insert(0, "which", [what[r["number"]] for r in rows])
+    frame.insert(0, "number", [r["number"] for r in rows])
+    frame["settings"] = [" ".join(f"{k}={v}" for k, v in r["settings"].items()) for r in rows]
+    tail = f"n {record['n']}; floor of the flip rate {record['floor']:g}: {record['verdict']}"
+    if (d := record["difference"]) is not None:
+        tail += f"; semantic validity, chosen less paper's: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]"
+    return f"{frame.to_string(index=False)}\n{tail}" + (f"\nnot measured: {record['left']}" if record["left"] else "")

@@ -1,0 +1,149 @@
+"""How a setting is measured: explanations kept batch by batch, judged by the world that made the queries.
+
+Decisions:
+* What the oracle reads is held against what the setting's own chain (spacing, steps) does to an unedited query
+  (`truth.null_sd`): who starts from more noise must move a factor further to be seen.
+* Batches on disk are read (a killed run goes on), measuring is cheap and done anew. A record keeps the rows that were not asked
+  for this time, as long as queries, checkpoints and the setting itself are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cf_utils import classifiers, core, io
+from cf_utils.cases import Case
+from cf_utils.core import Counterfactuals, Explainer
+from cf_utils.generators.ddpm import noise_of
+from cf_utils.metrics import decision, truth
+from cf_utils.tuning.grids import METHODS, Grid, Method
+from cf_utils.tuning.record import record_of, stale
+
+
+class OutOfTime(Exception):
+    """The limit was reached between two batches."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tuner:
+    """Measures settings of `method` on the queries of `case` (renders, with their classifier and prior), each to be turned to the
+    class that the classifier does not see there. `oracle` is on the CPU, where all is judged. `deadline`: a time of
+    `time.monotonic`, looked at before each batch."""
+
+    case: Case
+    oracle: nn.Module
+    method: str
+    grid: Grid
+    folder: Path                                            # keeps the explanations
+    batch: int = 8                                          # images explained at once
+    seed: int = 0
+    device: torch.device | str = "cpu"                      # of the case's networks
+    deadline: float = math.inf
+    nulls: dict = field(default_factory=dict, repr=False)   # (spacing, steps) -> null_sd
+
+    @property
+    def how(self) -> Method:
+        return METHODS[self.method]
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self.case.data.x.to(self.device)
+
+    @cached_property
+    def target(self) -> Tensor:
+        return 1 - classifiers.predict(self.case.classifier, self.x).argmax(1)
+
+    @cached_property
+    def judge(self) -> nn.Module:
+        return copy.deepcopy(self.case.classifier).cpu()
+
+    def explainers(self, k: int) -> tuple[Explainer | None, Explainer]:
+        return self.how.explainers(self.case.prior, self.seed, self.grid[k])
+
+    def check(self, numbers: Sequence[int]) -> None:
+        """ValueError by the method itself where a setting does not fit, before any search."""
+        logits = classifiers.predict(self.case.classifier, self.x[:1])
+        for explain in (e for k in numbers for e in self.explainers(k) if e is not None):
+            explain.check(self.x[:1], logits)
+
+    def explained(self, k: int) -> tuple[Counterfactuals, Tensor]:
+        """Setting k's explanations, on the CPU, and the seconds (B,) that each took with its search. Raises OutOfTime."""
+        search, whole = self.explainers(k)
+        if search is None:
+            cfs = self._kept(whole)
+            return cfs, cfs.seconds
+        found = self._kept(search)
+        cfs = self._kept(dataclasses.replace(whole, **{self.how.takes: found}))
+        return cfs, found.seconds + cfs.seconds
+
+    def _kept(self, explain: Explainer) -> Counterfactuals:
+        """`core.explain_in_batches` with a look at the clock before each batch; in the end all is read from the files."""
+        def batches(shard: tuple[int, int]) -> Counterfactuals | None:
+            return core.explain_in_batches(explain, self.case.classifier, self.x, self.target, self.case.data.ids,
+                                           batch_size=self.batch, folder=self.folder, shard=shard)
+        n = math.ceil(len(self.x) / self.batch)
+        for k in range(n):
+            if time.monotonic() >= self.deadline:
+                raise OutOfTime
+            batches((k + 1, n))
+        return batches((1, 1))
+
+    def null(self, spacing: str, steps: int) -> Tensor:
+        """`truth.null_sd` (K,) of the filter of so many steps of a spacing."""
+        if (spacing, steps) not in self.nulls:
+            chain, parts = self.case.prior.chain(spacing), (self.x.split(self.batch), self.case.data.ids.split(self.batch))
+            with torch.no_grad():
+                same = [chain.filter(x, steps, noise_of(self.seed, ids, x, "null")) for x, ids in zip(*parts, strict=True)]
+            self.nulls[spacing, steps] = truth.null_sd(self.oracle, self.x.cpu(), torch.cat(same).cpu())
+        return self.nulls[spacing, steps]
+
+    def row(self, k: int) -> dict:
+        """What the record says of setting k; `items` is each query's semantic validity, 0 or 1. Raises OutOfTime."""
+        (_, whole), (cfs, seconds), uses = self.explainers(k), self.explained(k), self.case.uses
+        d = truth.displacement(cfs, self.oracle, self.null(whole.spacing, whole.steps))
+        solid = truth.semantic_validity(cfs, self.case.data.factors, self.judge, d) == 1    # not of NaN: nothing to explain
+        change = (cfs.counterfactual - cfs.query).abs().flatten(1).mean(1)
+        means = {"used_factor_moved": truth.used_factor_moved(d, uses), "unused_factor_moved": truth.unused_factor_moved(d, uses),
+                 "mean_change": decision.of_valid(change, cfs.valid), "seconds_per_image": seconds}
+        return {"number": k, "settings": core.describe(self.grid[k]), "flip_rate": int(cfs.valid.sum()) / len(cfs),
+                "semantic_validity": int(solid.sum()) / len(cfs),
+                **{name: None if (mean := v.nanmean().item()) != mean else mean for name, v in means.items()},
+                "items": "".join("01"[s] for s in solid.tolist())}
+
+
+def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> dict | None:
+    """Measure the settings `numbers` and write the record at `path` after each; returns it: with no setting measured in time, the
+    one that was there, or None. `made_on`: what all its rows stand on (checkpoints, n, seed, ...). Raises ValueError where a
+    record of another n or seed would be lost."""
+    made_on = {**made_on, "queries": io.sha256(tuner.case.data.x)[:16]}
+    tuner.check(numbers)
+    record, rows = io.read_json(path) if path.exists() else None, {}
+    others = stale(record, made_on) if record else []
+    if lost := [k for k in ("n", "seed") if k in others]:
+        raise ValueError(f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in lost)}, got "
+                         f"{', '.join(f'{k} {made_on[k]}' for k in lost)}; give another folder (--out) or remove it")
+    if others:
+        print(f"{path.name}: was measured with another {', '.join(others)}; its rows are dropped")
+        record = None
+    elif record:
+        rows = {r["number"]: r for r in record["rows"]
+                if r["number"] < len(tuner.grid) and r["settings"] == core.describe(tuner.grid[r["number"]])}
+    for k in numbers:
+        try:
+            rows[k] = tuner.row(k)
+        except OutOfTime:
+            print(f"time is up before setting {k} is done; the same command goes on from here")
+            break
+        record = record_of(made_on, [rows[i] for i in sorted(rows)], len(tuner.grid), tuner.how.floor)
+        io.write_json(path, record)
+    return record
