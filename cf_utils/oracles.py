@@ -151,6 +151,8 @@ class IdentityEncoder(ConvNet):
 class FactorOracle(nn.Module):
     """An ensemble of regressors of `names`, in the factors' own units.
 
+    A regressor that is unsure reads towards the mean, so a factor that moves by 1 would be read as moving by its `slope` < 1.
+    What is said is divided by it (K,), and the mean stays where it is (`centre` (K,)): a displacement has no such bias.
     `sd` (K,): standard deviation of the reading's error on test renders where the factor shows. `null` (K,): root mean square
     of its displacement when nothing was edited but the camera's noise was drawn anew or, where the card says so, the image went
     through the diffusion prior.
@@ -161,12 +163,14 @@ class FactorOracle(nn.Module):
         super().__init__()
         self.names = tuple(names)
         self.members = nn.ModuleList(ConvNet(len(self.names), size, widths) for _ in range(members))
+        self.register_buffer("slope", torch.ones(len(self.names)))
+        self.register_buffer("centre", torch.zeros(len(self.names)))
         self.register_buffer("sd", torch.ones(len(self.names)))
         self.register_buffer("null", torch.ones(len(self.names)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Each member's reading (members, B, K)."""
-        return torch.stack([member(x) for member in self.members])
+        return (torch.stack([member(x) for member in self.members]) - self.centre) / self.slope + self.centre
 
     @torch.no_grad()
     def read(self, x: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,7 @@ class PerfectModule(nn.Module):
     def __init__(self):
         super().__init__()
         self.names = Perfect.names
-        for name in ("sd", "null"):
+        for name in ("slope", "centre", "sd", "null"):
             self.register_buffer(name, torch.ones(3))
 
     def read(self, x):
@@ -129,6 +129,20 @@ def test_calibration_writes_what_the_readings_are_off_by(monkeypatch):
     assert (model.null > 0).all() and (model.null < 2e-3).all()          # a few hundredths of a noise of 0.006
     assert found["null_by"] == "camera noise" and found["columns"]["left"]["r2"] > 0.999
     assert found["columns"]["right"]["r2"] == pytest.approx(1 - 0.01 / (1 / 12), abs=0.03)
+
+
+def test_a_reader_that_reads_towards_the_mean_is_set_right():
+    """Regressors that say 0.8, 0.6 and 0.1 of what moved: after calibration a move of 1 is read as 1, of the last as 0.2."""
+    model, shrunk = oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2), torch.tensor([0.8, 0.6, 0.1])
+    for member in model.members:
+        member.forward = lambda x: 0.5 + shrunk * (Perfect().read(x)[0] - 0.5)
+    factors = TOY.sample(80, "validation", seed=3)
+    readers.unshrink(model, factors)
+    x, truth_of = readers.in_bytes(factors).float() / 255, oracles.truth(factors, model.names)[0]
+    read, disagreement = model.read(x)
+    moved = truth_of[1:] - truth_of[:-1]
+    torch.testing.assert_close(read[1:] - read[:-1], moved * torch.tensor([1.0, 1.0, 0.2]), atol=0.02, rtol=0)
+    assert not disagreement.any() and (read.mean(0) - (0.5 + shrunk * (truth_of.mean(0) - 0.5))).abs().max() < 0.01
 
 
 def test_leakage_of_a_perfect_oracle_is_diagonal():

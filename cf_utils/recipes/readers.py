@@ -114,10 +114,24 @@ def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_pr
 
 
 @torch.no_grad()
+def unshrink(model: oracles.FactorOracle, factors: Factors) -> None:
+    """Sets `slope`, by how much a reading moves with the truth on fresh renders, and `centre`. A column that is hardly read keeps
+    a slope of 0.5: dividing by next to nothing would make its noise the largest displacement of all."""
+    value, shown = oracles.truth(factors, model.names)
+    read = torch.cat([model.read(b.float() / 255)[0] for b in in_bytes(factors).split(500)])
+    there = shown.sum(0).clamp(min=2)
+    centre, middle = ((t * shown).sum(0) / there for t in (value, read))
+    a, b = (value - centre) * shown, (read - middle) * shown
+    model.slope.copy_(((a * b).sum(0) / a.square().sum(0).clamp(min=1e-9)).clamp(0.5, 1))
+    model.centre.copy_(middle)
+
+
+@torch.no_grad()
 def calibrate(model: oracles.FactorOracle, world: World, seed: int, n: int = 1500, n_null: int = 300) -> dict:
-    """Sets the oracle's `sd` and `null`, and measures what its card says (see `FactorOracle`); of `unread`, `leakage` and the
-    images by PGD that flip the shipped classifiers beside it."""
+    """Sets the oracle's `slope`, `centre`, `sd` and `null`, and measures what its card says (see `FactorOracle`); of `unread`,
+    `leakage` and the images by PGD that flip the shipped classifiers beside it."""
     model.eval()
+    unshrink(model, world.sample(n, "validation", seed=seed + OTHER))
     factors = world.sample(n, "test", seed=seed + OTHER)
     value, shown = oracles.truth(factors, model.names)
     x = in_bytes(factors)
@@ -134,7 +148,7 @@ def calibrate(model: oracles.FactorOracle, world: World, seed: int, n: int = 150
         noise = core.item_noise(seed, few.ids, x.shape[1:], "another camera")
         b = (world.render(few, noise=False) + world.noise_sd(few)[:, None, None, None] * noise).clamp(0, 1)
     model.null.copy_(truth.null_sd(model, a, b))
-    table = {name: {"sd": model.sd[k].item(), "r2": r2[k].item(), "null": model.null[k].item()}
+    table = {name: {"sd": model.sd[k].item(), "r2": r2[k].item(), "null": model.null[k].item(), "slope": model.slope[k].item()}
              for k, name in enumerate(model.names)}
     disagreement = model.read(b)[1]
     return {"test_n": n, "null_by": prior or "camera noise", "columns": table,
