@@ -87,9 +87,9 @@ class ACE(Explainer):
 
     @classmethod
     def faces(cls, prior: DDPM, **changes) -> ACE:
-        """Rendered faces, 64 px, tried on validation faces: sigma 0.14 at the start, a mask of half the size, and a distance that
-        weighs more, for a quarter of the pixels have four times the gradient each."""
-        return cls(prior=prior, **({"spacing": "100", "lam": 0.02, "threshold": 0.3, "dilation": 7} | changes))
+        """Rendered faces, 64 px: sigma 0.14 at the start and a mask of half the size. On 10 validation faces at 25 iterations the
+        paper's lambda has a semantic validity of 0.9 (the true answer's own 0.7), 0.02 one of 0.3: it stops too early."""
+        return cls(prior=prior, **({"spacing": "100", "threshold": 0.3, "dilation": 7} | changes))
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:
