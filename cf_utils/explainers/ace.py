@@ -93,8 +93,8 @@ class ACE(Explainer):
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:
-        """Rendered roads, 64 x 128 px: what decides is a few pixels wide. On 6 validation roads at 25 iterations BDD's threshold of
-        0.05 masks nothing (all of the image changes by so much); 0.15 leaves 5 % of it, and every decision turned."""
+        """Rendered roads, 64 x 128 px: what decides is a few pixels wide. On 6 validation roads at 25 iterations BDD's threshold
+        of 0.05 masks nothing (all of the image changes by so much); 0.15 leaves 5 % of it, and every decision turned."""
         return cls(prior=prior, **({"spacing": "100", "lam": 0.006, "dilation": 3, "threshold": 0.15} | changes))
 
     def with_(self, **changes) -> ACE:
