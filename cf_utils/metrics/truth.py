@@ -42,11 +42,13 @@ def undefined(cfs: Counterfactuals) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Displacement:
-    """`value` (B, K) in the factors' units; `moved` (B, K): read, and over 2 null sd; `unread` (B, K): the members disagree."""
+    """`value` (B, K) in the factors' units; `moved` (B, K): read, and over 2 null sd, so it is no chance; `firm` (B, K): over
+    2 sd of the oracle's error, too, so its size can be trusted; `unread` (B, K): the members disagree."""
 
     names: tuple[str, ...]
     value: Tensor
     moved: Tensor
+    firm: Tensor
     unread: Tensor
     undefined: Tensor = field(repr=False)
 
@@ -72,7 +74,8 @@ def displacement(cfs: Counterfactuals, oracle, null: Tensor | None = None) -> Di
     (a, da), (b, db) = oracle.read(cfs.query.float()), oracle.read(cfs.counterfactual.float())
     unread = torch.maximum(da, db) > 2 * oracle.sd
     moved = ((b - a).abs() > 2 * (oracle.null if null is None else null)) & ~unread
-    return Displacement(tuple(oracle.names), b - a, moved, unread, undefined(cfs))
+    firm = moved & ((b - a).abs() > 2 * oracle.sd)
+    return Displacement(tuple(oracle.names), b - a, moved, firm, unread, undefined(cfs))
 
 
 def unread(d: Displacement) -> Tensor:
@@ -114,15 +117,15 @@ def unused_factor_moved(d: Displacement, uses: Mapping, most: float = 0.05) -> T
 def semantic_validity(cfs: Counterfactuals, factors: Factors, f: nn.Module, d: Displacement) -> Tensor:
     """Does the decision still flip when the renderer makes the change that the oracle read? 1 or 0 (B,), higher is better.
 
-    Where a column moved, its displacement is added to the query's true factor, clamped to the scale; the same streams render
-    again. An adversarial change, which moves nothing, does not survive this. 0 where the explanation is not valid; NaN where
-    there was nothing to explain. Its ceiling is what the true counterfactual gets (`anchors.TrueChange`).
+    Where a column moved firmly, its displacement is added to the query's true factor, clamped to the scale; the same streams
+    render again. An adversarial change, which moves nothing, does not survive this. 0 where the explanation is not valid; NaN
+    where there was nothing to explain. Its ceiling is what the true counterfactual gets (`anchors.TrueChange`).
     """
     check(cfs, factors)
-    rows = (d.moved.any(1) & cfs.valid & ~d.undefined).cpu().nonzero().flatten()        # where nothing moved, nothing flips
+    rows = (d.firm.any(1) & cfs.valid & ~d.undefined).cpu().nonzero().flatten()        # where nothing moved, nothing flips
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
-        again = oracles.displaced(factors.take(at), d.names, d.value[at], d.moved[at])
+        again = oracles.displaced(factors.take(at), d.names, d.value[at], d.firm[at])
         x = factors.world.render(again, tuple(cfs.query.shape[2:])).to(cfs.query)
         flips[at] = (predict(f, x).argmax(1) == cfs.target[at]).double().cpu()
     return torch.where(d.undefined.cpu(), torch.nan, flips)
