@@ -99,6 +99,8 @@ def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, be
     ours, g = objective.pull(z.detach(), x, lam, eta, beta)
     torch.testing.assert_close(ours, plain.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(weight.view(-1, 1, 1, 1) * g, slope, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta)[1], g)
     room = torch.full_like(x, torch.nan)
     assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta, out=room)[1], g)
     assert torch.equal(room, g)                                             # no new memory
@@ -119,6 +121,8 @@ def test_the_class_terms_gradient_is_autograds(term):
     along = (alone(logits + step * dz) - alone(logits - step * dz)) / (2 * step)
     torch.testing.assert_close((up * dz).sum(1), along, rtol=1e-6, atol=1e-8)
     assert torch.equal(objective.class_term("logits", mean, mean, target)[1], torch.zeros_like(mean))
+    with torch.no_grad():                                                   # a caller who wants the value alone
+        assert torch.equal(objective.class_term(term, logits, mean, target)[1], up)
 
 
 def test_terms_add_up():

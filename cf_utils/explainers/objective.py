@@ -38,7 +38,7 @@ def pull(z: Tensor, x: Tensor, lam: float, eta: float = 0.0, beta: float = 2.0,
             leaf = z.detach().requires_grad_(True)
             rough = eta * total_variation(leaf, beta)
         value += rough.detach()
-        g += torch.autograd.grad(rough.sum(), leaf)[0]
+        g += torch.autograd.grad(rough, leaf, torch.ones_like(rough))[0]
     return value, g
 
 
@@ -57,4 +57,4 @@ def class_term(term: str, logits: Tensor, mean: Tensor, target: Tensor) -> tuple
         else:
             loss = -z.log_softmax(1).gather(1, target[:, None])[:, 0]
             loss = loss if term == "log_probability" else -(-loss).exp()
-    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+    return loss.detach(), torch.autograd.grad(loss, z, torch.ones_like(loss))[0]
