@@ -178,6 +178,18 @@ def test_semantic_validity_needs_the_change_to_be_large_enough(toy):
         assert (truth.semantic_validity(cfs, rows.factors, f, truth.displacement(cfs, Perfect()))[far] == expected).all()
 
 
+def test_a_change_within_the_oracles_error_has_no_semantic_validity(toy):
+    """From 0.015 short of the boundary to 0.015 beyond it: moved, and rendered again it would flip; but the error is 0.02."""
+    rows, f, _ = toy
+    start = rows.factors.move("left", 0.485)
+    x, there = (start.world.render(one, noise=False) for one in (start, start.move("left", 0.515)))
+    cfs = dataclasses.replace(result(rows, f, there, 1 - f(x).argmax(1)), query=x, valid=torch.ones(24, dtype=torch.bool))
+    seen = truth.displacement(cfs, Perfect())
+    assert seen.moved[:, 0].all() and truth.semantic_validity(cfs, start, f, seen).nanmean() == 0
+    sure = dataclasses.replace(seen, firm=seen.moved)
+    assert truth.semantic_validity(cfs, start, f, sure).nanmean() == 1
+
+
 def test_a_failed_explanation_has_no_semantic_validity(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=target.float()), target)
