@@ -201,8 +201,8 @@ class GradualConstruction(Explainer):
         t = torch.full((len(x),), self.steps, device=x.device)                        # at the end of "step 0": unmask first
         best, since, room = x.new_full((len(x),), torch.inf), torch.zeros_like(t), torch.empty_like(x)
         k = torch.arange(self.steps + 1, device=x.device).clamp(min=1).to(x)          # Adam's corrections after k steps
-        root = (1 - 0.999 ** k).sqrt()
-        size, least = self.lr / (1 - 0.9 ** k) * root, 1e-8 * root
+        least = 1e-8 * (1 - 0.9 ** k) / self.lr
+        slope = (1 - 0.9 ** k) / (1 - 0.999 ** k).sqrt() / self.lr
         wide = (-1, *[1] * (x.ndim - 1))
         while len(rows):
             ended = t >= self.steps
@@ -210,7 +210,8 @@ class GradualConstruction(Explainer):
                 ended |= since >= self.patience
             y = self.snap(z, q).requires_grad_(True)                                      # z itself where nothing is constrained
             logits = f(y, rows)
-            loss, up, g = self._loss(logits.detach(), y.detach(), q, t_mean, t_class, out=room[:len(z)])
+            loss, up, g = self._loss(logits.detach(), y.detach(), q, t_mean, t_class, out=room[:len(z)],
+                                     value=self.patience is not None or bool(ended.any()))
             g += f.grad(logits, y, up)
             y, z = y.detach(), z.detach()
             if self.patience is not None:
@@ -259,8 +260,8 @@ class GradualConstruction(Explainer):
             g.mul_(on)                                                                # composition step: Adam on unmasked values
             m.lerp_(g, 0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
-            move = torch.sqrt(v, out=room[:len(z)]).add_(least[t].view(wide))              # no new memory: it costs page faults
-            z.sub_(torch.div(m, move, out=move).mul_(size[t].view(wide)))
+            under = torch.sqrt(v, out=room[:len(z)])                                       # no new memory: it costs page faults
+            z.addcdiv_(m, under.mul_(slope[t].view(wide)).add_(least[t].view(wide)), value=-1)
             if self.clamp:
                 z.clamp_(*bounds)
             if self.constraints is not None:
@@ -326,12 +327,13 @@ class GradualConstruction(Explainer):
             best, start = torch.where(better, score, best), torch.where(better.view(*best.shape, *[1] * index.ndim), tried, start)
         return best, start
 
-    def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor,
-              out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Eqs. 7, 8 and 12: an entry an item (B,), and its gradients in the logits (B, K) and, beside those, in z (B, ...)."""
+    def _loss(self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor, out: Tensor | None = None,
+              value: bool = True) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Eqs. 7, 8 and 12: an entry an item (B,), where `value` is asked for, and its gradients in the logits (B, K) and, beside
+        those, in z (B, ...)."""
         near, up = class_term(self.term, logits, mean, target)
-        far, g = pull(z, x, self.lam, self.eta if z.ndim == 4 else 0.0, self.beta, out)         # total variation is for images
-        return near + far, up, g
+        far, g = pull(z, x, self.lam, self.eta if z.ndim == 4 else 0.0, self.beta, out, value)  # total variation is for images
+        return None if far is None else near + far, up, g
 
     def _why(self, n: int, own: float, tau: float) -> str:
         if n == 0:

@@ -21,25 +21,26 @@ def distance(z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = Non
     return weight * far, g.mul_(scale.view(-1, *[1] * (z.ndim - 1)))
 
 
-def pull(z: Tensor, x: Tensor, lam: float, eta: float = 0.0, beta: float = 2.0,
-         out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """lam ||z - x||_2 + eta total_variation(z) of each item (B,), and its gradient in z (B, ...): what holds a search near x.
-    eta is for images (B, C, H, W)."""
-    value, g = distance(z, x, lam, out)
+def pull(z: Tensor, x: Tensor, lam: float, eta: float = 0.0, beta: float = 2.0, out: Tensor | None = None,
+         value: bool = True) -> tuple[Tensor | None, Tensor]:
+    """lam ||z - x||_2 + eta total_variation(z) of each item (B,), or None where no `value` is asked for; and its gradient in
+    z (B, ...): what holds a search near x. eta is for images (B, C, H, W)."""
+    far, g = distance(z, x, lam, out)
     if eta and beta == 2:
         ends, starts = (slice(1, None), slice(None)), (slice(None, -1), slice(None))
         for last, first in (((..., *ends[::-1]), (..., *starts[::-1])), ((..., *ends), (..., *starts))):
             d = z[last] - z[first]
-            value.add_(torch.linalg.vector_norm(d.flatten(1), dim=1).square_(), alpha=eta)
+            if value:
+                far.add_(torch.linalg.vector_norm(d.flatten(1), dim=1).square_(), alpha=eta)
             g[last].add_(d, alpha=2 * eta)
             g[first].sub_(d, alpha=2 * eta)
     elif eta:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)
             rough = eta * total_variation(leaf, beta)
-        value += rough.detach()
+        far += rough.detach()
         g += torch.autograd.grad(rough, leaf, torch.ones_like(rough))[0]
-    return value, g
+    return far if value else None, g
 
 
 def class_term(term: str, logits: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
