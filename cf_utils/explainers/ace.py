@@ -87,9 +87,14 @@ class ACE(Explainer):
 
     @classmethod
     def faces(cls, prior: DDPM, **changes) -> ACE:
-        """Rendered faces, 64 px: sigma 0.14 at the start and a mask of half the size. On 10 validation faces at 25 iterations the
-        paper's lambda has a semantic validity of 0.9 (the true answer's own 0.7), 0.02 one of 0.3: it stops too early."""
-        return cls(prior=prior, **({"spacing": "100", "threshold": 0.3, "dilation": 7} | changes))
+        """Rendered faces, 64 px: sigma 0.14 at the start and a mask of half the size.
+
+        A signed step follows whichever gradient is larger, so lambda says at which confidence a pixel goes back, not how far it
+        may go; the paper's stops as soon as the decision turns. Semantic validity on 24 validation faces at 50 iterations, with
+        the share of unused factors that move: 0.92, 0.11 here; lambda 1e-5 0.79, 0.08; 2e-4 0.54, 0.05. On 16: 0.001 0.69, 0.04;
+        0 (no distance) 1.00, 0.41, the mask is the whole image.
+        """
+        return cls(prior=prior, **({"spacing": "100", "lam": 1e-6, "dilation": 7} | changes))
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:

@@ -4,7 +4,8 @@ Decisions:
 * Setting 0 is the paper's: what the authors' scripts have, but that a mask's dilation scales with the image, as a length does.
 * What comes after a search (mask, refinement) is varied without a new search: 24 settings of ACE are 6 attacks, those of
   DiME pasted are 4 searches, which DiME's own grid holds, too.
-* lam, scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients.
+* scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients; lam is
+  the published one and, on faces, one that lets the attack go on after the decision has turned (`ACE.faces`).
 """
 
 from __future__ import annotations
@@ -69,5 +70,5 @@ def _grids(spacings: Sequence[str], lams: Sequence[float], masks: Sequence[tuple
 # The sigma that a search starts from, of 500 levels: 0.14, 0.27, 0.51 by five steps of "100", "50", "25"; 0.27, 0.51, 0.63, 0.77
 # by 17, 34, 45, 60 of DiME's "200".
 GRIDS = {
-    "faces": _grids(("50", "100", "25"), (0.003, 0.02), ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
+    "faces": _grids(("50", "100", "25"), (0.003, 1e-6), ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
     "roads": _grids(("100", "50", "25"), (0.001, 0.01), ((0.05, 3), (0.15, 3), (0.3, 3), (0.05, 7)), (45, 60, 34, 17))}
