@@ -101,6 +101,8 @@ def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, be
     torch.testing.assert_close(weight.view(-1, 1, 1, 1) * g, slope, rtol=1e-12, atol=1e-14)
     with torch.no_grad():
         assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta)[1], g)
+    nothing, same = objective.pull(z.detach(), x, lam, eta, beta, value=False)
+    assert nothing is None and torch.equal(same, g)
     room = torch.full_like(x, torch.nan)
     assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta, out=room)[1], g)
     assert torch.equal(room, g)                                             # no new memory

@@ -208,17 +208,18 @@ class GradualConstruction(Explainer):
             ended = t >= self.steps
             if self.patience is not None:
                 ended |= since >= self.patience
+            some = bool(ended.any())                                                      # asked once: a GPU waits for it
             y = self.snap(z, q).requires_grad_(True)                                      # z itself where nothing is constrained
             logits = f(y, rows)
             loss, up, g = self._loss(logits.detach(), y.detach(), q, t_mean, t_class, out=room[:len(z)],
-                                     value=self.patience is not None or bool(ended.any()))
+                                     value=some or self.patience is not None)
             g += f.grad(logits, y, up)
             y, z = y.detach(), z.detach()
             if self.patience is not None:
                 low = loss < best - self.flat * best.abs().nan_to_num(posinf=0.0)
                 best, since = torch.where(low, loss, best), torch.where(low, 0, since + 1)
             t = t + 1
-            if ended.any():                                                           # look at the score, leave or unmask
+            if some:                                                                  # look at the score, leave or unmask
                 p = logits.detach().softmax(1).gather(1, t_class[:, None])[:, 0]
                 nan, spent = ~loss.isfinite(), n >= most
                 hit = (p >= tau) & (logits.argmax(1) == t_class)
