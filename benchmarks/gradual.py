@@ -9,6 +9,10 @@ speedup_early       one by one without leaving / a batch of 64 of the recommende
 overhead            a search at constant batch 64 / its bare passes forward and back, alternating, best of 5
 peak_mib            growth of resident memory during a batch of 64 (GPU: peak allocated)
 
+All of it on one thread unless --threads says otherwise: on two cores of a shared machine the bare passes alone differ by a tenth
+from one repeat to the next, which is as much as the overhead's bound leaves (two threads: 1.12 to 1.25 in three goes in a row,
+speed-ups 8.9 and 17; one thread: 1.04 to 1.12, 6.6 and 12).
+
 Prints one table and writes results/benchmarks/gradual.json; ends non-zero where a bound is missed (--quick judges none).
 """
 
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="batch against one by one: once (default, the paper's), or each, where rounding can exchange blocks")
     parser.add_argument("--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="n and n-early 16, n64 2, batch 16, 20 iterations, 1 repeat")

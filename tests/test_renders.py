@@ -104,6 +104,20 @@ def test_roughened_images_stay_images():
     assert change.min() < 0.01 and change.max() > 0.05                   # some hardly, some well
 
 
+def test_the_worst_image_of_a_box():
+    """Of a linear error: no value moves the wrong way, each image stays in a box of its own size, corners are reached."""
+    torch.manual_seed(0)
+    x, slope, eps = torch.full((200, 3, 4, 4), 0.5), torch.randn(3, 4, 4), 0.02
+    y = readers.worst(lambda x: (slope * x).sum(), x, eps)
+    ahead = ((y - x) * slope.sign()).flatten(1)
+    assert not y.requires_grad and ahead.min() >= -1e-7
+    size = ahead.amax(1)
+    assert size.max() <= eps + 1e-7 and size.std() > eps / 5 and abs(size.mean() - eps / 2) < eps / 10
+    assert ((ahead > size[:, None] - 1e-6).double().mean(1) - 0.5).abs().mean() < 0.1        # half of the starts reach the wall
+    edge = readers.worst(lambda x: x.sum(), torch.ones(2, 3, 4, 4), eps)
+    assert edge.max() <= 1 and edge.min() > 1 - 1e-6
+
+
 # readers
 
 class PerfectModule(nn.Module):

@@ -7,6 +7,7 @@ no checkpoint yet, its part is left out and the card says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from cf_utils.worlds.base import Factors, World
 OTHER = 1000                        # added to the seed of the world: no draw that a classifier saw
 CAUSE_WEIGHT = 10.0                 # of a cause's error: it is hard to read, and what every truth metric asks for
 SIGMAS = (0.14, 0.27, 0.5)          # how far a zero edit goes up the noise
+EPS = 4 / 255                       # how far the second stage moves a pixel at most: twice what the anchor PGD may
 
 
 def roughened(x: Tensor) -> Tensor:
@@ -35,6 +37,15 @@ def roughened(x: Tensor) -> Tensor:
     soft = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = torch.lerp(x, soft, (2 * draw() - 1).clamp(min=0))
     return (x + 0.05 * draw().square() * torch.randn_like(x)).clamp(0, 1)
+
+
+def worst(error: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
+    """x (B, 3, H, W) after one signed step that raises `error(x)`, a scalar, from a random place in a box around it; each image
+    has a box of its own size, up to eps (Wong et al., 2020: as good as many steps, for the price of one)."""
+    size = eps * torch.rand(len(x), 1, 1, 1, device=x.device)
+    y = (x + size * (2 * torch.rand_like(x) - 1)).clamp(0, 1).requires_grad_(True)
+    y = y.detach() + size * torch.autograd.grad(error(y), y)[0].sign()
+    return torch.maximum(torch.minimum(y, x + size), x - size).clamp(0, 1)
 
 
 def prior_of(world: World) -> str | None:
@@ -77,38 +88,56 @@ def causes(world: World, names: list[str]) -> list[int]:
     return [k for k, column in enumerate(names) if oracles.factor_of(column) in world.role("cause")]
 
 
-def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int):
+def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int, hard_epochs: int):
+    """Members are trained one after the other, each with its own first weights, order and augmentation; where `hard_epochs`, once
+    more on twice as many renders, each moved to where the member reads it worst: what follows noise cannot say what moved."""
     world = worlds.get(name)
-    factors, names, prior = world.sample(n, "train", seed=seed + OTHER), oracles.columns(world), prior_of(world)
-    value, shown = oracles.truth(factors, names)
-    data: Dataset = Renders(factors, value, shown)
-    if prior:
-        some = factors.take(slice(0, n_prior))
-        data = ConcatDataset([data, *[Bytes(unedited(some, seed), value[:n_prior], shown[:n_prior])] * 2])
-    spread = (value * shown).std(0).clamp(min=1e-3)
+    names, prior = oracles.columns(world), prior_of(world)
     weight = torch.ones(len(names))
     weight[causes(world, names)] = CAUSE_WEIGHT
     settings = {"n": n, "n_prior": n_prior if prior else 0, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "members": 3,
                 "cause_weight": CAUSE_WEIGHT, "augmentation": "blur, noise up to 0.05", "prior": prior,
                 "sigmas": SIGMAS if prior else None}
+    if hard_epochs:
+        settings["second_stage"] = {"n": 2 * n, "epochs": hard_epochs, "lr": 1.5e-3, "worst_of_a_box_up_to": EPS}
 
-    def loss(module, batch):
+    def part_of(start: int):
+        factors = world.sample(n, "train", seed=seed + OTHER, start=start)
+        return factors, *oracles.truth(factors, names)
+
+    factors, value, shown = part_of(0)
+    spread = (value * shown).std(0).clamp(min=1e-3)
+
+    def error(module, x, t, there):
+        return (((module(x) - t) / spread).square() * there * weight).sum() / (there * weight).sum()
+
+    def plain(module, batch):
         x, t, there = batch
-        there = there * weight
-        error = ((module(roughened(x)) - t) / spread).square() * there
-        return error.sum() / there.sum()
+        return error(module, roughened(x), t, there)
 
+    def hard(module, batch):
+        x, t, there = batch
+        return error(module, worst(lambda y: error(module, y, t, there), roughened(x), EPS), t, there)
+
+    first: list[Dataset] = [Renders(factors, value, shown)]
+    if prior:
+        first += [Bytes(unedited(factors.take(slice(0, n_prior)), seed), value[:n_prior], shown[:n_prior])] * 2
+    stages = [(ConcatDataset(first), plain, 3e-3, epochs)]
+    if hard_epochs:
+        stages.append((ConcatDataset([*first, Renders(*part_of(n))]), hard, 1.5e-3, hard_epochs))
     model = oracles.FactorOracle(names, world.size).to(memory_format=torch.channels_last)      # a fifth faster on a CPU
     logs = []
-    for k, member in enumerate(model.members):              # one after the other: each its own first weights, order, augmentation
+    for k, member in enumerate(model.members):
         core.seed_everything(seed + OTHER + k)
         member.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
-        logs.append(training.fit(member, data, [training.Part(loss, lr=3e-3, weight_decay=1e-2)], epochs=epochs, batch_size=64,
-                                 seed=seed + OTHER + k, folder=folder and folder / str(k)))
-    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs), "epochs": epochs,
-           "losses": [one["losses"] for one in logs]}
-    card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
-                     "world_sha256": world.sha256()},
+        for stage, (data, loss, lr, rounds) in enumerate(stages):
+            own = folder and folder / (f"{k}-hard" if stage else str(k))
+            logs.append(training.fit(member, data, [training.Part(loss, lr=lr, weight_decay=1e-2)], epochs=rounds, batch_size=64,
+                                     seed=seed + OTHER + k + 50 * stage, folder=own))
+    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs),
+           "epochs": epochs + hard_epochs, "losses": [one["losses"] for one in logs]}
+    split = f"train ({n * len(stages):,} renders, independent, seed {seed + OTHER})"
+    card = {"data": {"name": f"{name} (embedded)", "split": split, "world_sha256": world.sha256()},
             "architecture": {"class": "FactorOracle", "arguments": {"names": names, "size": world.size}}, "settings": settings}
     return model, card, log | {"quality": calibrate(model, world, seed)}
 
@@ -193,11 +222,11 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
 @recipe("faces_oracle", embedded=True)
 def faces_oracle(root, seed, folder):
     """The factor oracle of rendered faces: three regressors of every factor that is no child."""
-    return _oracle("faces", seed, folder, n=14_000, epochs=10, n_prior=1200)
+    return _oracle("faces", seed, folder, n=14_000, epochs=10, n_prior=1200, hard_epochs=4)
 
 
 @recipe("roads_oracle", embedded=True)
 def roads_oracle(root, seed, folder):
     """The factor oracle of rendered roads: three regressors of every factor; scene and weather by level, a cause 0 outside its
     scene."""
-    return _oracle("roads", seed, folder, n=6_000, epochs=5, n_prior=600)
+    return _oracle("roads", seed, folder, n=6_000, epochs=5, n_prior=600, hard_epochs=8)
