@@ -26,7 +26,8 @@ SPLITS = {"celeba": "validation", "celebahq": "test", "bdd": "validation", "imag
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """`data`: the queries with their labels y; `uses`: of an embedded classifier, what it uses (its card), None otherwise."""
+    """`data`: the queries with their labels y; `dime`, `fastdime`: ACE's rivals; `uses`: of an embedded classifier, what it uses
+    (its card), None otherwise."""
 
     name: str
     data: InMemory
@@ -34,6 +35,7 @@ class Case:
     prior: DDPM
     ace: ACE
     dime: DiME
+    fastdime: DiME
     uses: Mapping | None = None
 
 
@@ -44,7 +46,8 @@ def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, spli
     prior = ddpm.load(f"{world}_ddpm", device)
     ace = ACE.faces if world == "faces" else ACE.roads
     return Case(f"{world} (embedded)", rendered.load(world, split, n=n, label=label), classifiers.OneOutput(net).eval(), prior,
-                ace(prior, seed=seed), DiME.faces(prior, seed=seed), net.card["quality"]["uses"])
+                ace(prior, seed=seed), DiME.faces(prior, seed=seed), DiME.faces(prior, seed=seed, fast=True, own_mask=True),
+                net.card["quality"]["uses"])
 
 
 def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Case:
@@ -74,7 +77,7 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
         net = classifiers.OneOutput(net, output)
     dime = DiME.bdd if dataset == "bdd" else DiME.celeba
     return Case(dataset, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
-                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed))
+                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed), DiME.fastdime(prior, seed=seed))
 
 
 class Pair(nn.Module):

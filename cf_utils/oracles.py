@@ -53,6 +53,15 @@ def factor_of(column: str) -> str:
     return column.partition("=")[0]
 
 
+def readable(oracle, least: float = 0.5) -> tuple[str, ...]:
+    """Factors of which the oracle reads at least this share of the variance of fresh renders (R2 in its card), every level of a
+    category: what moves in the others is its own noise."""
+    r2: dict[str, list[float]] = {}
+    for column, row in oracle.card["quality"]["columns"].items():
+        r2.setdefault(factor_of(column), []).append(row["r2"])
+    return tuple(name for name, of in r2.items() if min(of) >= least)
+
+
 def truth(factors: Factors, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """What a perfect reader says, float32 (N, K), and where it shows, bool (N, K)."""
     own, values, shown = SHOWN.get(factors.world.name, {}), [], []

@@ -167,7 +167,7 @@ def case():
     """Twelve renders of stripes, and a classifier that a change of the left one turns, helped by a pattern that nothing makes."""
     found = data(12)
     found = dataclasses.replace(found, x=found.x.double())
-    return cases.Case("stripes", found, Stripe(brittle=40.0), ddpm.DDPM(Silent(), (16, 16), 50), None, None, USES)
+    return cases.Case("stripes", found, Stripe(brittle=40.0), ddpm.DDPM(Silent(), (16, 16), 50), None, None, None, USES)
 
 
 def tuner_of(case, folder, method="ace", grid=SETTINGS, **changes):

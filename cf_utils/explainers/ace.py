@@ -11,7 +11,8 @@ F_tau noises an image to the level of step tau of a re-spaced chain and denoises
 Decisions, where the paper is silent or its code differs from it:
 * lambda is per item: the authors' code averages the class loss over a batch and sums the distance, so theirs grows with it.
 * Distances are in pixels of [0, 1]: l1 the sum of |x' - x|, l2 the norm, not squared. L_class is the cross-entropy.
-* PGD is unbounded but for the range of images (`eps`), takes signs, and keeps its last iterate; gd takes the gradient itself;
+* PGD is bounded by the range of images (`eps`) and by its reach, iterations x step; it takes signs and keeps its last iterate;
+  gd takes the gradient itself;
   cw is the attack of Carlini & Wagner (2017) on Eq. 3: their hinge on logits, tanh variables, Adam.
 * Fresh noise at each iteration of the attack (`common_noise`: the same at all), for each item its own.
 * Stages (Table 5): pre is x' itself, judged as f(x'); fr is F_tau(x'); f the same noise level by all original steps; ace all.
@@ -98,9 +99,13 @@ class ACE(Explainer):
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:
-        """Rendered roads, 64 x 128 px: what decides is a few pixels wide. On 6 validation roads at 25 iterations BDD's threshold
-        of 0.05 masks nothing (all of the image changes by so much); 0.15 leaves 5 % of it, and every decision turned."""
-        return cls(prior=prior, **({"spacing": "100", "lam": 0.006, "dilation": 3, "threshold": 0.15} | changes))
+        """Rendered roads, 64 x 128 px: sigma 0.14 as on BDD, and BDD's threshold.
+
+        On 12 validation roads at 50 iterations, decisions turned, pixel AUROC of what changed against the true region (before the
+        mask), share of the change inside it: 1.00, 0.83 (0.91), 0.23 here; lambda 1e-4 1.00, 0.81 (0.89), 0.13; 1e-6 1.00, 0.83
+        (0.88), 0.06. With lambda 0.006 a dilation of 3 gives 0.92, 0.79, 0.34; threshold 0.15 and dilation 3 0.92, 0.70, 0.37.
+        """
+        return cls(prior=prior, **({"spacing": "100", "lam": 0.006, "dilation": 7, "threshold": 0.05} | changes))
 
     def with_(self, **changes) -> ACE:
         return dataclasses.replace(self, **changes)
