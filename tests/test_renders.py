@@ -159,6 +159,12 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
     assert not disagreement.any() and (read.mean(0) - (0.5 + shrunk * (truth_of.mean(0) - 0.5))).abs().max() < 0.01
 
 
+def test_readable_factors_are_those_whose_every_column_is_read():
+    oracle, r2 = nn.Module(), {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5}
+    oracle.card = {"quality": {"columns": {k: {"r2": v} for k, v in r2.items()}}}
+    assert oracles.readable(oracle) == ("smile", "wall") and oracles.readable(oracle, 0.4) == ("smile", "scene", "wall")
+
+
 def test_leakage_of_a_perfect_oracle_is_diagonal():
     model = PerfectModule()
     found = readers.leakage(model, TOY, 0, n=30)
