@@ -88,14 +88,15 @@ class ACE(Explainer):
 
     @classmethod
     def faces(cls, prior: DDPM, **changes) -> ACE:
-        """Rendered faces, 64 px: sigma 0.14 at the start and a mask of half the size.
+        """Rendered faces, 64 px: sigma 0.39 at the start and a mask of half the size.
 
-        A signed step follows whichever gradient is larger, so lambda says at which confidence a pixel goes back, not how far it
-        may go; the paper's stops as soon as the decision turns. Semantic validity on 24 validation faces at 50 iterations, with
-        the share of unused factors that move: 0.92, 0.11 here; lambda 1e-5 0.79, 0.08; 2e-4 0.54, 0.05. On 16: 0.001 0.69, 0.04;
-        0 (no distance) 1.00, 0.41, the mask is the whole image.
+        Lambda says at which confidence a pixel goes back, not how far it may go; the paper's stops as soon as the decision turns.
+        The noise says how much of the attack has to be a face. Semantic validity on 12 validation faces at 50 iterations, share of
+        unused factors that move, area of the mask: 0.83, 0.08, 0.29 here; spacing "100" (sigma 0.14) 0.25, 0.13, 0.21; "50" 0.58,
+        0.10, 0.28 (steps of 1/255: the same); "25" (0.5, steps of 1/255) 0.83, 0.10, 0.58; "16" 0.58, 0.10, 0.76. Lambda 5e-4 at
+        "50" 0.17, 0.05; 1e-4 at "25" 0.50, 0.04.
         """
-        return cls(prior=prior, **({"spacing": "100", "lam": 1e-6, "dilation": 7} | changes))
+        return cls(prior=prior, **({"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7} | changes))
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:
