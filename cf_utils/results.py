@@ -182,8 +182,10 @@ def _number(value, name: str = "value") -> float | int | None:
 
 
 def _png(fig: Figure) -> bytes:
-    """PNG at dpi 100; over the limit with 256 colours, then smaller, until it fits. Under 128 colours a face takes on hues that its
-    image does not have."""
+    """PNG at dpi 100; over the limit with 256 colours, then smaller, until it fits.
+
+    Never under 128 colours: a face takes on hues then that its image does not have.
+    """
     buffer = memory.BytesIO()
     fig.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     if buffer.tell() <= PNG_BYTES:
