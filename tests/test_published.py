@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from cf_utils import io
@@ -27,6 +28,26 @@ def test_ace_on_faces():
         assert (f"semantic_validity_less_{rival}" in m) == (m[f"flip_rate_{rival}"] >= 0.9)
 
 
-@pytest.mark.xfail(strict=True, reason="0.21 of 256: the oracle follows noise on a fifth of faces; 0.1 is asked for")
 def test_an_attack_without_a_prior_has_no_semantic_validity():
     assert metrics("07_ace_faces")["semantic_validity_pgd"] <= 0.1
+
+
+def test_the_papers_columns_stand_beside_ours():
+    metrics("07_ace_faces")
+    table = pd.read_csv(EMBEDDED / "07_ace_faces" / "tables" / "table1.csv", index_col=0)
+    paper = table["paper, ACE l1"]
+    assert paper["fid"] == 1.27 and paper["sfid"] == 3.97 and paper["fva"] == pytest.approx(0.999) and paper["cout"] == 0.7828
+    assert paper[[name for name in paper.index if name.endswith("_embedded")]].isna().all()
+
+
+def test_ace_on_roads():
+    m = metrics("08_ace_roads")
+    assert m["data"] == "embedded" and m["n"] >= 64
+    assert m["flip_rate"] >= 0.95
+    assert m["pixel_auroc"] > m["pixel_auroc_random"] + 0.2 and m["share_inside"] > 5 * m["region_area"]
+    assert m["share_inside_right_lane"] > 5 * m["right_lane_area"]
+
+
+@pytest.mark.xfail(strict=True, reason="a masked map ties where its mask leaves nothing; before the mask it is some 0.9")
+def test_what_ace_changes_on_roads_ranks_the_true_region():
+    assert metrics("08_ace_roads")["pixel_auroc"] >= 0.9
