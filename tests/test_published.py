@@ -28,12 +28,10 @@ def test_ace_on_faces():
         assert (f"semantic_validity_less_{rival}" in m) == (m[f"flip_rate_{rival}"] >= 0.9)
 
 
-@pytest.mark.xfail(strict=True, reason="0.21: published before faces_oracle had its second stage; make embedded NB=07")
 def test_an_attack_without_a_prior_has_no_semantic_validity():
     assert metrics("07_ace_faces")["semantic_validity_pgd"] <= 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="published before the column was filled; make embedded NB=07")
 def test_the_papers_columns_stand_beside_ours():
     metrics("07_ace_faces")
     table = pd.read_csv(EMBEDDED / "07_ace_faces" / "tables" / "table1.csv", index_col=0)
