@@ -10,7 +10,7 @@ overhead            a search at constant batch 64 / its bare passes forward and 
 peak_mib            growth of resident memory during a batch of 64 (GPU: peak allocated)
 
 All of it on one thread unless --threads says otherwise: on two cores of a shared machine the bare passes alone differ by a tenth
-from one repeat to the next, which is as much as the overhead's bound leaves (two threads: 1.12 to 1.25 in three goes in a row,
+from one repeat to the next, which is as much as the overhead's bound leaves (two threads: 1.12 to 1.26 in three goes in a row,
 speed-ups 8.9 and 17; one thread: 1.04 to 1.12, 6.6 and 12).
 
 Prints one table and writes results/benchmarks/gradual.json; ends non-zero where a bound is missed (--quick judges none).

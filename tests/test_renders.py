@@ -288,6 +288,14 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
         assert max(row, key=row.get).split("=")[0] in (cause, "scene"), row
 
 
+@pytest.mark.parametrize("name", shipped(ORACLES))
+def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
+    monkeypatch.setattr(readers, "_oracle", lambda *args, **settings: settings)
+    asked, card = RECIPES[name]("", 0, None), io.read_json(io.CHECKPOINTS / f"{name}.json")["settings"]
+    assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {k: card[k] for k in ("n", "epochs", "n_prior")}
+    assert asked["hard_epochs"] == card.get("second_stage", {"epochs": 0})["epochs"]
+
+
 @pytest.mark.parametrize("name", shipped(("faces_identity",)))
 def test_the_identity_encoder_tells_persons_apart(name):
     model = oracles.load(name)
