@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
+from cf_utils import core
 from cf_utils.core import Counterfactuals
 
 FAILED = "#c0392b"
@@ -118,6 +119,15 @@ def marked(text: str):
     new = rf"<s style='color:{FAILED}'>\1</s> <b style='color:#1e8449'>\2</b>"
     shown = re.sub(r"\[([^\[\]]*) → ([^\[\]]*)\]", new, escape(text))
     return HTML(f"<p style='max-width:60em'>{shown}</p>")
+
+
+def knobs(draw: Callable[..., object], manual: bool = False, **controls) -> None:
+    """ipywidgets.interact(draw, **controls), or interact_manual, where somebody can move them; nothing in a headless run: a
+    widget's messages share the channel on which papermill's client waits for a cell's reply, and it was seen to lose that reply
+    and wait for ever (nbclient 0.11, ipykernel 7.4)."""
+    if not core.headless():
+        import ipywidgets  # here: batch runs need none
+        (ipywidgets.interact_manual if manual else ipywidgets.interact)(draw, **controls)
 
 
 def show_source(*things: object):

@@ -46,12 +46,13 @@ SLIDER_CELL = """def explore(step=3):
     plt.show()
 
 explore()
-ipywidgets.interact(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False));"""
+plots.knobs(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False))"""
 
 
 def make_small_notebook(root: Path) -> Path:
     """A notebook with one slider and cells after it, of the same make as our own."""
-    cells = [new_markdown_cell("# small"), new_code_cell("import ipywidgets\nimport matplotlib.pyplot as plt"),
+    setup = "import ipywidgets\nimport matplotlib.pyplot as plt\n\nfrom cf_utils import plots"
+    cells = [new_markdown_cell("# small"), new_code_cell(setup),
              new_code_cell(SLIDER_CELL, metadata={"tags": ["slider"]}), *[new_code_cell(f"{i}") for i in range(20)]]
     path = root / "small.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)

@@ -64,6 +64,14 @@ def code(notebook):
     return [c for c in notebook.cells if c.cell_type == "code"]
 
 
+def test_a_widget_is_opened_by_plots_knobs_alone(notebook):
+    """A headless run that opens one by itself may never end (see `plots.knobs`)."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not calls(cell.source, "interact") + calls(cell.source, "interact_manual"), cell.source
+            assert "slider" not in tags(cell) or calls(cell.source, "knobs"), cell.source
+
+
 def test_there_are_notebooks_with_distinct_numbers():
     numbers = [p.stem[:2] for p in NOTEBOOKS]
     assert "00" in numbers and len(set(numbers)) == len(numbers)

@@ -18,14 +18,20 @@ from cf_utils.recipes.base import recipe
 from cf_utils.recipes.renders import Renders
 
 
-def _prior(name: str, seed: int, folder: Path | None, n: int, epochs: int, **build):
+def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[int, int], **build):
+    """Trained twice, each time with a rate that rises and falls again: the second time in smaller batches, for more steps."""
     world = worlds.get(name)
     model = ddpm.build(size=world.size, **build)
-    settings = {"n": n, "epochs": epochs, "batch_size": 32, "lr": 8e-4, "ema": 0.999, "low": 0.6,
+    stages = [{"epochs": rounds[0], "batch_size": 32}, {"epochs": rounds[1], "batch_size": 16}]
+    settings = {"n": n, "stages": stages, "lr": 8e-4, "ema": 0.999, "low": 0.6,
                 "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
     loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
-    log = training.fit(model, Renders(world.sample(n, "train", seed=seed)), [training.Part(loss, lr=settings["lr"])],
-                       epochs=epochs, batch_size=32, seed=seed, ema=settings["ema"], clip=settings["clip"], folder=folder)
+    data = Renders(world.sample(n, "train", seed=seed))
+    logs = [training.fit(model, data, [training.Part(loss, lr=settings["lr"])], **stage, seed=seed + 50 * k,
+                         ema=settings["ema"], clip=settings["clip"], folder=folder and (folder / "again" if k else folder))
+            for k, stage in enumerate(stages)]
+    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs), "epochs": sum(rounds),
+           "losses": [one["losses"] for one in logs]}
     card = {"data": {"name": f"{name} (embedded)",
                      "split": f"train ({n:,} renders, independent)", "world_sha256": world.sha256()},
             "architecture": ddpm.card_of(model), "settings": settings}
@@ -52,10 +58,10 @@ def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
 @recipe("faces_ddpm", embedded=True)
 def faces_ddpm(root, seed, folder):
     """The diffusion prior of rendered faces, 64 x 64 pixels."""
-    return _prior("faces", seed, folder, n=14_000, epochs=4, blocks=1)
+    return _prior("faces", seed, folder, n=14_000, rounds=(4, 8), blocks=1)
 
 
 @recipe("roads_ddpm", embedded=True)
 def roads_ddpm(root, seed, folder):
     """The diffusion prior of rendered roads, 64 x 128 pixels."""
-    return _prior("roads", seed, folder, n=6_000, epochs=4, blocks=1)
+    return _prior("roads", seed, folder, n=6_000, rounds=(4, 5), blocks=1)
