@@ -146,6 +146,13 @@ def test_the_first_setting_is_the_papers(world):
 
 
 @pytest.mark.parametrize("world", GRIDS)
+def test_the_preset_is_among_them(world):
+    prior, explainers = both(world, "ace")
+    preset = getattr(ACE, world)(prior, seed=3)
+    assert [k for k, (_, whole) in enumerate(explainers) if not differ(whole, preset)]
+
+
+@pytest.mark.parametrize("world", GRIDS)
 def test_searches_are_shared(world):
     attacks = {str(core.describe(search)) for search, _ in both(world, "ace")[1]}
     assert len(attacks) == 6
@@ -178,8 +185,9 @@ def reading(x):
     return torch.stack([(x[..., at].flatten(1).mean(1) - LOW) / SPAN for at in STRIPES.values()], 1)
 
 
-def by_hand(case, setting):
-    """(flip rate, semantic validity of each, mean change, share of used moved, of unused moved) with no batches and no cache."""
+def by_hand(case, setting, read=(1, 2)):
+    """(flip rate, semantic validity of each, mean change, share of used moved, of unused moved) with no batches and no cache;
+    `read`: the unused stripes that the oracle can read."""
     f, x, ids, factors = case.classifier, case.data.x, case.data.ids, case.data.factors
     cfs = ACE(prior=case.prior, **setting)(f, x, 1 - f(x).argmax(1), ids)
     same = case.prior.chain(setting["spacing"]).filter(x, setting["steps"], ddpm.noise_of(0, ids, x, "null"))
@@ -191,7 +199,7 @@ def by_hand(case, setting):
     turned = f(TOY.render(factors).double()).argmax(1) == cfs.target
     size = (cfs.counterfactual - x).abs().mean((1, 2, 3))
     return (cfs.valid.double().mean(), (turned & cfs.valid).double(), size[cfs.valid].mean(),
-            moved[:, 0].double().mean(), moved[:, 1:].double().mean())
+            moved[:, 0].double().mean(), moved[:, read].double().mean())
 
 
 def test_a_tuning_measures_what_it_says(case, tmp_path):
@@ -215,6 +223,16 @@ def test_a_tuning_measures_what_it_says(case, tmp_path):
     table = shown(record).splitlines()
     assert len(table) == 8 and "chosen" in table[1] and record["verdict"] in table[-1]
     assert record["chosen"] == 0 or "paper" in table[2]
+
+
+@pytest.mark.parametrize("read", [1, 2])
+def test_what_the_oracle_cannot_read_is_not_counted_as_moved(case, tmp_path, read):
+    oracle = Perfect()
+    columns = {name: {"r2": 0.3 if k == 3 - read else 1.0} for k, name in enumerate(oracle.names)}
+    oracle.card = {"quality": {"columns": columns}}
+    row = Tuner(case=case, oracle=oracle, method="ace", grid=SETTINGS, folder=tmp_path, batch=5).row(0)
+    asked = [by_hand(case, SETTINGS[0], [k])[-1].item() for k in (read, 3 - read)]
+    assert row["unused_factor_moved"] == pytest.approx(asked[0]) and asked[0] != asked[1]
 
 
 def test_a_killed_tuning_goes_on(case, tmp_path, monkeypatch, capsys):

@@ -4,8 +4,9 @@ Decisions:
 * Setting 0 is the paper's: what the authors' scripts have, but that a mask's dilation scales with the image, as a length does.
 * What comes after a search (mask, refinement) is varied without a new search: 24 settings of ACE are 6 attacks, those of
   DiME pasted are 4 searches, which DiME's own grid holds, too.
-* scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients; lam is
-  the published one and, on faces, one that lets the attack go on after the decision has turned (`ACE.faces`).
+* scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients; lam and
+  the step are the published ones and, on faces, a pair that lets the attack go on after the decision has turned. The presets
+  `ACE.faces` and `ACE.roads` are in the grids.
 """
 
 from __future__ import annotations
@@ -55,20 +56,23 @@ def _each(name: str, *values) -> Grid:
     return tuple({name: v} for v in values)
 
 
-def _grids(spacings: Sequence[str], lams: Sequence[float], masks: Sequence[tuple[float, int]], starts: Sequence[int]) -> dict:
-    """A world's grids from its values of each setting, the paper's first. `masks`: (threshold, dilation)."""
+def _grids(spacings: Sequence[str], attacks: Grid, masks: Sequence[tuple[float, int]], starts: Sequence[int]) -> dict:
+    """A world's grids from its values of each setting, the paper's first. `attacks`: lam and step of ACE; `masks`: (threshold,
+    dilation)."""
     finish = [{"threshold": t, "dilation": d} for t, d in masks]
     scales, l1 = ((8.0, 10.0, 15.0), (2.0, 2.5, 3.75), (16.0, 20.0, 30.0)), _each("l1", 0.05, 0.2)
     own = ({"own_mask": True, "dilation": 3}, {"own_mask": False})
     return {
-        "ace": crossed(_each("spacing", *spacings), _each("lam", *lams), finish),
+        "ace": crossed(_each("spacing", *spacings), attacks, finish),
         "dime": crossed(_each("steps", *starts), _each("scales", *scales), l1),
         "fastdime": crossed(_each("steps", 60, 45, 34), _each("scales", *scales[:2]), l1, own),
         "dime_pasted": crossed(_each("steps", *starts), _each("refine", *((s, 5) for s in spacings)), finish[:2])}
 
 
-# The sigma that a search starts from, of 500 levels: 0.14, 0.27, 0.51 by five steps of "100", "50", "25"; 0.27, 0.51, 0.63, 0.77
-# by 17, 34, 45, 60 of DiME's "200".
+# The sigma that a search starts from, of 500 levels: 0.14, 0.27, 0.39, 0.51 by five steps of "100", "50", "33", "25"; 0.27, 0.51,
+# 0.63, 0.77 by 17, 34, 45, 60 of DiME's "200".
 GRIDS = {
-    "faces": _grids(("50", "100", "25"), (0.003, 1e-6), ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
-    "roads": _grids(("100", "50", "25"), (0.001, 0.006), ((0.05, 3), (0.15, 3), (0.05, 7), (0.15, 11)), (45, 60, 34, 17))}
+    "faces": _grids(("50", "33", "25"), ({"lam": 0.003, "step": 1 / 255}, {"lam": 1e-6, "step": 2 / 255}),
+                    ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
+    "roads": _grids(("100", "50", "25"), _each("lam", 0.001, 0.006), ((0.05, 3), (0.15, 3), (0.05, 7), (0.15, 11)),
+                    (45, 60, 34, 17))}

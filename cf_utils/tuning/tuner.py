@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cf_utils import classifiers, core, io
+from cf_utils import classifiers, core, io, oracles
 from cf_utils.cases import Case
 from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.generators.ddpm import noise_of
@@ -66,6 +66,11 @@ class Tuner:
     @cached_property
     def judge(self) -> nn.Module:
         return copy.deepcopy(self.case.classifier).cpu()
+
+    @cached_property
+    def quiet(self) -> Mapping:
+        """What the classifier makes of the factors that the oracle can read: what moves in the others is its own noise."""
+        return {name: self.case.uses[name] for name in oracles.readable(self.oracle)}
 
     def explainers(self, k: int) -> tuple[Explainer | None, Explainer]:
         return self.how.explainers(self.case.prior, self.seed, self.grid[k])
@@ -113,8 +118,8 @@ class Tuner:
         d = truth.displacement(cfs, self.oracle, self.null(whole.spacing, whole.steps))
         solid = truth.semantic_validity(cfs, self.case.data.factors, self.judge, d) == 1    # not of NaN: nothing to explain
         change = (cfs.counterfactual - cfs.query).abs().flatten(1).mean(1)
-        means = {"used_factor_moved": truth.used_factor_moved(d, uses), "unused_factor_moved": truth.unused_factor_moved(d, uses),
-                 "mean_change": decision.of_valid(change, cfs.valid), "seconds_per_image": seconds}
+        means = {"used_factor_moved": truth.used_factor_moved(d, uses), "mean_change": decision.of_valid(change, cfs.valid),
+                 "unused_factor_moved": truth.unused_factor_moved(d, self.quiet), "seconds_per_image": seconds}
         return {"number": k, "settings": core.describe(self.grid[k]), "flip_rate": int(cfs.valid.sum()) / len(cfs),
                 "semantic_validity": int(solid.sum()) / len(cfs),
                 **{name: None if (mean := v.nanmean().item()) != mean else mean for name, v in means.items()},
