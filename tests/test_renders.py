@@ -11,7 +11,7 @@ from torch import nn
 
 from cf_utils import classifiers, io, oracles, worlds
 from cf_utils.classifiers import OneOutput
-from cf_utils.recipes import RECIPES, people, readers, renders
+from cf_utils.recipes import RECIPES, diffusion, people, readers, renders
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
 
 CLASSIFIERS = ("faces_smile_causal", "faces_smile_shortcut", "faces_smile_mixed", "faces_age_causal", "roads_action_causal",
@@ -294,6 +294,15 @@ def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
     asked, card = RECIPES[name]("", 0, None), io.read_json(io.CHECKPOINTS / f"{name}.json")["settings"]
     assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {k: card[k] for k in ("n", "epochs", "n_prior")}
     assert asked["hard_epochs"] == card.get("second_stage", {"epochs": 0})["epochs"]
+
+
+@pytest.mark.parametrize("name", shipped(("faces_ddpm", "roads_ddpm")))
+def test_a_priors_recipe_is_what_its_card_says(name, monkeypatch):
+    monkeypatch.setattr(diffusion, "_prior", lambda *args, **settings: settings)
+    asked, card = RECIPES[name]("", 0, None), io.read_json(io.CHECKPOINTS / f"{name}.json")["settings"]
+    stages = card.get("stages", [{"epochs": card.get("epochs"), "batch_size": card.get("batch_size")}])
+    assert asked["n"] == card["n"] and [s["batch_size"] for s in stages] == [32, 16][:len(stages)]
+    assert asked["rounds"] == tuple(s["epochs"] for s in stages)
 
 
 @pytest.mark.parametrize("name", shipped(("faces_identity",)))

@@ -18,17 +18,18 @@ from cf_utils.recipes.base import recipe
 from cf_utils.recipes.renders import Renders
 
 
-def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[int, int], **build):
-    """Trained twice, each time with a rate that rises and falls again: the second time in smaller batches, for more steps."""
+def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[int, ...], **build):
+    """`rounds`: epochs of each training; the rate rises and falls again in each, and all after the first have smaller batches: at
+    equal cost more steps."""
     world = worlds.get(name)
     model = ddpm.build(size=world.size, **build)
-    stages = [{"epochs": rounds[0], "batch_size": 32}, {"epochs": rounds[1], "batch_size": 16}]
+    stages = [{"epochs": epochs, "batch_size": 16 if k else 32} for k, epochs in enumerate(rounds)]
     settings = {"n": n, "stages": stages, "lr": 8e-4, "ema": 0.999, "low": 0.6,
                 "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
     loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
     data = Renders(world.sample(n, "train", seed=seed))
     logs = [training.fit(model, data, [training.Part(loss, lr=settings["lr"])], **stage, seed=seed + 50 * k,
-                         ema=settings["ema"], clip=settings["clip"], folder=folder and (folder / "again" if k else folder))
+                         ema=settings["ema"], clip=settings["clip"], folder=folder and (folder / f"again{k}" if k else folder))
             for k, stage in enumerate(stages)]
     log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs), "epochs": sum(rounds),
            "losses": [one["losses"] for one in logs]}
@@ -58,7 +59,7 @@ def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
 @recipe("faces_ddpm", embedded=True)
 def faces_ddpm(root, seed, folder):
     """The diffusion prior of rendered faces, 64 x 64 pixels."""
-    return _prior("faces", seed, folder, n=14_000, rounds=(4, 8), blocks=1)
+    return _prior("faces", seed, folder, n=14_000, rounds=(4,), blocks=1)
 
 
 @recipe("roads_ddpm", embedded=True)
