@@ -6,28 +6,32 @@ from data/weights (`weights.FILES` says which file, and how to get it); nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cf_utils import classifiers, image_classifiers, weights
+from cf_utils import classifiers, image_classifiers, weights, worlds
 from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, rendered
 from cf_utils.datasets.base import InMemory
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.generators import ddpm, guided
 from cf_utils.generators.ddpm import DDPM
+from cf_utils.metrics.attributes import correlations
 
 ATTRIBUTES = {"smile": "Smiling", "age": "Young"}                   # ours -> CelebA's
-SPLITS = {"celeba": "validation", "celebahq": "test", "bdd": "validation", "imagenet": "validation"}        # as ACE's code
+LABELS = 4000                                                       # rows of a world's training labels, for their correlations
+SPLITS = {"celeba": "validation", "celebahq": "test", "bdd": "validation", "bdd100k": "validation",
+          "imagenet": "validation"}                                # as ACE's code
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """`data`: the queries with their labels y; `dime`, `fastdime`: ACE's rivals; `uses`: of an embedded classifier, what it uses
-    (its card), None otherwise."""
+    (its card), None otherwise. `training` (A,): how the attribute asked for goes with each one among the data's training labels
+    (`metrics.attributes.correlations`, for CD), `attribute` its column; None where there are no such labels."""
 
     name: str
     data: InMemory
@@ -37,35 +41,44 @@ class Case:
     dime: DiME
     fastdime: DiME
     uses: Mapping | None = None
+    training: Tensor | None = None
+    attribute: int | None = None
 
 
 def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, split: str = "test", seed: int = 0,
-                  device: torch.device | str = "cpu") -> Case:
-    """The first n renders of a split with the classifier `<world>_<label>_<kind>` (causal, shortcut, mixed)."""
+                  device: torch.device | str = "cpu", variant: str = "independent") -> Case:
+    """The first n renders of a split (of a variant of the world) with the classifier `<world>_<label>_<kind>` (causal, shortcut,
+    mixed)."""
     net = classifiers.load(f"{world}_{label}_{kind}", device)
     prior = ddpm.load(f"{world}_ddpm", device)
     ace = ACE.faces if world == "faces" else ACE.roads
-    return Case(f"{world} (embedded)", rendered.load(world, split, n=n, label=label), classifiers.OneOutput(net).eval(), prior,
+    labels, made = [one.name for one in worlds.get(world).labels], worlds.get(world).sample(LABELS, "train", variant, seed)
+    values = torch.stack([one(made) for one in worlds.get(world).labels], 1)
+    data = rendered.load(world, split, n=n, variant=variant, label=label)
+    return Case(f"{world} (embedded)", data, classifiers.OneOutput(net).eval(), prior,
                 ace(prior, seed=seed), DiME.faces(prior, seed=seed), DiME.faces(prior, seed=seed, fast=True, own_mask=True),
-                net.card["quality"]["uses"])
+                net.card["quality"]["uses"], correlations(values, labels.index(label)), labels.index(label))
 
 
 def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Case:
     """The first n images of the split that ACE's code takes, with the published classifier and prior.
 
-    `dataset`: celeba, celebahq (label smile or age), bdd (label action), imagenet (label: a key of `imagenet_pairs.PAIRS`).
-    Raises FileNotFoundError that names the missing file and says how to get it, ValueError on what does not fit.
+    `dataset`: celeba, celebahq (label smile or age), bdd (BDD-OIA), bdd100k (the same networks on images without labels, y -1;
+    both label action), imagenet (label: a key of `imagenet_pairs.PAIRS`). Raises FileNotFoundError that names the missing file
+    and says how to get it, ValueError on what does not fit.
     """
     if dataset not in SPLITS:
         raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
-    split, name = SPLITS[dataset], ATTRIBUTES.get(label, label)
+    split, called, training, attribute = SPLITS[dataset], dataset, None, None
     if dataset in ("celeba", "celebahq"):
-        source = (celeba if dataset == "celeba" else celebahq).load
+        name, source = ATTRIBUTES.get(label, label), (celeba if dataset == "celeba" else celebahq).load
         data = source(root, split, name)
+        attribute, training = together(source, root, name)
         columns = source(root, split, None).class_names if dataset == "celeba" else image_classifiers.PUBLISHED["celebahq"]
         output = columns.index(name)
-    elif dataset == "bdd":
-        data, output = bdd.load(root, split), 0
+    elif dataset in ("bdd", "bdd100k"):
+        data, output = bdd.load(root, split, "oia" if dataset == "bdd" else "100k"), 0
+        dataset = "bdd"
     else:
         data, output = imagenet_pairs.load(root, split, label), None
     net = image_classifiers.load_published(weights.find(f"{dataset}_classifier"), dataset, device)
@@ -76,8 +89,19 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
     else:
         net = classifiers.OneOutput(net, output)
     dime = DiME.bdd if dataset == "bdd" else DiME.celeba
-    return Case(dataset, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
-                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed), DiME.fastdime(prior, seed=seed))
+    return Case(called, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
+                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed), DiME.fastdime(prior, seed=seed),
+                training=training, attribute=attribute)
+
+
+def together(source: Callable, root: str, name: str) -> tuple[int | None, Tensor | None]:
+    """(column of an attribute, its correlation with each over the training labels): CD alone needs them, so where the training
+    images are not there the rest goes on without."""
+    try:
+        seen = source(root, "train", None)
+    except (FileNotFoundError, ValueError):
+        return None, None
+    return (column := seen.class_names.index(name)), correlations(seen.y, column)
 
 
 class Pair(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from skimage.feature import hog
 from torch import Tensor, nn
 
-from cf_utils import io
+from cf_utils import core, io
 
 
 class MnistCNN(nn.Module):
@@ -142,10 +142,10 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
-    """Logits (N, K) in eval mode, batch by batch."""
-    was = model.training
+    """Logits (N, K) in eval mode, batch by batch on the model's device; they come back on that of x."""
+    was, place = model.training, core.device_of(model, x.device)
     model.eval()
-    out = torch.cat([model(b) for b in x.split(batch_size)])
+    out = torch.cat([model(b.to(place)).to(x.device) for b in x.split(batch_size)])
     model.train(was)
     return out
 

@@ -183,8 +183,8 @@ class FactorOracle(nn.Module):
 
     @torch.no_grad()
     def read(self, x: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
-        """(value (B, K), disagreement (B, K)): mean and standard deviation over the members."""
-        parts = [self(b) for b in x.split(batch_size)]
+        """(value (B, K), disagreement (B, K)): mean and standard deviation over the members, on the device of x."""
+        parts = [self(b.to(self.sd.device)).to(x.device) for b in x.split(batch_size)]
         return torch.cat([p.mean(0) for p in parts]), torch.cat([p.std(0) for p in parts])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -293,10 +295,26 @@ def test_bad_images_and_classifiers(silent, images):
         ace(Linear(), x, t.clone().fill_(0).index_fill_(0, torch.tensor([0]), 2))
 
 
-def test_presets_start_where_the_papers_do():
-    """sigma at the start, for the number of levels that each published model has (facts of the authors' scripts)."""
-    for preset, levels, sigma in ((ACE.celeba, 500, 0.273), (ACE.celebahq, 500, 0.506), (ACE.bdd, 1000, 0.142),
-                                  (ACE.imagenet, 1000, 0.504)):
-        ace = preset(ddpm.DDPM(Silent(), (16, 16), levels))
-        assert abs(float(ace.prior.schedule.respaced(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4
-        assert ace.steps == 5 and ace.dilation == 15 and ace.step == 1 / 255
+@pytest.mark.parametrize(("preset", "levels", "sigma", "settings"), [
+    ("celeba", 500, 0.273, ("50", 50, 0.003, 0.15)), ("celebahq", 500, 0.506, ("25", 50, 0.001, 0.15)),
+    ("bdd", 1000, 0.142, ("100", 50, 0.001, 0.05)), ("imagenet", 1000, 0.504, ("25", 100, 0.001, 0.15))])
+def test_presets_are_the_authors_scripts(preset, levels, sigma, settings):
+    """Spacing, iterations, lambda of l1 (the script's times its batch), threshold; sigma at the start, for the number of levels
+    that each published model has."""
+    ace = getattr(ACE, preset)(ddpm.DDPM(Silent(), (16, 16), levels))
+    assert abs(float(ace.prior.schedule.respaced(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4
+    assert (ace.spacing, ace.iterations, ace.lam, ace.threshold) == settings
+    assert (ace.steps, ace.dilation, ace.step, ace.eps, ace.attack, ace.distance) == (5, 15, 1 / 255, 1.0, "pgd", "l1")
+
+
+def test_bfloat16_is_the_prior_in_autocast_and_nearly_the_same(prior, images):
+    """The classifier and the chain stay as they are; only what the UNet computes is rounded."""
+    x, t = images
+    small = copy.deepcopy(prior).float()
+    seen = []
+    small.unet.conv_in.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
+    whole, half = (ACE(prior=small, **QUICK | {"bfloat16": on, "stage": "fr", "iterations": 1})(Linear(), x.float(), t, IDS)
+                   for on in (False, True))
+    assert set(seen[:len(seen) // 2]) == {torch.float32} and set(seen[len(seen) // 2:]) == {torch.bfloat16}
+    off = (half.counterfactual - whole.counterfactual).abs()
+    assert half.counterfactual.dtype == torch.float32 and 0 < off.mean() < 0.01

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,14 +33,37 @@ def test_what_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
 
     class Listed:
-        class_names = ("Male", "Young", "Smiling")
-    for dataset, module in (("celeba", cases.celeba), ("celebahq", cases.celebahq), ("bdd", cases.bdd),
+        class_names, y = ("Male", "Young", "Smiling"), torch.eye(3, dtype=torch.int64)
+    for dataset, module in (("celeba", cases.celeba), ("celebahq", cases.celebahq), ("bdd", cases.bdd), ("bdd100k", cases.bdd),
                             ("imagenet", cases.imagenet_pairs)):
         monkeypatch.setattr(module, "load", lambda *args: Listed())
-        file = weights.FILES[f"{dataset}_classifier"].file
-        label = {"bdd": "action", "imagenet": "zebra-sorrel"}.get(dataset, "smile")
+        file = weights.FILES[f"{dataset.removesuffix('100k')}_classifier"].file
+        label = {"bdd": "action", "bdd100k": "action", "imagenet": "zebra-sorrel"}.get(dataset, "smile")
         with pytest.raises(FileNotFoundError, match=f"{file} is missing.*How to get it: https://"):
             cases.official_case(dataset, "somewhere", label, 4)
+
+
+def test_training_labels_say_what_goes_with_the_attribute(tmp_path):
+    y = torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 1]])
+
+    def source(root, split, attribute):
+        assert (root, split, attribute) == ("somewhere", "train", None)
+        return SimpleNamespace(y=y, class_names=("Male", "Young", "Smiling"))
+    column, training = cases.together(source, "somewhere", "Smiling")
+    assert column == 2
+    torch.testing.assert_close(training, torch.tensor(np.corrcoef(y.T.numpy())[2]))
+
+    def nothing(*_):
+        raise FileNotFoundError("no images")
+    assert cases.together(nothing, "somewhere", "Smiling") == (None, None)
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no shipped models of faces")
+def test_a_rendered_case_knows_what_goes_with_its_label_in_its_variant():
+    tied, free = (cases.rendered_case("faces", "smile", n=2, variant=v) for v in ("correlated", "independent"))
+    assert tied.training[tied.attribute] == 1.0 and tied.data.label_names[tied.attribute] == "smile"
+    others = torch.arange(len(tied.training)) != tied.attribute
+    assert tied.training[others].abs().max() > 0.15 > 0.06 > free.training[others].abs().max()
 
 
 def test_a_pair_is_two_outputs_in_their_order():

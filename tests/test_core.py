@@ -161,6 +161,7 @@ def test_joining(net):
     a, b = parts[0] + parts[1] + parts[2], parts[2] + (parts[1] + parts[0])
     assert a.ids.tolist() == [0, 1, 2, 4, 7, 9]                 # sorted by id, whatever the order of joining
     equal(a, b, without=())
+    equal(a, Counterfactuals.join([parts[1], parts[2], parts[0]]), without=())
     assert torch.equal(a.query, x[[4, 3, 1, 0, 5, 2]])
     assert len({p.path.shape[1] for p in parts}) > 1            # paths of two lengths were padded
     for i in range(6):
@@ -204,6 +205,14 @@ def test_describe_is_plain_json_and_tells_weights_apart(net):
     assert core.describe(e) != core.describe(e.with_(prototypes=e.prototypes + 1e-12))
     with pytest.raises(TypeError, match="cannot be a setting"):
         core.describe(object())
+
+
+def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(core.explainer.io, "sha256", lambda *parts: hashed.append(parts) or "0" * 64)
+    again = dataclasses.replace(cfs)
+    assert core.describe(again) == core.describe([again])[0] and hashed
+    assert len(hashed) == sum(isinstance(v, torch.Tensor) for v in vars(again).values())
 
 
 # ---------------------------------------------------------------- many items

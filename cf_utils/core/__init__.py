@@ -8,10 +8,10 @@ from cf_utils.core.constraints import Constraints
 from cf_utils.core.deviation import median_absolute_deviation
 from cf_utils.core.explainer import Explainer, Found, describe
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
-from cf_utils.core.runtime import headless, item_noise, pick_device, progress, seed_everything
+from cf_utils.core.runtime import device_of, headless, item_noise, pick_device, progress, seed_everything
 
 __all__ = [
     "ALREADY", "BELOW", "NAN", "OTHER", "BlackBox", "Constraints", "Counterfactuals", "Explainer", "Found", "block_index",
-    "block_mean", "check_query", "describe", "explain_in_batches", "frozen", "headless", "item_noise",
+    "block_mean", "check_query", "describe", "device_of", "explain_in_batches", "frozen", "headless", "item_noise",
     "median_absolute_deviation", "pick_device", "progress", "seed_everything", "total_variation",
 ]

@@ -50,8 +50,6 @@ def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, tar
         parts.append(part)
     if n > 1:
         return None
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
+    whole = Counterfactuals.join(parts)
     order = {i: j for j, i in enumerate(listed(whole.ids))}
     return whole.select([order[i] for i in listed(ids)])          # the caller's order, not the ids'

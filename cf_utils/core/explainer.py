@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from cf_utils.core.blackbox import BlackBox, frozen
 from cf_utils.core.checks import check_logits, check_query
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
+from cf_utils.core.runtime import device_of
+
+_RESULTS: WeakKeyDictionary[Counterfactuals, dict] = WeakKeyDictionary()    # described once, not once a batch: they can be large
 
 
 @dataclass
@@ -57,13 +61,15 @@ class Explainer:
     def __call__(self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None) -> Counterfactuals:
         """Explain each row: what must change in x for `classifier` to decide `target`, with probability `score` or tau.
 
-        classifier maps x to logits (B, K >= 2), normalisation inside it. Raises ValueError on bad input before any search.
+        classifier maps x to logits (B, K >= 2), normalisation inside it. The search runs on its device, the result is on the CPU,
+        wherever x was. Raises ValueError on bad input before any search.
         """
         row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, score)
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: got {self.tau}, expected a probability inside (0, 1)")
         self._check_constraints(x)
-        tau, x, target = self.tau if score is None else score, x.detach(), target.to(x.device)
+        place = device_of(classifier, x.device)
+        tau, x, target = self.tau if score is None else score, x.detach().to(place), target.to(place)
         first = BlackBox(classifier, len(x))
         with frozen(classifier):
             with torch.no_grad():
@@ -103,7 +109,7 @@ class Explainer:
         return Counterfactuals(
             query=x, counterfactual=cf, target=target, source=source.masked_fill(broken, -1), score=p, valid=valid,
             reached=reached, reason=tuple(reason), ids=ids, settings={**describe(self), "classifier": describe(classifier)},
-            seed=self.seed, row_ids=row_ids, **counts, **self._spread(found, x, todo))
+            seed=self.seed, row_ids=row_ids, **counts, **self._spread(found, x, todo)).cpu()
 
     def _check_constraints(self, x: Tensor) -> None:
         if self.constraints is None:
@@ -138,8 +144,12 @@ def describe(thing: Any) -> Any:
         return {"tensor": list(thing.shape), "sha256": io.sha256(thing)[:16]}
     if isinstance(thing, nn.Module):
         return {"module": type(thing).__name__, "sha256": io.module_sha256(thing)[:16]}
+    if isinstance(thing, Counterfactuals):
+        if thing not in _RESULTS:
+            _RESULTS[thing] = _fields(thing)
+        return _RESULTS[thing]
     if dataclasses.is_dataclass(thing):
-        return {"method": type(thing).__name__} | {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        return _fields(thing)
     if isinstance(thing, (tuple, list)):
         return [describe(t) for t in thing]
     if isinstance(thing, dict):
@@ -147,3 +157,7 @@ def describe(thing: Any) -> Any:
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
     raise TypeError(f"{type(thing).__name__} cannot be a setting: it has no plain JSON form")
+
+
+def _fields(thing: Any) -> dict:
+    return {"method": type(thing).__name__} | {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)}

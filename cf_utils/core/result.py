@@ -55,6 +55,11 @@ class Counterfactuals:
     def _per_item(cls) -> list[str]:
         return [f.name for f in dataclasses.fields(cls) if f.name not in ("settings", "seed", "row_ids")]
 
+    def cpu(self) -> Counterfactuals:
+        """The same with all tensors on the CPU, where results lie: read from files or just found, they can be joined."""
+        found = {name: getattr(self, name) for name in self._per_item()}
+        return dataclasses.replace(self, **{name: v.cpu() for name, v in found.items() if isinstance(v, Tensor)})
+
     def select(self, rows: Sequence[int] | Tensor) -> Counterfactuals:
         """The items at `rows` (positions, or a bool mask), in that order."""
         rows = torch.as_tensor(rows)
@@ -66,32 +71,45 @@ class Counterfactuals:
         return dataclasses.replace(self, **new)
 
     def __add__(self, other: Counterfactuals) -> Counterfactuals:
-        """Join two results of one method, sorted by id. Refuses other settings or seeds, and ids that overlap."""
-        if not isinstance(other, Counterfactuals):
-            return NotImplemented
-        if self.row_ids or other.row_ids:
+        """`join` of two."""
+        return Counterfactuals.join([self, other]) if isinstance(other, Counterfactuals) else NotImplemented
+
+    @classmethod
+    def join(cls, parts: Sequence[Counterfactuals]) -> Counterfactuals:
+        """Results of one method as one, sorted by id. Refuses other settings or seeds, and ids that overlap."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        if any(part.row_ids for part in parts):
             raise ValueError("ids: results with ids=None carry row numbers, which say nothing outside their call; pass ids")
-        if (self.settings, self.seed) != (other.settings, other.seed):
-            keys = self.settings.keys() | other.settings.keys()
-            differ = sorted(k for k in keys if self.settings.get(k) != other.settings.get(k))
-            raise ValueError(f"settings: the two results differ in {differ or ['seed']}")
-        if both := set(listed(self.ids)) & set(listed(other.ids)):
-            raise ValueError(f"ids: {sorted(both)[:5]} are in both results")
-        joined, one, two = {}, self._like(other), other._like(self)
-        for name in self._per_item():
-            a, b = getattr(one, name), getattr(two, name)
-            if (a is None) != (b is None):
+        for part in parts[1:]:
+            if (first.settings, first.seed) != (part.settings, part.seed):
+                keys = first.settings.keys() | part.settings.keys()
+                differ = sorted(k for k in keys if first.settings.get(k) != part.settings.get(k))
+                raise ValueError(f"settings: the two results differ in {differ or ['seed']}")
+        ids = [i for part in parts for i in listed(part.ids)]
+        if len(ids) > len(set(ids)):
+            raise ValueError(f"ids: {sorted({i for i in ids if ids.count(i) > 1})[:5]} are in both results")
+        searched = next((part for part in parts if not part._untouched()), first)
+        parts, joined = [part._like(searched) for part in parts], {}
+        for name in cls._per_item():
+            values = [getattr(part, name) for part in parts]
+            if len({v is None for v in values}) > 1:
                 raise ValueError(f"{name}: only one of the two results has it")
-            if name == "path" and a is not None:
-                steps = max(a.shape[1], b.shape[1])
-                a, b = (torch.cat([p, p[:, -1:].expand(-1, steps - p.shape[1], *p.shape[2:])], 1) for p in (a, b))
-            joined[name] = a if a is None else torch.cat([a, b]) if isinstance(a, Tensor) else a + b
-        whole, ids = dataclasses.replace(self, **joined), listed(joined["ids"])
-        return whole.select(sorted(range(len(ids)), key=ids.__getitem__))
+            if name == "path" and values[0] is not None:
+                steps = max(p.shape[1] for p in values)
+                values = [torch.cat([p, p[:, -1:].expand(-1, steps - p.shape[1], *p.shape[2:])], 1) for p in values]
+            joined[name] = (None if values[0] is None else torch.cat(values) if isinstance(values[0], Tensor)
+                            else tuple(v for value in values for v in value))
+        return dataclasses.replace(first, **joined).select(sorted(range(len(ids)), key=ids.__getitem__))
+
+    def _untouched(self) -> bool:
+        """No item needed a search."""
+        return all(why == ALREADY or s < 0 for why, s in zip(self.reason, self.source.tolist(), strict=True))
 
     def _like(self, other: Counterfactuals) -> Counterfactuals:
         """Where no item needed a search there is no mask, path or generator's count: give those that `other` has."""
-        if any(why != ALREADY and s >= 0 for why, s in zip(self.reason, self.source.tolist(), strict=True)):
+        if not self._untouched():
             return self
         none = {"mask": torch.zeros_like(self.query, dtype=torch.bool), "path": self.query[:, None],
                 "path_len": torch.ones(len(self), dtype=torch.int64),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 
@@ -20,6 +20,12 @@ def pick_device(name: str = "auto") -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_of(module: nn.Module, otherwise: torch.device | str = "cpu") -> torch.device:
+    """Where a module's parameters are; `otherwise` for one that has none. Data stay where they are: a network is asked on its own
+    device and answers on that of its input."""
+    return next((p.device for p in module.parameters()), torch.device(otherwise))
 
 
 def seed_everything(seed: int) -> torch.Generator:

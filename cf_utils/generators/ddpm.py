@@ -56,13 +56,16 @@ class DDPM(nn.Module):
         self.schedule = schedule.linear(steps, fixed)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """z (B, C, H, W), t int64 (B,) or a number: the network's own numbers of levels. ValueError on another size."""
+        """z (B, C, H, W) on any device, t int64 (B,) or a number: the network's own numbers of levels. ValueError on another
+        size."""
         if tuple(z.shape[1:]) != (self.channels, *self.size):
             raise ValueError(f"z: got shape {tuple(z.shape)}, this diffusion model was trained on (B, {self.channels}, "
                              f"{self.size[0]}, {self.size[1]})")
-        out = self.unet(F.pixel_unshuffle(z, self.unshuffle), t).sample
+        place = core.device_of(self.unet, z.device)
+        t = t.to(place) if isinstance(t, Tensor) else t
+        out = self.unet(F.pixel_unshuffle(z.to(place), self.unshuffle), t).sample
         parts = out.split(self.channels * self.unshuffle ** 2, 1)
-        return torch.cat([F.pixel_shuffle(p, self.unshuffle) for p in parts], 1).to(z.dtype)
+        return torch.cat([F.pixel_shuffle(p, self.unshuffle) for p in parts], 1).to(z)
 
     def chain(self, spacing: str | int | None = None, **settings) -> Chain:
         """The denoising chain on all levels, or on those that a spacing keeps ("50", "ddim25": `schedule.spaced`)."""

@@ -96,5 +96,4 @@ def anchors(classifier: nn.Module, data, target: Tensor, uses: Mapping, scores: 
     """The three rows for a `datasets.rendered.Rendered`: keys "no change", "PGD", "true". `scores`: an explanation's own."""
     rows = {"no change": NoChange(), "PGD": PGD(eps=eps),
             "true": TrueChange(renderer=Renderer(data.factors), names=truth.used(uses, 0.05), scores=scores, tau=tau)}
-    on = next((p.device for p in classifier.parameters()), data.x.device)
-    return {name: explain(classifier, data.x.to(on), target.to(on), data.ids) for name, explain in rows.items()}
+    return {name: explain(classifier, data.x, target, data.ids) for name, explain in rows.items()}

@@ -15,7 +15,7 @@ from cf_utils.classifiers import predict
 
 def readings(oracle: nn.Module, x: Tensor, batch_size: int = 50) -> Tensor:
     """Which attributes an oracle (x -> logits (B, A)) sees: logit > 0, that is probability > 0.5. (B, A) bool."""
-    logits = predict(oracle, x.to(next((p.device for p in oracle.parameters()), x.device)), batch_size)
+    logits = predict(oracle, x, batch_size)
     if logits.ndim != 2 or not logits.isfinite().all():
         raise ValueError(f"oracle: gave {tuple(logits.shape)}, finite: {bool(logits.isfinite().all())}, expected finite (B, A)")
     return logits > 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cf_utils import io, weights
-from cf_utils.core import progress
+from cf_utils.core import device_of, progress
 from cf_utils.image_classifiers import IMAGENET_NORM
 
 
@@ -154,7 +154,7 @@ class Features:
 def extract(encoder: nn.Module, images: Tensor, batch_size: int = 50) -> Features:
     """Features of images (N, 3, H, W) in [0, 1], batch by batch on the encoder's device, in eval mode."""
     check_images("images", images)
-    place = next((p.device for p in encoder.parameters()), images.device)
+    place = device_of(encoder, images.device)
     was = encoder.training
     encoder.eval()
     batches = progress(images.split(batch_size), desc=type(encoder).__name__, leave=False)

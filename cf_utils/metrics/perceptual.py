@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils import io, weights
+from cf_utils.core import device_of
 from cf_utils.metrics.features import check_images
 
 _TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
@@ -50,7 +51,7 @@ def lpips_distance(network: nn.Module, a: Tensor, b: Tensor, batch_size: int = 5
     check_images("b", b)
     if a.shape != b.shape:
         raise ValueError(f"b: got {tuple(b.shape)}, expected {tuple(a.shape)}, the shape of a")
-    place = next(network.parameters()).device
+    place = device_of(network)
     parts = zip(a.split(batch_size), b.split(batch_size), strict=True)
     parts = ((p.to(place, torch.float32), q.to(place, torch.float32)) for p, q in parts)
     return torch.cat([network(p, q, normalize=True).flatten().to(a.device) for p, q in parts])

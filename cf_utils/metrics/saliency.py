@@ -12,12 +12,14 @@ and 2, here by captum's LayerGradCam. Decisions:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from cf_utils.core import check_query, frozen, item_noise
+from cf_utils.core import check_query, device_of, frozen, item_noise
 from cf_utils.core.checks import check_logits
 
 
@@ -31,8 +33,7 @@ def gradient(classifier: nn.Module, x: Tensor, target: Tensor, batch_size: int =
     each other. Raises ValueError on x that is not finite, and on classes that the classifier does not have."""
     _check(classifier, x, target)
     with frozen(classifier):
-        parts = zip(x.split(batch_size), target.split(batch_size), strict=True)
-        return torch.cat([_gradient(classifier, a, c) for a, c in parts])
+        return torch.cat([_gradient(classifier, a, c).to(x.device) for a, c in _batches(classifier, x, target, batch_size)])
 
 
 def _gradient(classifier: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -51,8 +52,14 @@ def grad_cam(classifier: nn.Module, layer: nn.Module, x: Tensor, target: Tensor,
     _check(classifier, x, target)
     with frozen(classifier):
         maps = [LayerGradCam(lambda v, c=c: lead(classifier(v), c), layer).attribute(a.detach().clone().requires_grad_(True))
-                for a, c in zip(x.split(batch_size), target.split(batch_size), strict=True)]
+                .to(x.device) for a, c in _batches(classifier, x, target, batch_size)]
     return F.interpolate(torch.cat(maps).detach(), x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def _batches(classifier: nn.Module, x: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """On the classifier's device."""
+    place = device_of(classifier, x.device)
+    return ((a.to(place), c.to(place)) for a, c in zip(x.split(size), target.split(size), strict=True))
 
 
 def _check(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
@@ -60,7 +67,7 @@ def _check(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected images (B, C, H, W)")
     with frozen(classifier), torch.no_grad():
-        check_logits(classifier(x[:1]), x[:1], target)
+        check_logits(classifier(x[:1].to(device_of(classifier, x.device))).to(x.device), x[:1], target)
 
 
 def random_mask(mask: Tensor, ids, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils.classifiers import predict
+from cf_utils.core import device_of
 from cf_utils.metrics.features import check_images
 
 
@@ -33,8 +34,7 @@ def cout(classifier: nn.Module, query: Tensor, counterfactual: Tensor, source: T
                          f"{tuple(target.shape)}, expected {tuple(query.shape)}, ({n},), ({n},)")
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
-    device = query.device
-    place = next((p.device for p in classifier.parameters()), device)
+    device, place = query.device, device_of(classifier, query.device)
     query, counterfactual, source, target = (t.to(place) for t in (query, counterfactual, source, target))
     size = (counterfactual - query).abs().sum(1).flatten(1)                                # (B, H W)
     order = size.argsort(dim=1, descending=True, stable=True)

@@ -72,9 +72,10 @@ def displacement(cfs: Counterfactuals, oracle, null: Tensor | None = None) -> Di
     Unread: the members' standard deviation, at query or counterfactual, is over 2 sd of the oracle's error on renders.
     """
     (a, da), (b, db) = oracle.read(cfs.query.float()), oracle.read(cfs.counterfactual.float())
-    unread = torch.maximum(da, db) > 2 * oracle.sd
-    moved = ((b - a).abs() > 2 * (oracle.null if null is None else null)) & ~unread
-    firm = moved & ((b - a).abs() > 2 * oracle.sd)
+    sd, null = (one.to(a.device) for one in (oracle.sd, oracle.null if null is None else null))
+    unread = torch.maximum(da, db) > 2 * sd
+    moved = ((b - a).abs() > 2 * null) & ~unread
+    firm = moved & ((b - a).abs() > 2 * sd)
     return Displacement(tuple(oracle.names), b - a, moved, firm, unread, undefined(cfs))
 
 
