@@ -76,7 +76,7 @@ FAULTS = {
     "passes not counted": Fault(BLACKBOX, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)),
     "training mode not put back": Fault(BLACKBOX, "            m.training = training\n", "            pass\n",
                                         (f"{G}parameters_gradients_and_mode",)),
-    "other settings joined": Fault(RESULT, "if (self.settings, self.seed) != (other.settings, other.seed):", "if False:",
+    "other settings joined": Fault(RESULT, "if (first.settings, first.seed) != (part.settings, part.seed):", "if False:",
                                    (f"{C}what_may_not_be_joined",)),
     "batches of another setting read": Fault(BATCHES, "key = io.sha256(setting, x[rows]", "key = io.sha256(x[rows]",
                                              (f"{C}what_is_there_is_read",)),

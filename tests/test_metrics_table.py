@@ -156,6 +156,9 @@ def test_without_weights_each_official_column_says_what_is_missing(tmp_path, mon
         note = got.note[column]
         assert got.value.isna()[column] and got.n[column] == 0
         assert f"{weights.FOLDER / weights.FILES[file].file} is missing" in note and weights.FILES[file].how in note, column
+    monkeypatch.setattr(weights, "FOLDER", table.io.ROOT / "data" / "nowhere")
+    said = table.ace_table(results(), Share(), ("fid",), embedded=False).note["fid"]
+    assert str(table.io.ROOT) not in said and "data/nowhere/" in said    # published tables name no machine
     assert got.value["fr"] == pytest.approx(11 / 12) and got.n["fr"] == 12 and not got.value.isna()["cout"]
     scenes = table.ace_table(results(), Share(), table.SCENES, embedded=False)
     assert list(scenes.index) == list(table.SCENES) and weights.FILES["simsiam"].how in scenes.note["s3"]

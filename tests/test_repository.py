@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cf_utils import io, job
+from tests.mutants import FAULTS
 
 ROOT = io.ROOT
 CLAIMS = sorted((ROOT / "results" / "claims").glob("*.json"))
@@ -105,3 +106,9 @@ def test_shell_in_ci_and_makefile_parses():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
     subprocess.run(["make", "--dry-run", "demo", "NB=01", "PYTHON=python3", "VENV=/nonexistent/venv"], cwd=ROOT, check=True,
                    capture_output=True)
+
+
+def test_every_fault_of_the_mutants_is_still_in_its_file():
+    """A pattern that has gone stale would only be found by `make mutants`, which takes long."""
+    for name, fault in FAULTS.items():
+        assert fault.old in (ROOT / fault.file).read_text(encoding="utf-8"), name

@@ -6,12 +6,14 @@ missing the note names the file, its place and its source. Columns through embed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cf_utils import io
 from cf_utils.core import Counterfactuals
 from cf_utils.metrics import attributes, features, identity, image
 from cf_utils.metrics.decision import validity
@@ -69,7 +71,7 @@ def ace_table(cfs: Counterfactuals, classifier: nn.Module, columns: tuple[str, .
         try:
             found = work()
         except (FileNotFoundError, ValueError) as e:            # a file is missing or wrong, or too few items are valid
-            found = {name: (float("nan"), 0, str(e)) for name in names}
+            found = {name: (float("nan"), 0, str(e).replace(f"{io.ROOT}{os.sep}", "")) for name in names}     # no machine's path
         rows |= {name: (float("nan"), 0, f"see {name}_embedded") for name in names if name not in found} | found
     order = [*columns, *(name for name in rows if name not in {*FACES, *SCENES})]
     return pd.DataFrame.from_dict({name: rows[name] for name in order}, orient="index", columns=["value", "n", "note"])

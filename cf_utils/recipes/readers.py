@@ -17,7 +17,6 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from cf_utils import classifiers, core, io, oracles, results, training, worlds
 from cf_utils.classifiers import OneOutput
-from cf_utils.datasets.rendered import MAIN
 from cf_utils.metrics import truth
 from cf_utils.metrics.anchors import PGD
 from cf_utils.recipes.base import recipe
@@ -202,20 +201,23 @@ def leakage(model: oracles.FactorOracle, world: World, seed: int, n: int = 64, l
 
 def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 128) -> dict:
     """On PGD images (2/255) that flip a shipped classifier of this world: share of (image, column) pairs that the oracle reads as
-    not moved, and share of images in which it reads so of every column of the label's cause."""
+    not moved; share of images in which it reads so of every column of the label's cause; share in which none of these moved by
+    over 1 sd of the oracle's error, and by how many sd the most moved one did in the mean."""
     factors = world.sample(n, "test", seed=seed)
     x, out = in_bytes(factors).float() / 255, {}
-    label = world.label(MAIN[world.name])
-    of = {label.factor, *(name for name, _ in label.neutral)}
-    causes = [k for k, column in enumerate(model.names) if oracles.factor_of(column) in of]
-    for path in sorted(io.CHECKPOINTS.glob(f"{world.name}_{label.name}_*.safetensors")):
-        f = OneOutput(classifiers.load(path.stem))
-        cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
-        if not cfs.valid.any():
-            continue
-        still = ~truth.displacement(cfs, model).moved[cfs.valid]
-        out[path.stem] = {"n": len(still), "columns_not_moved": still.double().mean().item(),
-                          "causes_not_moved": still[:, causes].all(1).double().mean().item()}
+    for label in world.labels:
+        of = {label.factor, *(name for name, _ in label.neutral)}
+        causes = [k for k, column in enumerate(model.names) if oracles.factor_of(column) in of]
+        for path in sorted(io.CHECKPOINTS.glob(f"{world.name}_{label.name}_*.safetensors")):
+            f = OneOutput(classifiers.load(path.stem))
+            cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
+            if not cfs.valid.any():
+                continue
+            d = truth.displacement(cfs, model)
+            still, most = ~d.moved[cfs.valid], (d.value.abs() / model.sd)[cfs.valid][:, causes].amax(1).double()
+            out[path.stem] = {"n": len(still), "columns_not_moved": still.double().mean().item(),
+                              "causes_not_moved": still[:, causes].all(1).double().mean().item(),
+                              "causes_within_1_sd": (most <= 1).double().mean().item(), "most_moved_cause_sd": most.mean().item()}
     return out
 
 
