@@ -1,0 +1,63 @@
+"""Recipes on official photographs: a tree of six faces in CelebA's layout through the whole way, from JPEG to checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cf_utils import classifiers, io
+from cf_utils.generators import ddpm
+from cf_utils.recipes import RECIPES, make, photographs
+from tests.test_image_sets import NAMES, VALUES, faces  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(photographs, "CLASSIFIER", {"epochs": 1, "batch_size": 32, "lr": 1e-4})
+    monkeypatch.setattr(photographs, "PRIOR", photographs.PRIOR | {"epochs": 1})
+    monkeypatch.setattr(photographs, "WIDTHS", {"widths": (16, 32), "blocks": 1, "attention": (False, False), "head_width": 16,
+                                                "groups": 8, "unshuffle": 4})
+
+
+def test_a_densenet_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path, monkeypatch):  # noqa: F811
+    out = tmp_path / "checkpoints"
+    card = make("celeba_densenet", str(faces), 0, tmp_path / "state", out)
+    assert card["classes"] == NAMES and card["quality"]["validation_n"] == 1
+    assert set(card["quality"]["validation_accuracy"].values()) <= {0.0, 1.0}
+    assert card["data"]["split"] == "train (3 images)" and "--data DIR" in card["recipe"]
+    monkeypatch.setattr(io, "CHECKPOINTS", out)
+    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (out,))
+    model = classifiers.load("celeba_densenet")
+    assert model(torch.rand(2, 3, 128, 128)).shape == (2, 40)
+
+
+def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path, monkeypatch):  # noqa: F811
+    out = tmp_path / "checkpoints"
+    card = make("celeba_ddpm", str(faces), 0, None, out)
+    assert card["training"]["steps"] == 1 and card["quality"]["test_n"] == 1
+    monkeypatch.setattr(io, "CHECKPOINTS", out)
+    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (out,))
+    assert ddpm.load("celeba_ddpm").size == (128, 128) and len(ddpm.load("celeba_ddpm").schedule) == 500
+
+
+def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
+    """A model that reads the first label off the image's mean: its loss is that of its logits, mirrored or not."""
+    y = torch.tensor(VALUES[:4, :2] > 0).long()
+    x = y[:, :1, None, None].float().expand(-1, 3, 8, 8)
+
+    def model(images):
+        z = 20 * images.mean((1, 2, 3)) - 10
+        return torch.stack([z, torch.zeros_like(z)], 1)
+    for chance in (0.2, 0.8):
+        monkeypatch.setattr(torch, "rand", lambda *_, chance=chance: torch.tensor(chance))
+        got = photographs.labels_loss(model, (x, y, list("abcd")))
+        torch.testing.assert_close(got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6)
+    assert photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4       # one label, (N,)
+
+
+def test_what_is_missing_is_said_first(tmp_path):
+    for name in ("celeba_densenet", "celebahq_densenet", "bdd_densenet", "celeba_ddpm", "bdd_ddpm"):
+        with pytest.raises(FileNotFoundError, match=r"data/README\.md"):
+            RECIPES[name](str(tmp_path), 0, None)
+    with pytest.raises(ValueError, match="celeba_densenet is made from official files"):
+        make("celeba_densenet", "")
