@@ -19,6 +19,7 @@ from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.generators import ddpm, guided
 from cf_utils.generators.ddpm import DDPM
+from cf_utils.metrics import perceptual
 from cf_utils.metrics.attributes import correlations
 
 ATTRIBUTES = {"smile": "Smiling", "age": "Young"}                   # ours -> CelebA's
@@ -65,7 +66,7 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
 
     `dataset`: celeba, celebahq (label smile or age), bdd (BDD-OIA), bdd100k (the same networks on images without labels, y -1;
     both label action), imagenet (label: a key of `imagenet_pairs.PAIRS`). Raises FileNotFoundError that names the missing file
-    and says how to get it, ValueError on what does not fit.
+    and says how to get it, ValueError on what does not fit. DiME has its perceptual term where VGG19's file lies in data/weights.
     """
     if dataset not in SPLITS:
         raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
@@ -88,9 +89,11 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
         net = Pair(net, *of)
     else:
         net = classifiers.OneOutput(net, output)
-    dime = DiME.bdd if dataset == "bdd" else DiME.celeba
+    dime, term = DiME.bdd if dataset == "bdd" else DiME.celeba, {}
+    if (weights.FOLDER / weights.FILES["vgg19"].file).exists():
+        term = {"perceptual": perceptual.VGG19().to(device)}
     return Case(called, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
-                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed), DiME.fastdime(prior, seed=seed),
+                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed, **term), DiME.fastdime(prior, seed=seed, **term),
                 training=training, attribute=attribute)
 
 

@@ -68,6 +68,8 @@ FILES = {
                         "model for BDD, renamed"),
     "imagenet_classifier": Weights("resnet50-0676ba61.pth", "the explained ImageNet classifier",
                                    "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
+    "vgg19": Weights("vgg19-dcbb9e9d.pth", "DiME's perceptual term", "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+                     "dcbb9e9d"),
     "imagenet_ddpm": Weights("256x256_diffusion_uncond.pt", "ACE on ImageNet", "https://github.com/openai/guided-diffusion, "
                              "its unconditional 256 x 256 model"),
 }

@@ -1,5 +1,6 @@
 """FID, sFID, KID, LPIPS, diversity: closed forms, plain second implementations, pytorch-fid's own code."""
 
+import dataclasses
 import itertools
 from importlib import resources
 
@@ -11,8 +12,10 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as theirs
 from torch import nn
+from torchvision import models
 
 from cf_utils import weights
+from cf_utils.image_classifiers import IMAGENET_NORM
 from cf_utils.metrics import features, image, perceptual
 from tests.test_weights import alexnet
 
@@ -261,3 +264,24 @@ def test_diversity_over_pairs():
             perceptual.diversity(Apart(), bad)
     with pytest.raises(ValueError, match="valid: got"):
         perceptual.diversity(Apart(), runs, valid[:2])
+
+def test_dimes_perceptual_term_is_vgg19s_first_18_layers(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net = models.vgg19(weights=None).features
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setitem(weights.FILES, "vgg19", dataclasses.replace(weights.FILES["vgg19"], begins=""))
+    with pytest.raises(FileNotFoundError, match=r"vgg19-dcbb9e9d\.pth is missing, for DiME's perceptual term.*pytorch\.org"):
+        perceptual.VGG19()
+    path = tmp_path / weights.FILES["vgg19"].file
+    torch.save({f"features.{k}": v for k, v in net[:18].state_dict().items()} | {"classifier.0.bias": torch.zeros(3)}, path)
+    term, (x, y) = perceptual.VGG19(), torch.rand(2, 3, 3, 32, 32)
+    mean, sd = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET_NORM)
+    with torch.no_grad():
+        by_hand = [torch.nn.functional.mse_loss(*(net[:18](((one - mean) / sd)[None, i][0]) for one in (x, y))) for i in range(3)]
+    torch.testing.assert_close(term(x, y), torch.stack(by_hand), rtol=1e-5, atol=1e-9)
+    assert term(x, x).abs().max() == 0 and term(x, y).min() > 0
+    g = torch.autograd.grad(term(x.requires_grad_(True), y).sum(), x)[0]
+    assert g.abs().sum() > 0 and not any(p.requires_grad for p in term.parameters())
+    torch.save({f"features.{k}": v for k, v in net[:5].state_dict().items()}, path)
+    with pytest.raises(ValueError, match=r"is no VGG19: .*16\.weight: file absent"):
+        perceptual.VGG19()

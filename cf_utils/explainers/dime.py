@@ -20,8 +20,8 @@ Decisions, where the paper is silent or its code differs from it:
 * Every scale starts from the same noised query and steps with fresh noise, as in the code; for each item its own.
 * The result is clipped to [0, 1] before it is judged: the last step is guided, too, and may leave the range.
 * FastDiME's code steers by the guess of the step before and does not divide; here by the step's own, divided as DiME's.
-* L_perc is the mean squared difference of VGG19's first 18 layers, p = 30. No such weights are shipped, so by default there is
-  none: pass a module as `perceptual`.
+* L_perc is the mean squared difference of VGG19's first 18 layers, p = 30 (`metrics.perceptual.VGG19`). No such weights are
+  shipped, so by default there is none: pass a module as `perceptual`.
 """
 
 from __future__ import annotations

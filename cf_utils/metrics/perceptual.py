@@ -12,9 +12,11 @@ from importlib import resources
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from cf_utils import io, weights
 from cf_utils.core import device_of
+from cf_utils.image_classifiers import IMAGENET_NORM
 from cf_utils.metrics.features import check_images
 
 _TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
@@ -55,6 +57,30 @@ def lpips_distance(network: nn.Module, a: Tensor, b: Tensor, batch_size: int = 5
     parts = zip(a.split(batch_size), b.split(batch_size), strict=True)
     parts = ((p.to(place, torch.float32), q.to(place, torch.float32)) for p, q in parts)
     return torch.cat([network(p, q, normalize=True).flatten().to(a.device) for p, q in parts])
+
+
+class VGG19(nn.Module):
+    """DiME's perceptual term (its Eq. 4): mean squared difference of what VGG19's first 18 layers see in x and y (B, 3, H, W), in
+    [0, 1]. (B,) >= 0. From torchvision's file; FileNotFoundError says how to get it, ValueError what in it does not fit."""
+
+    def __init__(self):
+        super().__init__()
+        path = weights.find("vgg19")
+        state = {k.removeprefix("features."): v for k, v in io.read_published(path).items() if k.startswith("features.")}
+        with torch.device("meta"):
+            layers = models.vgg19(weights=None).features[:18]
+        state = {k: v.float() for k, v in state.items() if int(k.split(".")[0]) < 18}
+        if wrong := io.misfits(state, layers.state_dict()):
+            raise ValueError(f"{path} is no VGG19: " + "; ".join(wrong[:8]))
+        layers.load_state_dict(state, assign=True)
+        self.layers = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers))      # none in place
+        for name, values in zip(("mean", "std"), IMAGENET_NORM, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = (self.layers((one - self.mean) / self.std) for one in (x, y))
+        return (a - b).square().mean((1, 2, 3))
 
 
 def diversity(network: nn.Module, runs: Tensor, valid: Tensor | None = None, batch_size: int = 50) -> Tensor:
