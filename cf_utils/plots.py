@@ -121,7 +121,7 @@ def marked(text: str):
     return HTML(f"<p style='max-width:60em'>{shown}</p>")
 
 
-def knobs(draw: Callable[..., object], manual: bool = False, **controls) -> None:
+def knobs(draw: Callable[..., object], /, manual: bool = False, **controls) -> None:
     """ipywidgets.interact(draw, **controls), or interact_manual, where somebody can move them; nothing in a headless run: a
     widget's messages share the channel on which papermill's client waits for a cell's reply, and it was seen to lose that reply
     and wait for ever (nbclient 0.11, ipykernel 7.4)."""

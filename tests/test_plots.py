@@ -14,6 +14,6 @@ def test_knobs_open_a_widget_only_where_somebody_watches(monkeypatch, manual, he
     opened = []
     monkeypatch.setattr(plots.core, "headless", lambda: headless)
     for name in ("interact", "interact_manual"):
-        monkeypatch.setattr(ipywidgets, name, lambda draw, name=name, **controls: opened.append((name, draw, controls)))
-    assert plots.knobs(print, manual=manual, step=(0, 3)) is None
-    assert opened == ([] if headless else [("interact_manual" if manual else "interact", print, {"step": (0, 3)})])
+        monkeypatch.setattr(ipywidgets, name, lambda f, /, name=name, **controls: opened.append((name, f, controls)))
+    assert plots.knobs(print, manual=manual, step=(0, 3), draw=1) is None
+    assert opened == ([] if headless else [("interact_manual" if manual else "interact", print, {"step": (0, 3), "draw": 1})])
