@@ -40,6 +40,17 @@ def test_the_papers_columns_stand_beside_ours():
     assert paper[[name for name in paper.index if name.endswith("_embedded")]].isna().all()
 
 
+def test_stages_and_persons_have_all_their_columns():
+    """Tables 5 and 6, ours beside the paper's: a column that cannot be filled would be an empty one."""
+    metrics("07_ace_faces")
+    tables = EMBEDDED / "07_ace_faces" / "tables"
+    five, six = (pd.read_csv(tables / f"{name}.csv", index_col=0) for name in ("table5_stages", "table6"))
+    assert list(five.index) == ["Pre-CE", "FR-CE", "F-CE", "ACE"] and five.notna().all(axis=None)
+    assert five.loc["Pre-CE", "paper's CD"] == 3.05 and (five["n, attributes"] >= 64).all()
+    assert set(six.index) == {"ACE", "pre-CE", "DiME", "random"} and six.notna().all(axis=None)
+    assert six.FS["random"] < six.FS.drop("random").min() and six["paper's S3"]["DiME"] == 0.9396
+
+
 def test_ace_on_roads():
     m = metrics("08_ace_roads")
     assert m["data"] == "embedded" and m["n"] >= 64
