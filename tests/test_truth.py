@@ -289,6 +289,10 @@ def test_gain_of_nothing_is_zero_of_half_is_half_and_of_harm_is_negative(toy):
         torch.testing.assert_close(gain(rows.x + step, region), torch.ones(24, dtype=torch.float64))
         torch.testing.assert_close(gain(rows.x + step / 2, region), torch.full((24,), 0.5).double(), atol=1e-5, rtol=0)
         torch.testing.assert_close(gain(rows.x - step, region), torch.full((24,), -1.0).double(), atol=1e-5, rtol=0)
+    hidden = regions.clone()
+    hidden[:3] = False                                                   # nothing to be seen of these: nothing to gain or lose
+    for x in (rows.x, rows.x + step):
+        assert gain(x, hidden)[:3].isnan().all() and gain(x, hidden)[3:].isfinite().all()
     aside = rows.x + step
     aside[..., 12:] = 0                                                  # harm elsewhere: not inside the region
     assert (gain(aside, regions) > 0.999).all() and (gain(aside) < 0.9).all()

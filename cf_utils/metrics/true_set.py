@@ -148,14 +148,15 @@ def true_region(members: TrueSet, regions: Tensor) -> Tensor:
 def true_gain(cfs: Counterfactuals, members: TrueSet, regions: Tensor | None = None, distance: Distance = euclid) -> Tensor:
     """1 - min over the set of d(counterfactual, member) / d(query, member). (B,), (-inf, 1], higher is better.
 
-    1: a true counterfactual; 0: as far from all as the query was, no change among them; negative: harm. NaN: no member.
+    1: a true counterfactual; 0: as far from all as the query was, no change among them; negative: harm. NaN: none differs.
     `distance`: Euclidean over all values where it is not given. `regions` (of `member_regions`): pixels outside a member's region
     are taken from the member on both sides, so only those inside count.
     """
     query, cf = cfs.query[members.item], cfs.counterfactual[members.item]
     if regions is not None:
         query, cf = (torch.where(regions, x, members.image) for x in (query, cf))
-    ratio = distance(cf, members.image) / distance(query, members.image).clamp(min=1e-12)
+    before = distance(query, members.image)                         # 0: a region of no pixel, in which there is nothing to gain
+    ratio = torch.where(before > 0, distance(cf, members.image) / before, torch.inf)
     return 1 - members.least(ratio.double().cpu())
 
 
