@@ -106,6 +106,7 @@ class ACE(Explainer):
         the change inside it, area of the mask: 1.00, 0.89, 0.16, 0.16 here; threshold 0.15, dilation 11: 1.00, 0.84, 0.23, 0.08;
         0.05 and 3: 1.00, 0.79, 0.37, 0.04; without a mask, as F(x') - F(x) with one noise: 0.93. More noise points better and
         turns fewer: sigma 0.27 with lambda 0.002 and 0.15, 11: 0.92, 0.90, 0.18, 0.18; sigma 0.2 with 0.004: 0.92, 0.87.
+        Twelve were too few to choose by: on 192 test roads this preset has 0.94, 0.83, 0.11, 0.20.
         """
         return cls(prior=prior, **({"spacing": "100", "lam": 0.006, "threshold": 0.05} | changes))
 
