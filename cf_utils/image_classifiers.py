@@ -102,7 +102,7 @@ def load_published(path: str | Path, kind: str, device: torch.device | str = "cp
         raise ValueError(f"{path} is no {kind} classifier, {len(wrong)} names do not fit: " + "; ".join(wrong[:8])
                          + ("; ..." if len(wrong) > 8 else ""))
     model.net.load_state_dict(state, assign=True)
-    return model.eval().to(device)
+    return io.channels_last(model).eval().to(device)
 
 
 def _flat(content: dict, before: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ FIGURES = {
     "ace": {"overhead", "speedup_batch8", "max_abs_difference", "checkpoint_max_abs_difference", "speedup_early", "flip_rate",
             "flip_rate_early", "peak_mib"},
     "gradual": {"speedup_batch64", "max_abs_difference", "speedup_early", "overhead", "peak_mib", "float32_same_blocks"},
+    "layout": {"ratio_mnist_cnn", "ratio_faces_ddpm_forward", "max_abs_difference"},
     "tabular": {"speedup_batch", "speedup_spheres", "same_batch", "limit_gradual", "rows_per_second_lore"},
     "words": {"speedup_replacement", "same_words", "sentences_per_second_recommended", "sentences_per_second_loop"}}
 
@@ -39,6 +40,8 @@ def test_it_runs_and_writes_its_figures(name, tmp_path):
         assert record["unet_passes_an_image"] == 3 * 5 + 5                  # the attack's, the refinement's
     if name == "gradual":
         assert record["max_abs_difference"] <= 1e-9 and record["passes_overhead"] > 2 * 20
+    if name == "layout":
+        assert record["max_abs_difference"] <= 1e-4
     if name == "tabular":
         assert 0 < record["limit_gradual"] < 1.1 and record["same_spheres_query"] == 1
     if name == "words":

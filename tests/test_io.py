@@ -160,3 +160,16 @@ def test_fetch_verifies(tmp_path):
         io.fetch(url, path, good)
     assert path.read_bytes() == b"broken"
     assert not list(path.parent.glob("*.part-*"))
+
+
+def test_a_loaded_network_convolves_channels_last_and_says_the_same(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+    io.save_checkpoint("c", net, {"value": 1}, tmp_path)
+    other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+    io.load_checkpoint("c", other, tmp_path)
+    wide = [p for p in other.parameters() if p.ndim == 4]
+    assert len(wide) == 2 and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    assert not wide[0].is_contiguous()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(other(x), net.half().double()(x), rtol=1e-9, atol=1e-9)          # stored in float16

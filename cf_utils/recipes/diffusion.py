@@ -18,12 +18,12 @@ from cf_utils.recipes.base import recipe
 from cf_utils.recipes.renders import Renders
 
 
-def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[int, ...], **build):
-    """`rounds`: epochs of each training; the rate rises and falls again in each, and all after the first have smaller batches: at
-    equal cost more steps."""
+def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[tuple[int, int], ...], **build):
+    """`rounds`: (epochs, batch size) of each training; the rate rises and falls again in each. Small batches are more steps at
+    little more cost."""
     world = worlds.get(name)
     model = ddpm.build(size=world.size, **build)
-    stages = [{"epochs": epochs, "batch_size": 16 if k else 32} for k, epochs in enumerate(rounds)]
+    stages = [{"epochs": epochs, "batch_size": size} for epochs, size in rounds]
     settings = {"n": n, "stages": stages, "lr": 8e-4, "ema": 0.999, "low": 0.6,
                 "low_steps": model.schedule.steps_for(0.55), "clip": 1.0}
     loss = functools.partial(ddpm.loss, low=settings["low"], low_steps=settings["low_steps"])
@@ -31,8 +31,7 @@ def _prior(name: str, seed: int, folder: Path | None, n: int, rounds: tuple[int,
     logs = [training.fit(model, data, [training.Part(loss, lr=settings["lr"])], **stage, seed=seed + 50 * k,
                          ema=settings["ema"], clip=settings["clip"], folder=folder and (folder / f"again{k}" if k else folder))
             for k, stage in enumerate(stages)]
-    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs), "epochs": sum(rounds),
-           "losses": [one["losses"] for one in logs]}
+    log = {k: sum(one[k] for one in logs) for k in ("seconds", "steps", "epochs")} | {"losses": [one["losses"] for one in logs]}
     card = {"data": {"name": f"{name} (embedded)",
                      "split": f"train ({n:,} renders, independent)", "world_sha256": world.sha256()},
             "architecture": ddpm.card_of(model), "settings": settings}
@@ -59,10 +58,10 @@ def denoising(model: ddpm.DDPM, x: Tensor, seed: int = 0) -> dict:
 @recipe("faces_ddpm", embedded=True)
 def faces_ddpm(root, seed, folder):
     """The diffusion prior of rendered faces, 64 x 64 pixels."""
-    return _prior("faces", seed, folder, n=14_000, rounds=(4,), blocks=1)
+    return _prior("faces", seed, folder, n=14_000, rounds=((6, 16),), blocks=1)
 
 
 @recipe("roads_ddpm", embedded=True)
 def roads_ddpm(root, seed, folder):
     """The diffusion prior of rendered roads, 64 x 128 pixels."""
-    return _prior("roads", seed, folder, n=6_000, rounds=(4, 5), blocks=1)
+    return _prior("roads", seed, folder, n=6_000, rounds=((4, 32), (5, 16)), blocks=1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cf_utils import classifiers, oracles, training, worlds
+from cf_utils import classifiers, io, oracles, training, worlds
 from cf_utils.recipes.base import recipe
 from cf_utils.recipes.readers import OTHER, roughened
 from cf_utils.recipes.renders import Renders, in_bytes
@@ -31,7 +31,7 @@ def faces_attributes(root, seed, folder):
         x, y = batch
         return F.binary_cross_entropy_with_logits(module(roughened(x)), y.float())
 
-    model = oracles.AttributeOracle(names, world.size).to(memory_format=torch.channels_last)
+    model = io.channels_last(oracles.AttributeOracle(names, world.size))
     log = training.fit(model, Renders(factors, labels(factors)), [training.Part(loss, lr=3e-3, weight_decay=2e-2)],
                        epochs=epochs, batch_size=64, seed=seed + OTHER, folder=folder)
     test = world.sample(2000, "test", seed=seed)
@@ -103,7 +103,7 @@ def faces_identity(root, seed, folder):
     x = in_bytes(factors).unflatten(0, (n, views))
     traits = torch.stack([factors[name] for name in world.role("identity")], 1).unflatten(0, (n, views))[:, 0]
     spread, mean = traits.std(0), traits.mean(0)
-    encoder = oracles.IdentityEncoder(size=world.size).to(memory_format=torch.channels_last)
+    encoder = io.channels_last(oracles.IdentityEncoder(size=world.size))
 
     def loss(module, batch):
         x, t = batch

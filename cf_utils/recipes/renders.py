@@ -103,7 +103,7 @@ def _classifier(name: str, label: str, seed: int, folder: Path | None, n: int, e
         x = x.flip(3) if name == "faces" and torch.rand(()) < 0.5 else x
         return F.binary_cross_entropy_with_logits(module(x)[:, 0], y.float())
 
-    model = SmallDenseNet(**SMALL).to(memory_format=torch.channels_last)        # a quarter faster on a CPU
+    model = io.channels_last(SmallDenseNet(**SMALL))
     log = training.fit(model, Renders(factors, world.label(label)(factors)), [training.Part(loss, lr=lr, weight_decay=1e-2)],
                        epochs=epochs, batch_size=32, seed=seed, folder=folder)
     card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, {variant})", "world_sha256": world.sha256()},
