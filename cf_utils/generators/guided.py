@@ -106,7 +106,7 @@ def converted(state: dict[str, Tensor], flags: Flags) -> nn.Module:
         else:
             renamed |= zip(ours, _split(value, _heads(flags, value.shape[0] // 3, theirs), flags), strict=True)
     unet.load_state_dict(renamed, assign=True)
-    return io.channels_last(unet).eval()
+    return unet.eval()
 
 
 def network(flags: Flags) -> nn.Module:
