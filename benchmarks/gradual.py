@@ -59,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n64", type=int, default=8, help="digits compared in float64 (default 8)")
     parser.add_argument("--iterations", type=int, default=100, help="Adam steps of a composition step (default 100)")
     parser.add_argument("--blocks", type=int, default=12, help="budget of blocks (default 12)")
-    parser.add_argument("--patience", type=int, default=15, help="of the early-leaving preset (default 15)")
-    parser.add_argument("--flat", type=float, default=0.01, help="of the early-leaving preset (default 0.01)")
     parser.add_argument("--ranking", choices=("once", "each"), default="once",
                         help="batch against one by one: once (default, the paper's), or each, where rounding can exchange blocks")
     parser.add_argument("--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)")
@@ -88,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     slow = GradualConstruction.recommended(proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed,
                                            ranking=args.ranking)
     full = slow.with_(ranking="each")                       # the preset as it is: blocks are ranked again at each step
-    early = full.with_(patience=args.patience, flat=args.flat)
+    early = GradualConstruction.early(proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed)
     first = slice(0, args.batch)
 
     never = slow.with_(tau=1 - 1e-9, max_blocks=2)

@@ -186,16 +186,6 @@ def environment(**changes: str | None) -> Iterator[None]:
         put(before)
 
 
-def writable(folder: Path) -> None:
-    """Raise ValueError, before any work, when nothing can be written to `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        io.write_text(folder / ".probe", "")
-        (folder / ".probe").unlink()
-    except OSError as e:
-        raise ValueError(f"results folder: {folder} cannot be written ({e.strerror}); set CF_RESULTS_ROOT to one that can") from e
-
-
 # ---------------------------------------------------------------- the run
 
 def run_one(name: str, profile: str, parameters: dict[str, Any], shard: tuple[int, int] = (1, 1)) -> Path:
@@ -207,7 +197,7 @@ def run_one(name: str, profile: str, parameters: dict[str, Any], shard: tuple[in
     checked(name, parameters)
     folder = results.home(results.run_folder(profile, name), shard)
     label = name if shard == (1, 1) else f"{name} {shard[0]}/{shard[1]}"
-    writable(folder)
+    results.writable(folder)
     with held(results.root() / ".locks" / f"{profile}-{name}-{shard[0]}-of-{shard[1]}.lock", f"{label} ({profile})"):
         token, began = uuid.uuid4().hex, time.time()
         io.write_json(folder / "owner.json", {"token": token, "pid": os.getpid(), "host": socket.gethostname()})

@@ -62,6 +62,16 @@ def home(folder: Path, shard: tuple[int, int]) -> Path:
     return folder if shard == (1, 1) else folder / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 
+def writable(folder: Path) -> None:
+    """Raise ValueError, before any work, when nothing can be written to `folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        io.write_text(folder / ".probe", "")
+        (folder / ".probe").unlink(missing_ok=True)          # another shard may have been first
+    except OSError as e:
+        raise ValueError(f"results folder: {folder} cannot be written ({e.strerror}); set CF_RESULTS_ROOT to one that can") from e
+
+
 class Run:
     """One run of one notebook. Collects while the notebook runs; `finish()` in the last cell writes metrics and claims."""
 
@@ -70,6 +80,7 @@ class Run:
             raise ValueError(f"data: got {data!r}, expected 'embedded' or 'official'")
         self.notebook, self.profile, self.seed, self.data = _name(notebook), _name(profile), seed, data
         self.folder, self.shard = run_folder(profile, notebook), shard_from_env()
+        writable(self.folder)
         self._token, self._began = os.environ.get("CF_RUN_TOKEN"), time.perf_counter()
         self._metrics: dict[str, float | int | None] = {}
         self._claims: dict[str, dict[str, Any]] = {}

@@ -74,7 +74,7 @@ def gpu_count() -> int:
 
 def workflow(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
     """Let Snakemake do what is to be done; 0 when every notebook is done and every claim holds."""
-    job.writable(results.root())
+    results.writable(results.root())
     with job.held(results.root() / ".locks" / "workflow.lock", "the workflow in this results folder") as lock:
         config = plan(names, args)
         path = results.root() / ".plans" / f"{args.profile}.json"

@@ -82,3 +82,28 @@ def assert_kept(cfs: Counterfactuals, limits: Constraints) -> None:
             step = float(limits.step[i])
             assert step == 0 or abs(b / step - round(b / step)) < 1e-6
     assert all(r or why for r, why in zip(cfs.reached.tolist(), cfs.reason, strict=True))
+
+
+def together_and_apart(explain, model, x, target):
+    """The same rows in one call, permuted, and in chunks of 1, 3 and 7: each result in the order of the first."""
+    ids = torch.arange(100, 100 + len(x))
+    yield explain(model, x, target, ids)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    yield explain(model, x[order], target[order], ids[order]).select(order.argsort())
+    for chunk in (1, 3, 7):
+        parts = [explain(model, x[i:i + chunk], target[i:i + chunk], ids[i:i + chunk]) for i in range(0, len(x), chunk)]
+        yield Counterfactuals.join(parts)
+
+
+def assert_rows_are_on_their_own(explain, model, x, target) -> Counterfactuals:
+    """Values to 1e-9, masks, counts and reasons to the last; returns the result of the one call."""
+    whole, *others = together_and_apart(explain, model, x, target)
+    assert len(x) > 7                                                      # or a chunk of 7 would be the whole
+    for other in others:
+        torch.testing.assert_close(other.counterfactual, whole.counterfactual, atol=1e-9, rtol=0)
+        torch.testing.assert_close(other.score, whole.score, atol=1e-9, rtol=0)
+        assert other.reason == whole.reason
+        for name in ("mask", "path_len", "n_forward", "n_backward"):
+            a, b = getattr(other, name), getattr(whole, name)
+            assert (a is None and b is None) or torch.equal(a, b), name
+    return whole

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import core, io
+from cf_utils import classifiers, core, io
 from cf_utils.core import ALREADY, Counterfactuals, check_query, explain_in_batches, item_noise
 from tests.conftest import make_explainer, make_net, make_queries
 
@@ -55,6 +55,18 @@ def test_target_out_of_range(net, target, named):
     x, _ = make_queries(net, 2)
     with pytest.raises(ValueError, match=named):
         make_explainer()(net, x, torch.tensor(target))
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28), (2, 784), (2, 3, 28, 28), (2, 1, 32, 32), (2, 1, 29, 29)])
+def test_digits_of_another_shape_are_refused_by_name(shape):
+    with pytest.raises(ValueError, match=r"x: got shape .*expected digits \(B, 1, 28, 28\)"):
+        make_explainer(classes=10)(classifiers.MnistCNN(), torch.rand(shape), torch.tensor([0, 1]))
+
+
+def test_what_a_classifier_does_not_take_is_refused_by_name(net):
+    x, target = make_queries(net, 2, shape=(1, 6, 6))
+    with pytest.raises(ValueError, match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not take"):
+        make_explainer()(net, x[..., 1:], target)
 
 
 @pytest.mark.parametrize("shape", [(1,), (), (3, 2)])

@@ -26,7 +26,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("writer", ["text", "json", "tensors", "checkpoint"])
+@pytest.mark.parametrize("writer", ["text", "json", "tensors", "checkpoint", "fetch"])
 def test_sigkill_around_the_rename(tmp_path, writer, when):
     """Killed just before or just after os.replace, every writer leaves the whole old file or the whole new one."""
     def write(value):
@@ -36,6 +36,10 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
             io.write_json(tmp_path / "f", [value] * 1000)
         elif writer == "tensors":
             io.write_tensors(tmp_path / "f", {"a": torch.full((500,), float(value))})
+        elif writer == "fetch":
+            source = tmp_path / f"source {value}"
+            source.write_text(str(value) * 1000)
+            io.fetch(source.as_uri(), tmp_path / "f", io.sha256(source))
         else:
             model = nn.Linear(2, 2)
             nn.init.constant_(model.weight, value)
@@ -58,7 +62,7 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
             os._exit(0)         # not reached: killed at the rename
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     value = 2 if when == "after" else 1
-    if writer == "text":
+    if writer in ("text", "fetch"):
         assert (tmp_path / "f").read_text() == str(value) * 1000
     elif writer == "json":
         assert io.read_json(tmp_path / "f") == [value] * 1000

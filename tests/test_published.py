@@ -8,13 +8,38 @@ import pytest
 from cf_utils import io
 
 EMBEDDED = io.ROOT / "results" / "embedded"
+RIVALS = ("wachter", "cem", "abele", "no_logit")
 
 
-def metrics(name):
-    file = EMBEDDED / name / "metrics.json"
+def metrics(name, profile="embedded"):
+    file = io.ROOT / "results" / profile / name / "metrics.json"
     if not file.exists():
-        pytest.skip(f"{file} is not published yet: make embedded, make publish PROFILE=embedded")
+        pytest.skip(f"{file} is not published yet: make {profile}, make publish PROFILE={profile}")
     return io.read_json(file)
+
+
+def test_the_demo_of_gradual_construction():
+    m = metrics("01_gradual_mnist", "demo")
+    assert m["data"] == "embedded" and m["n"] >= 64 and m["validity"] >= 0.98 and m["claims_failed"] == 0
+    assert m["judge_real"] >= 0.98 and m["judge_pgd"] <= 0.10
+    assert m["judge_agreement_best"] >= 0.85 and m["blank_judge_agreement"] >= 0.9 and m["blank_n"] == 80
+    for key in ("n", "validity", "judge_agreement", "judge_agreement_all", "blocks_mean"):
+        assert {key, *(f"{key}_{k}" for k in (*RIVALS, "best"))} <= m.keys()
+
+
+@pytest.mark.parametrize("classifier", ["", "_984"])
+def test_gradual_construction_on_official_digits_beats_who_has_no_prior(classifier):
+    m = metrics("01_gradual_mnist", "paper")
+    assert m["data"] == "official" and m["n"] >= 360
+    for rival in ("wachter", "cem", "no_logit"):
+        difference = f"judge_difference_{rival}{classifier}"
+        assert m[f"{difference}_mean"] >= 0.15 and m[f"{difference}_low"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((io.ROOT / "results" / "benchmarks").glob("*.json")), ids=lambda p: p.stem)
+def test_what_the_benchmarks_measured_is_inside_its_bounds(path):
+    found = io.read_json(path)
+    assert not found["quick"] and found["missed"] == []
 
 
 def test_ace_on_faces():

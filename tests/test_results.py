@@ -275,3 +275,10 @@ def test_reported_figures_by_paper_and_table():
     for bad in ({"paper": "nobody"}, {"paper": "ace", "table": "Table 99"}):
         with pytest.raises(ValueError, match="known are"):
             results.reported(**bad)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be written .*CF_RESULTS_ROOT"):
+        results.Run("01_tiny", profile="demo", seed=0, data="embedded")

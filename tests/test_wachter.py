@@ -9,7 +9,7 @@ from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
 from cf_utils.explainers.wachter import Wachter
-from tests.small import TAU, Bent, Trap, assert_kept, plane, table, tables
+from tests.small import TAU, Bent, Trap, assert_kept, assert_rows_are_on_their_own, plane, table, tables
 
 WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}
 FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="log_odds")
@@ -99,14 +99,9 @@ def test_brute_force_in_the_plane():
 
 
 def test_a_row_depends_neither_on_its_batch_nor_on_the_order():
-    model, x, target, *_ = linear()
+    model, x, target, *_ = linear(rows=9)
     explain = Wachter(**WIDE, steps=40, rounds=8, lam=0.1, factor=3.0)
-    whole, order = explain(model, x, target), torch.tensor([3, 0, 5, 1, 4, 2])
-    mixed = explain(model, x[order], target)
-    alone = torch.cat([explain(model, x[i:i + 1], target[:1]).counterfactual for i in range(6)])
-    torch.testing.assert_close(mixed.counterfactual, whole.counterfactual[order], atol=1e-9, rtol=0)
-    torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
-    assert mixed.n_forward.tolist() == whole.n_forward[order].tolist()
+    assert assert_rows_are_on_their_own(explain, model, x, target).reached.any()
 
 
 def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody():

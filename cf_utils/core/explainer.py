@@ -73,7 +73,7 @@ class Explainer:
         first = BlackBox(classifier, len(x))
         with frozen(classifier):
             with torch.no_grad():
-                logits = first(x, torch.arange(len(x)))
+                logits = _asked(first, x)
             check_logits(logits, x, target)
             self.check(x, logits)
             broken, source = ~logits.isfinite().all(1), logits.argmax(1)
@@ -136,6 +136,17 @@ class Explainer:
                 zero = torch.zeros(len(x), dtype=torch.int64)
                 out[f"{k}_generator"] = zero.index_copy(0, todo.cpu(), getattr(found.generator, k))
         return out
+
+
+def _asked(first: BlackBox, x: Tensor) -> Tensor:
+    """The first question to the classifier; what it says of an x that it does not take becomes a ValueError that names x."""
+    try:
+        return first(x, torch.arange(len(x)))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as e:
+        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not take: "
+                         f"{str(e).strip().splitlines()[0]}") from e
 
 
 def describe(thing: Any) -> Any:

@@ -13,6 +13,8 @@ Decisions where the text leaves room:
 * Blocks are ranked by the mean |d log f_t / d x|: d log f = d f / f, so the order is that of Eq. 5 without its underflow.
 * Each composition step starts Adam afresh and goes on from the values found so far (`restart`: from the first noise again).
 * The noise of C depends on the seed alone: two equal rows get equal advice.
+* `patience` ends a composition step once its loss is flat, at any score: where the loss is flat under tau, going on would not
+  raise the score either, and a path whose steps do not look at tau holds the answers for all lower tau (`at_score`).
 * Constraints: the classifier is asked at the allowed point next to x', and that point's gradient moves x' (straight through).
 """
 
