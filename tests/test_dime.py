@@ -344,3 +344,15 @@ def test_images_of_another_size_and_results_not_to_be_pasted(prior, images):
     done = DiME(prior=prior, **QUICK | {"steps": 1})(Linear(), x, target, IDS)
     with pytest.raises(ValueError, match="guided: results of another run"):
         DiME(prior=prior, guided=done, **QUICK)(Linear(), x, target, IDS)
+
+
+def test_bfloat16_is_the_prior_in_autocast_and_nearly_the_same(images):
+    """Steered by the guess of the step, so that the rounded passes are those that the classifier is asked about."""
+    x, target = images
+    small, seen = ddpm.DDPM(Small().float(), (8, 8), 50).eval(), []
+    small.unet.conv[0].register_forward_hook(lambda m, given, out: seen.append(out.dtype))
+    whole, half = (DiME(prior=small, **QUICK | {"bfloat16": on, "fast": True})(Linear().float(), x.float(), target, IDS)
+                   for on in (False, True))
+    assert set(seen[:len(seen) // 2]) == {torch.float32} and set(seen[len(seen) // 2:]) == {torch.bfloat16}
+    off = (half.counterfactual - whole.counterfactual).abs()
+    assert half.counterfactual.dtype == torch.float32 and 0 < off.mean() < 0.01

@@ -197,7 +197,7 @@ def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
     del o.official_for
     other = table.ace_table(cfs, net, ("mnac", "cd"), oracle=o, embedded=False)
     assert other.value["mnac_embedded"] == pytest.approx(expected["mnac"]) and other.note["mnac"] == "see mnac_embedded"
-    assert "needs training" in other.note["cd_embedded"]
+    assert "train split" in other.note["cd_embedded"]
     with pytest.raises(ValueError, match="columns: got"):
         table.ace_table(cfs, net, ("lpips",))
     with pytest.raises(ValueError, match="labels: got"):

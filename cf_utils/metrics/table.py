@@ -107,6 +107,7 @@ def _attributes(oracle: nn.Module | str | None, cfs: Counterfactuals, training: 
     before, after = attributes.readings(model, cfs.query), attributes.readings(model, cfs.counterfactual)
     mnac = attributes.attributes_changed(before, after).double().mean().item()
     if training is None or attribute is None:
-        return {f"mnac{end}": (mnac, len(cfs), ""), f"cd{end}": (float("nan"), 0, "needs training and attribute")}
+        why = "needs the attributes of the data's train split: how they go together there is what CD compares with"
+        return {f"mnac{end}": (mnac, len(cfs), ""), f"cd{end}": (float("nan"), 0, why)}
     cd = attributes.correlation_difference(before, after, training, attribute)
     return {f"mnac{end}": (mnac, len(cfs), ""), f"cd{end}": (cd, len(cfs), "")}
