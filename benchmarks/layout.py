@@ -4,6 +4,8 @@ ratio_*             a pass forward and back with the weights as they are loaded 
                     the same network and images, alternating, best of --repeats; of the diffusion model forward alone, too
 max_abs_difference  of the outputs of the two, in units of the largest output
 
+No network may be slower; the bound of 1.05 is what two goes with the same layout differ by.
+
 Prints one table and writes results/benchmarks/layout.json; ends non-zero where a bound is missed (--quick judges none).
 """
 
@@ -37,6 +39,7 @@ def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor
 
 
 def seconds_of(call) -> float:
+    call()                                                              # the other network has been through the caches
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             for _ in range(args.repeats):
                 best = [min(one, seconds_of(call)) for one, call in zip(best, calls, strict=True)]
             figures[f"ratio_{name}{tag}"] = best[0] / best[1]
-    bounds = {name: (None, 1.0) for name in figures} | {"max_abs_difference": (None, 1e-4)}
+    bounds = {name: (None, 1.05) for name in figures} | {"max_abs_difference": (None, 1e-4)}
     return report(figures | {"max_abs_difference": max(apart)}, bounds, began, args, n=args.batch, data="embedded")
 
 
