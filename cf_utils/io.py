@@ -119,7 +119,7 @@ def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) ->
 
 def channels_last(module: nn.Module) -> nn.Module:
     """Lay the weights of 2-d convolutions out as CPUs and tensor cores like them best; returns the module. A pass on a CPU takes
-    0.8 to 0.9 of the time (`benchmarks/layout.py`; digits' networks gain nothing), its result differs by rounding."""
+    0.7 to 0.9 of the time (`benchmarks/layout.py`; digits' networks gain nothing), its result differs by rounding."""
     for w in module.parameters():
         if w.ndim == 4:
             w.data = w.data.contiguous(memory_format=torch.channels_last)
