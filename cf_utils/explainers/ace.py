@@ -91,10 +91,10 @@ class ACE(Explainer):
         """Rendered faces, 64 px: sigma 0.39 at the start and a mask of half the size.
 
         Lambda says at which confidence a pixel goes back, not how far it may go; the paper's stops as soon as the decision turns.
-        The noise says how much of the attack has to be a face. On 12 validation faces at 50 iterations (semantic validity, unused
-        factors that move, area of the mask): here 0.83, 0.08, 0.29; "100", sigma 0.14: 0.25, 0.13, 0.21; "50": 0.58, 0.10,
-        0.27, and with steps of 1/255 the same; "25", sigma 0.5, 1/255: 0.83, 0.10, 0.58; "16": 0.58, 0.10, 0.76. A larger lambda,
-        5e-4 at "50": 0.17, 0.05, 0.18; 1e-4 at "25": 0.50, 0.04, 0.28.
+        The noise says how much of the attack has to be a face. On 12 validation faces at 50 iterations, by the prior before its
+        longer training (semantic validity, unused factors that move, area of the mask): here 0.83, 0.08, 0.29; "100", sigma 0.14:
+        0.25, 0.13, 0.21; "50": 0.58, 0.10, 0.27, and with steps of 1/255 the same; "25", sigma 0.5, 1/255: 0.83, 0.10, 0.58;
+        "16": 0.58, 0.10, 0.76. A larger lambda, 5e-4 at "50": 0.17, 0.05, 0.18; 1e-4 at "25": 0.50, 0.04, 0.28.
         """
         return cls(prior=prior, **({"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7} | changes))
 
