@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,9 +42,10 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
     ema: decay of an exponential moving average, whose weights the module has at the end; a short training forgets its first
     weights sooner: the decay after n steps is at most (1 + n) / (10 + n). folder: state is saved there after
     each epoch, and a training that finds one goes on; the order of batches depends on (seed, epoch) alone, so a killed and
-    resumed training ends where an uninterrupted one does. stop(module, step): asked after every step; True ends the training.
+    resumed training ends where an uninterrupted one does. Under `torchrun` (or `accelerate launch`) the processes share each
+    batch of `batch_size`, which their number must divide. stop(module, step): asked after every step; True ends the training.
     """
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True))
     order = torch.Generator()
     loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=order, drop_last=True)
     owner = module
@@ -72,7 +74,7 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
     began, done, stopped = time.perf_counter() - log["seconds"], log["epochs"], False
     for epoch in range(done, epochs):
         order.manual_seed(seed * 100_003 + epoch)
-        torch.manual_seed(seed * 100_003 + epoch)                   # augmentation, dropout, noise
+        torch.manual_seed(seed * 100_003 + epoch + 10 ** 12 * accelerator.process_index)    # augmentation, dropout, noise
         module.train()
         sums = torch.zeros(len(parts))
         for batch in core.progress(loader, desc=f"epoch {epoch + 1}/{epochs}", leave=False):

@@ -290,6 +290,32 @@ def test_folded_pixels_come_back_where_they_were():
     torch.testing.assert_close(model(z, torch.zeros(2)), torch.cat([z, 2 * z], 1), rtol=0, atol=0)
 
 
+def test_a_network_that_says_v_is_a_model_that_says_the_noise():
+    """For images, noise and any levels: the very v in, the very noise out; near pure noise an error of v is one of z_0."""
+    model, x, noise, k = small(prediction="v"), rand(4, 3, 16, 16), rand(4, 3, 16, 16), torch.tensor([0, 9, 30, 49])
+    s = model.schedule
+    z, a, b = s.noised(x, k, noise), s.abar[k].sqrt().view(-1, 1, 1, 1), s.sigma[k].view(-1, 1, 1, 1)
+    v = a * noise - b * x
+    for wrong in (0.0, 0.1):
+        folded = torch.nn.functional.pixel_unshuffle(v + wrong, 2)
+        model.unet = Says(torch.cat([folded, 2 * folded], 1))
+        out = model(z, k)
+        torch.testing.assert_close(out[:, :3], noise + a * wrong, rtol=0, atol=1e-12)
+        torch.testing.assert_close(out[:, 3:], 2 * (v + wrong), rtol=0, atol=0)         # of the variance nothing changes
+        torch.testing.assert_close(s.clean(z, k, out[:, :3]), x - b * wrong, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="prediction: got 'x0'"):
+        small(prediction="x0")
+
+
+class Says(nn.Module):
+    def __init__(self, sample):
+        super().__init__()
+        self.sample = sample
+
+    def forward(self, z, t):
+        return self
+
+
 def test_bad_settings_and_sizes():
     for wrong, says in (({"size": (18, 16)}, "size: got .18, 16., expected multiples of 4"), ({"groups": 5}, "widths: got"),
                         ({"attention": (True,)}, "widths: got"), ({"head_width": 24}, "head_width: 24 does not divide")):
@@ -316,8 +342,9 @@ def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
 class Oracle(nn.Module):
     """Knows z_0: says the very noise, off by `wrong`, and a middle variance."""
 
-    def __init__(self, z0, wrong=0.0, parts=2):
+    def __init__(self, z0, wrong=0.0, parts=2, prediction="epsilon"):
         super().__init__()
+        self.prediction = prediction
         self.z0, self.wrong, self.parts, self.channels, self.schedule, self.seen = z0, wrong, parts, 3, linear(50), []
 
     def forward(self, z, t):
@@ -344,6 +371,15 @@ def test_loss_by_hand():
     assert term > 0
 
 
+def test_the_loss_of_v_is_the_squared_error_of_v():
+    x = rand(64, 3, 2, 2, kind=torch.rand)
+    torch.manual_seed(0)
+    model = Oracle(2 * x - 1, 0.5, 1, "v")
+    got = ddpm.loss(model, (x,))
+    v = 0.5 / model.schedule.abar[model.seen[0]].sqrt()                         # eps off by 0.5 is v off by as much more
+    torch.testing.assert_close(got, v.square().mean(), rtol=1e-9, atol=0)
+
+
 def test_low_noise_is_drawn_as_often_as_asked():
     x = torch.zeros(4000, 3, 1, 1, **f64)
     for low, steps, share in ((0.0, None, 0.2), (0.5, None, 0.6), (1.0, 5, 1.0)):
@@ -368,12 +404,12 @@ def test_loss_in_bfloat16_is_nearly_that_in_float32():
 def test_the_bound_trains_the_variance_alone():
     """Its gradient does not reach the noise: d loss / d eps is that of the squared error."""
     x, model = rand(4, 3, 4, 4, kind=torch.rand), Net()
-    model.channels, model.schedule = 3, linear(50)
+    model.channels = 3
     grads = []
     for parts in (6, 3):
         torch.manual_seed(1)
         cut = nn.Module()
-        cut.channels, cut.schedule = 3, linear(50)
+        cut.channels, cut.schedule, cut.prediction = 3, linear(50), "epsilon"
         cut.forward = lambda z, t, parts=parts: model(z, t)[:, :parts]
         model.zero_grad()
         ddpm.loss(cut, (x,)).backward()

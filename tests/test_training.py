@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,3 +152,37 @@ def test_stop_and_clip():
     fit(clipped, data(), [Part(watched, lr=0.01)], epochs=1, batch_size=8, clip=1.0, device="cpu")
     assert min(seen) > 10                                   # large before clipping
     assert clipped[0].weight.grad.norm() <= 1.0 + 1e-5
+
+
+SHARED = """
+import sys, torch
+from cf_utils.training import Part, fit
+from torch.utils.data import TensorDataset
+torch.manual_seed(0)
+model, seen, drawn = torch.nn.Linear(4, 1).double(), [], []
+x = torch.arange(48.0, dtype=torch.float64).view(12, 4) / 48
+
+def loss(module, batch):
+    seen.append(batch[0]); drawn.append(torch.rand(()))
+    return (module(batch[0]).squeeze(1) - batch[1]).square().mean()
+
+log = fit(model, TensorDataset(x, x.sum(1)), [Part(loss, 0.1)], epochs=2, batch_size=4, ema=0.5, clip=0.5, device="cpu")
+torch.save({"weight": model.weight.detach(), "seen": torch.stack(seen), "drawn": torch.stack(drawn), "steps": log["steps"]},
+           sys.argv[1] + "/" + __import__("os").environ.get("RANK", "alone"))
+"""
+
+
+def test_processes_share_each_batch_and_end_as_one_would(tmp_path):
+    """Two of them see halves of what one sees, draw other noise, and their (averaged) weights are the one's."""
+    script, env = tmp_path / "shared.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script.write_text(SHARED)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for how in ([sys.executable], two):
+        subprocess.run([*how, str(script), str(tmp_path)], check=True, env=env, timeout=240)
+    alone, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("alone", "0", "1"))
+    assert alone["steps"] == first["steps"] == 6 and first["seen"].shape == (6, 2, 4)
+    both = torch.cat([first["seen"], second["seen"]], 1).sort(1).values
+    assert torch.equal(both, alone["seen"].sort(1).values)
+    assert torch.equal(first["drawn"], alone["drawn"]) and not torch.isclose(first["drawn"], second["drawn"]).any()
+    torch.testing.assert_close(first["weight"], alone["weight"], rtol=0, atol=1e-12)
+    assert torch.equal(first["weight"], second["weight"])

@@ -20,7 +20,7 @@ from cf_utils.generators import ddpm
 from cf_utils.tuning import __main__ as command
 from cf_utils.tuning import tuner as tuner_file
 from cf_utils.tuning.grids import GRIDS, METHODS, PAPER, crossed
-from cf_utils.tuning.record import choose, record_of, shown, stale
+from cf_utils.tuning.record import best_of, choose, lost, record_of, shown, stale
 from cf_utils.tuning.tuner import Tuner, tune
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
@@ -30,7 +30,8 @@ RECORDS = sorted((io.ROOT / "results" / "tuning").glob("*.json"))
 def rows(*measured, items=None):
     """Rows of (flip rate, semantic validity, mean change), numbered in order."""
     names = ("flip_rate", "semantic_validity", "mean_change")
-    return [{"number": k, **dict(zip(names, m, strict=True)), "items": items[k] if items else "0", "settings": {"lam": k}}
+    return [{"number": k, **dict(zip(names, m, strict=True)), "items": items[k] if items else "0", "settings": {"lam": k},
+             "measured": 64}
             for k, m in enumerate(measured)]
 
 
@@ -204,25 +205,60 @@ def by_hand(case, setting, read=(1, 2)):
 
 def test_a_tuning_measures_what_it_says(case, tmp_path):
     tuner, path = tuner_of(case, tmp_path), tmp_path / "record.json"
-    record = tune(tuner, MADE_ON, range(6), path)
+    measured = [tuner.row(k) for k in range(6)]
     assert case.prior.unet.calls == 3 * ATTACK + 6 * FINISH + NULL      # three attacks for six settings
-    assert io.read_json(path) == record and record["left"] == [] and record["queries"] == io.sha256(case.data.x)[:16]
-    for k, row in enumerate(record["rows"]):
+    for k, row in enumerate(measured):
         flip, solid, change, used, unused = by_hand(case, SETTINGS[k])
-        assert row["number"] == k and row["settings"] == SETTINGS[k] and row["flip_rate"] == flip
+        assert row["number"] == k and row["settings"] == SETTINGS[k] and row["flip_rate"] == flip and row["measured"] == 12
         assert [int(c) for c in row["items"]] == solid.tolist() and row["semantic_validity"] == pytest.approx(solid.mean().item())
-        measured = [row[name] for name in ("mean_change", "used_factor_moved", "unused_factor_moved")]
-        assert measured == pytest.approx([change.item(), used.item(), unused.item()], rel=1e-9)
-    found = {(r["flip_rate"], r["semantic_validity"]) for r in record["rows"]}
+        found = [row[name] for name in ("mean_change", "used_factor_moved", "unused_factor_moved")]
+        assert found == pytest.approx([change.item(), used.item(), unused.item()], rel=1e-9)
+    found = {(r["flip_rate"], r["semantic_validity"]) for r in measured}
     assert len(found) >= 3 and any(sv < fr for fr, sv in found), found      # the settings differ: the test above says something
-    seconds = [tuner.explained(0)[1], tuner._kept(tuner.explainers(0)[0]).seconds]
-    assert (seconds[0] > seconds[1]).all() and (seconds[1] > 0).all()   # a setting's time holds its attack's
-    assert record["rows"][0]["seconds_per_image"] == pytest.approx(seconds[0].mean().item())
-    chosen = choose(record["rows"], 0.95)
+    record = tune(tuner, MADE_ON, range(6), path)
+    assert io.read_json(path) == record and record["left"] == [] and record["queries"] == io.sha256(case.data.x)[:16]
+    chosen = choose(measured, 0.95)
     assert (record["chosen"], record["verdict"] == "floor missed") == (chosen[0]["number"], chosen[1])
     table = shown(record).splitlines()
     assert len(table) == 8 and "chosen" in table[1] and record["verdict"] in table[-1]
     assert record["chosen"] == 0 or "paper" in table[2]
+    batches = [slice(at, at + 5) for at in (0, 5, 10)]
+    seconds = [torch.cat([tuner.explained(0, b)[1] for b in batches]),
+               torch.cat([tuner._kept(tuner.explainers(0)[0], b).seconds for b in batches])]
+    assert (seconds[0] > seconds[1]).all() and (seconds[1] > 0).all()   # a setting's time holds its attack's
+    assert measured[0]["seconds_per_image"] == pytest.approx(seconds[0].mean().item())
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([(0, 0), (1, 0), (1, 1)]), min_size=8, max_size=8), min_size=1, max_size=5),
+       st.sampled_from([0.5, 0.9]), st.integers(1, 8))
+def test_leaving_what_has_lost_leaves_the_choice(outcomes, floor, batch):
+    """(turned, valid) of eight queries for each setting: whatever they are, the setting chosen is that of measuring all."""
+    def row(k, found):
+        fr, sv = (sum(one[j] for one in found) / len(found) for j in (0, 1))
+        return {"number": k, "flip_rate": fr, "semantic_validity": sv, "mean_change": 0.1 * k, "measured": len(found)}
+
+    kept = []
+    for k, all_of_it in enumerate(outcomes):
+        best = None if k == PAPER else best_of(kept, 8, floor)
+        parts = (row(k, all_of_it[:n]) for n in (*range(batch, 8, batch), 8))
+        kept.append(next(r for r in parts if r["measured"] == 8 or lost(r, 8, floor, best)))
+    whole = choose([row(k, found) for k, found in enumerate(outcomes)], floor)
+    got = choose([r for r in kept if r["measured"] == 8], floor)
+    assert got[1] == whole[1] and (got[0] == whole[0] or whole[1])
+    assert whole[1] is False or all(r["measured"] == 8 for r in kept)      # with no best, none is left
+
+
+def test_a_setting_that_has_lost_is_left(case, tmp_path):
+    tuner = tuner_of(case, tmp_path)
+    whole = [tuner.row(k) for k in range(6)]
+    last = min(whole, key=lambda r: r["semantic_validity"])
+    one = tuner.row(last["number"], best=1.0)
+    assert one["measured"] == 5 < whole[0]["measured"] and whole[last["number"]]["items"].startswith(one["items"])
+    assert tuner.row(last["number"], best=0.0)["measured"] in (12, 5, 10) and tuner.row(0) == whole[0]
+    record = tune(tuner, MADE_ON, range(6), tmp_path / "record.json")
+    for short in (r for r in record["rows"] if r["measured"] < 12):
+        assert lost(short, 12, 0.95, whole[record["chosen"]]["semantic_validity"])
 
 
 @pytest.mark.parametrize("read", [1, 2])
@@ -236,19 +272,21 @@ def test_what_the_oracle_cannot_read_is_not_counted_as_moved(case, tmp_path, rea
 
 
 def test_a_killed_tuning_goes_on(case, tmp_path, monkeypatch, capsys):
-    """The clock counts looks: 3 batches of the first attack, 3 of setting 0, the 3 again, then one of setting 1."""
+    """The clock counts looks: 3 batches of an attack and of setting 0, the first two of both for setting 1."""
     path, unet = tmp_path / "record.json", case.prior.unet
+    whole = tune(tuner_of(case, tmp_path / "whole"), MADE_ON, range(6), tmp_path / "whole.json")
+    at_once, unet.calls = unet.calls, 0
     assert tune(tuner_of(case, tmp_path, deadline=-1.0), MADE_ON, range(6), path) is None and not path.exists()
     with monkeypatch.context() as clock:
         clock.setattr(tuner_file, "time", SimpleNamespace(monotonic=itertools.count().__next__))
         cut = tune(tuner_of(case, tmp_path, deadline=10), MADE_ON, range(6), path)
     assert [r["number"] for r in cut["rows"]] == [0] and cut["left"] == [1, 2, 3, 4, 5]
     assert "time is up before setting 1" in capsys.readouterr().out
-    assert unet.calls == ATTACK + FINISH + NULL + FINISH // 3
-    unet.calls = 0
+    assert unet.calls == ATTACK + FINISH + NULL + 2 * FINISH // 3
     record = tune(tuner_of(case, tmp_path), MADE_ON, range(6), path)
-    assert unet.calls == 2 * ATTACK + 4 * FINISH + FINISH * 2 // 3 + NULL
+    assert unet.calls == at_once + NULL                                 # what was made is not made again
     assert record["rows"][0] == cut["rows"][0] and record["left"] == []
+    assert [r["items"] for r in record["rows"]] == [r["items"] for r in whole["rows"]]
     unet.calls = 0
     assert tune(tuner_of(case, tmp_path), MADE_ON, range(6), path) == record and unet.calls == NULL
 
@@ -276,12 +314,13 @@ def test_a_record_keeps_the_rows_that_still_hold(case, tmp_path, capsys):
 def test_pasted_takes_dimes_searches(case, tmp_path):
     search = {"spacing": "25", "steps": 3, "scales": (1.0,)}
     pasted = search | {"refine": ("25", 2), "threshold": 0.5, "dilation": 3}
-    tuner_of(case, tmp_path, "dime", [search]).explained(0)
+    rows = slice(0, 5)
+    tuner_of(case, tmp_path, "dime", [search]).explained(0, rows)
     case.prior.unet.calls = 0
-    cfs, seconds = tuner_of(case, tmp_path, "dime_pasted", [pasted]).explained(0)
-    assert case.prior.unet.calls == 3 * 2                               # the paste's: no search
-    x, f = case.data.x, case.classifier
-    direct = DiME(prior=case.prior, pasted=True, **pasted)(f, x, 1 - f(x).argmax(1), case.data.ids)
+    cfs, seconds = tuner_of(case, tmp_path, "dime_pasted", [pasted]).explained(0, rows)
+    assert case.prior.unet.calls == 2                                   # the paste's: no search
+    x, f = case.data.x[rows], case.classifier
+    direct = DiME(prior=case.prior, pasted=True, **pasted)(f, x, 1 - f(x).argmax(1), case.data.ids[rows])
     torch.testing.assert_close(cfs.counterfactual, direct.counterfactual, rtol=0, atol=1e-9)
     assert (seconds > cfs.seconds).all()
     fast = tuner_of(case, tmp_path, "fastdime", [search]).explainers(0)[1]

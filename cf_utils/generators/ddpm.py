@@ -4,6 +4,9 @@ Source: Ho, Jain & Abbeel 2020 (the chain, the loss), Nichol & Dhariwal 2021 (le
 2021 (deterministic steps). Formulas: `schedule.py`. Decisions:
 * `unshuffle` folds r x r pixels into channels, so a network of 3 million parameters sees a 64 px face as 32 x 32.
 * The variance is learned by default: with 5 of 500 steps the two fixed choices lie far apart.
+* Inside, the network may say v (Salimans & Ho 2022) instead of the noise; outside, the model always says the noise. Near pure
+  noise z_0 is z less the noise, times 150 at the last of 500 levels: a small error of the noise is a tint of the whole image
+  (and, folded, one for each place of a fold: a pattern). An error of v is one of z_0, at most as large.
 * Noise comes from outside, as a function of the level: so it can depend on an item alone (`noise_of`), or be the same twice.
 * The gradient flows through every step, the clipping and the learned variance; `checkpoint` computes each pass of the network
   twice instead of keeping it (equal results).
@@ -37,6 +40,7 @@ class Settings:
     channels: int = 3                           # of x
     steps: int = 500                            # noise levels T
     learned_variance: bool = True
+    prediction: str = "epsilon"                 # what the network itself says, "epsilon" or "v"
     unshuffle: int = 2                          # r
     widths: tuple[int, ...] = (48, 64, 96)      # channels at each resolution, from size / r down
     blocks: int = 2                             # residual blocks a resolution
@@ -47,11 +51,15 @@ class Settings:
 
 class DDPM(nn.Module):
     """`unet` (diffusers' UNet2DModel) on images of one size. (z, t) -> the noise in z (B, C, H, W), with a learned variance
-    followed by C channels that place it between its bounds. `fixed`: the variance of steps otherwise."""
+    followed by C channels that place it between its bounds. `fixed`: the variance of steps otherwise. `prediction`: what `unet`
+    says of an image, "epsilon" (the noise) or "v", which is turned into the noise."""
 
     def __init__(self, unet: nn.Module, size: tuple[int, int], steps: int, channels: int = 3, unshuffle: int = 1,
-                 fixed: str = "large"):
+                 fixed: str = "large", prediction: str = "epsilon"):
         super().__init__()
+        if prediction not in ("epsilon", "v"):
+            raise ValueError(f"prediction: got {prediction!r}, expected 'epsilon' or 'v'")
+        self.prediction = prediction
         self.unet, self.size, self.channels, self.unshuffle = unet, tuple(size), channels, unshuffle
         self.schedule = schedule.linear(steps, fixed)
 
@@ -64,8 +72,9 @@ class DDPM(nn.Module):
         place = core.device_of(self.unet, z.device)
         t = t.to(place) if isinstance(t, Tensor) else t
         out = self.unet(F.pixel_unshuffle(z.to(place), self.unshuffle), t).sample
-        parts = out.split(self.channels * self.unshuffle ** 2, 1)
-        return torch.cat([F.pixel_shuffle(p, self.unshuffle) for p in parts], 1).to(z)
+        first, *variance = (F.pixel_shuffle(p, self.unshuffle).to(z) for p in out.split(self.channels * self.unshuffle ** 2, 1))
+        eps = self.schedule.noise_in(z, t, first) if self.prediction == "v" else first
+        return torch.cat([eps, *variance], 1)
 
     def chain(self, spacing: str | int | None = None, **settings) -> Chain:
         """The denoising chain on all levels, or on those that a spacing keeps ("50", "ddim25": `schedule.spaced`)."""
@@ -150,13 +159,14 @@ def build(settings: Settings | None = None, **changes) -> DDPM:
         attention_head_dim=s.head_width, norm_num_groups=s.groups, attn_norm_num_groups=s.groups,
         resnet_time_scale_shift="scale_shift")
     nn.init.zeros_(unet.conv_out.weight)                    # the first guess is no noise, at middle variance
-    model = DDPM(io.channels_last(unet), s.size, s.steps, s.channels, s.unshuffle)
+    model = DDPM(io.channels_last(unet), s.size, s.steps, s.channels, s.unshuffle, prediction=s.prediction)
     model.settings = s
     return model
 
 
 def loss(module: nn.Module, batch, low: float = 0.0, low_steps: int | None = None, bfloat16: bool = False) -> Tensor:
-    """Mean squared error of the noise, plus T / 1000 of the bound's term for a learned variance (the noise then held fixed).
+    """Mean squared error of what the network says (the noise or v), plus T / 1000 of the bound's term for a learned variance
+    (the noise then held fixed).
 
     batch: (x, ...), x in [0, 1]. A share `low` of the rows draws its level from the lowest `low_steps` (default T / 5), for a
     method that never goes further; the rest from all. bfloat16: the network in autocast. Draws from torch's generator.
@@ -170,7 +180,8 @@ def loss(module: nn.Module, batch, low: float = 0.0, low_steps: int | None = Non
     with torch.autocast(z0.device.type, torch.bfloat16, enabled=bfloat16):
         out = module(z, k)
     eps = out[:, :model.channels]
-    total = (eps - noise).square().mean()
+    error = (eps - noise).square().flatten(1).mean(1)
+    total = (error / s.abar.to(error)[k] if model.prediction == "v" else error).mean()      # eps = sigma z + sqrt(abar) v
     if out.shape[1] > model.channels:
         held = torch.cat([eps.detach(), out[:, model.channels:]], 1)
         total = total + len(s) / 1000 * s.bound(z0, z, k, held).mean()

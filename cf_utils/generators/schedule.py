@@ -4,6 +4,7 @@
     q(z_{k-1} | z_k, z_0) = N(mean, variance)                                                   Eqs. 6, 7
     log variance = v log beta_k + (1 - v) log (posterior variance), v in [0, 1]                 Nichol & Dhariwal 2021, Eq. 15
     z_{k-1} = sqrt(abar_{k-1}) z_0' + sqrt(1 - abar_{k-1}) eps', no noise                       Song et al. 2021 (DDIM), Eq. 12
+    v = sqrt(abar_k) eps - sqrt(1 - abar_k) z_0                                                 Salimans & Ho 2022, Eq. 12
 
 Levels are numbered 0 (least noise) to N - 1 here; `t[k]` is the number that the network was trained with. A re-spaced schedule
 keeps some of the levels and takes the betas that lead from one kept level to the next, so abar stays what it was. diffusers'
@@ -71,6 +72,10 @@ class Schedule:
         """z_0 that z_k and its noise eps say; clipped to [-1, 1] on wish."""
         z0 = _at(self.abar.rsqrt(), k, z) * z - _at((1 / self.abar - 1).sqrt(), k, z) * eps
         return z0.clamp(-1, 1) if clip else z0
+
+    def noise_in(self, z: Tensor, k: int | Tensor, v: Tensor) -> Tensor:
+        """The noise in z_k that v says."""
+        return _at(self.sigma, k, z) * z + _at(self.abar.sqrt(), k, z) * v
 
     def posterior_mean(self, z0: Tensor, z: Tensor, k: int | Tensor) -> Tensor:
         of_z0 = self.betas * self.abar_before.sqrt() / (1 - self.abar)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from cf_utils import core, io
@@ -26,7 +27,8 @@ def recipe(name: str, embedded: bool = False):
 
 
 def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = io.CHECKPOINTS) -> dict:
-    """Train, measure the stored (float16) weights, write checkpoint and card; return the card."""
+    """Train, measure the stored (float16) weights, write checkpoint and card; return the card. Of several processes (`torchrun
+    --nproc-per-node 2 -m cf_utils.recipes NAME`), which share each batch, the first writes."""
     if name not in RECIPES:
         raise ValueError(f"recipe: got {name!r}, expected one of {sorted(RECIPES)}")
     if not root and name not in EMBEDDED:
@@ -38,5 +40,6 @@ def make(name: str, root: str, seed: int = 0, folder: Path | None = None, out: P
     data = "" if name in EMBEDDED else " --data DIR"
     card = {"recipe": f"python -m cf_utils.recipes {name}{data} --seed {seed}", "about": about, "seed": seed,
             **card, "quality": log.pop("quality"), "training": log, "torch": torch.__version__}
-    io.save_checkpoint(name, model, card, out)
+    if PartialState().is_main_process:
+        io.save_checkpoint(name, model, card, out)
     return card

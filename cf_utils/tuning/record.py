@@ -2,13 +2,14 @@
 
 Of the settings that turn a share of the queries of at least the method's floor, the one with the highest semantic validity over
 all queries, in which a failure counts 0. Ties: more turned, then the smaller change, then the earlier setting. Where none reaches
-the floor, the one that turns most is taken, ties by semantic validity and on as before, and the record says "floor missed".
+the floor, the one that turns most is taken, ties by semantic validity and on as before, and the record says "floor missed". Only
+a setting measured on all queries is chosen; one that could not win any more was left before (`tuner.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -17,12 +18,13 @@ from cf_utils import io
 from cf_utils.metrics import decision
 from cf_utils.tuning.grids import PAPER
 
-MEASURED = ("flip_rate", "semantic_validity", "used_factor_moved", "unused_factor_moved", "mean_change", "seconds_per_image")
+MEASURED = ("measured", "flip_rate", "semantic_validity", "used_factor_moved", "unused_factor_moved", "mean_change",
+            "seconds_per_image")
 
 
 def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
     """The rule: (the row chosen, whether none reached the floor). Rows in the grid's order, with flip_rate, semantic_validity and
-    mean_change (None where nothing was turned)."""
+    mean_change (None where nothing was turned), measured on all queries."""
     if not rows:
         raise ValueError("rows: got none, expected at least one measured setting")
     able = [r for r in rows if r["flip_rate"] >= floor]
@@ -33,13 +35,27 @@ def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
     return max(able or rows, key=rank), not able            # of equals max takes the first
 
 
+def best_of(rows: Iterable[Mapping], n: int, floor: float) -> float | None:
+    """The highest semantic validity of the rows that are measured on all n queries and turn enough; None where there is none."""
+    return max((r["semantic_validity"] for r in rows if r["measured"] == n and r["flip_rate"] >= floor), default=None)
+
+
+def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
+    """Whether a row of some of n queries stays under the floor, or under another one's semantic validity at the floor (`best`),
+    even if all the others come out valid."""
+    if best is None:
+        return False
+    ends = (("flip_rate", floor), ("semantic_validity", best))
+    return any((row[name] * row["measured"] + n - row["measured"]) / n < least - 1e-9 for name, least in ends)
+
+
 def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float) -> dict:
     """What the file holds: `made_on`, the choice, and the rows of a grid of `size` settings; `left`: those not measured.
 
     `difference`: semantic validity of the chosen setting less that of the paper's over the same queries (`items` of the rows),
     with a 95 % bootstrap interval; None while the paper's is not measured.
     """
-    chosen, missed = choose(rows, floor)
+    chosen, missed = choose([r for r in rows if r["measured"] == made_on["n"]], floor)
     items = {r["number"]: torch.tensor([int(c) for c in r["items"]]) for r in rows}
     difference = decision.paired_difference(items[chosen["number"]], items[PAPER]) if PAPER in items else None
     return {**made_on, "floor": floor, "verdict": "floor missed" if missed else "floor reached", "chosen": chosen["number"],

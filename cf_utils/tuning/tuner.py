@@ -3,6 +3,8 @@
 Decisions:
 * What the oracle reads is held against what the setting's own chain (spacing, steps) does to an unedited query
   (`truth.null_sd`): who starts from more noise must move a factor further to be seen.
+* A setting is left after the batch from which on it can no longer be chosen: not with all other queries valid. That changes
+  nothing of the choice, and a method of many passes need not go to the end with a setting that has lost.
 * Batches on disk are read (a killed run goes on), measuring is cheap and done anew. A record keeps the rows that were not asked
   for this time, as long as queries, checkpoints and the setting itself are the same.
 """
@@ -26,8 +28,8 @@ from cf_utils.cases import Case
 from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.generators.ddpm import noise_of
 from cf_utils.metrics import decision, truth
-from cf_utils.tuning.grids import METHODS, Grid, Method
-from cf_utils.tuning.record import record_of, stale
+from cf_utils.tuning.grids import METHODS, PAPER, Grid, Method
+from cf_utils.tuning.record import best_of, lost, record_of, stale
 
 
 class OutOfTime(Exception):
@@ -81,27 +83,23 @@ class Tuner:
         for explain in (e for k in numbers for e in self.explainers(k) if e is not None):
             explain.check(self.x[:1], logits)
 
-    def explained(self, k: int) -> tuple[Counterfactuals, Tensor]:
-        """Setting k's explanations, on the CPU, and the seconds (B,) that each took with its search. Raises OutOfTime."""
+    def explained(self, k: int, rows: slice) -> tuple[Counterfactuals, Tensor]:
+        """Setting k's explanations of a batch, on the CPU, and the seconds (B,) that each took with its search. Raises
+        OutOfTime."""
         search, whole = self.explainers(k)
         if search is None:
-            cfs = self._kept(whole)
+            cfs = self._kept(whole, rows)
             return cfs, cfs.seconds
-        found = self._kept(search)
-        cfs = self._kept(dataclasses.replace(whole, **{self.how.takes: found}))
+        found = self._kept(search, rows)
+        cfs = self._kept(dataclasses.replace(whole, **{self.how.takes: found}), rows)
         return cfs, found.seconds + cfs.seconds
 
-    def _kept(self, explain: Explainer) -> Counterfactuals:
-        """`core.explain_in_batches` with a look at the clock before each batch; in the end all is read from the files."""
-        def batches(shard: tuple[int, int]) -> Counterfactuals | None:
-            return core.explain_in_batches(explain, self.case.classifier, self.x, self.target, self.case.data.ids,
-                                           batch_size=self.batch, folder=self.folder, shard=shard)
-        n = math.ceil(len(self.x) / self.batch)
-        for k in range(n):
-            if time.monotonic() >= self.deadline:
-                raise OutOfTime
-            batches((k + 1, n))
-        return batches((1, 1))
+    def _kept(self, explain: Explainer, rows: slice) -> Counterfactuals:
+        """Read from the batch's file, or made and kept there, if there is time."""
+        if time.monotonic() >= self.deadline:
+            raise OutOfTime
+        return core.explain_in_batches(explain, self.case.classifier, self.x[rows], self.target[rows], self.case.data.ids[rows],
+                                       batch_size=self.batch, folder=self.folder)
 
     def null(self, spacing: str, steps: int) -> Tensor:
         """`truth.null_sd` (K,) of the filter of so many steps of a spacing."""
@@ -112,18 +110,33 @@ class Tuner:
             self.nulls[spacing, steps] = truth.null_sd(self.oracle, self.x.cpu(), torch.cat(same).cpu())
         return self.nulls[spacing, steps]
 
-    def row(self, k: int) -> dict:
-        """What the record says of setting k; `items` is each query's semantic validity, 0 or 1. Raises OutOfTime."""
-        (_, whole), (cfs, seconds), uses = self.explainers(k), self.explained(k), self.case.uses
+    def items(self, k: int, rows: slice) -> dict[str, Tensor]:
+        """What is measured of each explanation of a batch, (B,) each. Raises OutOfTime."""
+        (_, whole), (cfs, seconds), uses = self.explainers(k), self.explained(k, rows), self.case.uses
         d = truth.displacement(cfs, self.oracle, self.null(whole.spacing, whole.steps))
-        solid = truth.semantic_validity(cfs, self.case.data.factors, self.judge, d) == 1    # not of NaN: nothing to explain
+        solid = truth.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d) == 1     # not of NaN
         change = (cfs.counterfactual - cfs.query).abs().flatten(1).mean(1)
-        means = {"used_factor_moved": truth.used_factor_moved(d, uses), "mean_change": decision.of_valid(change, cfs.valid),
-                 "unused_factor_moved": truth.unused_factor_moved(d, self.quiet), "seconds_per_image": seconds}
-        return {"number": k, "settings": core.describe(self.grid[k]), "flip_rate": int(cfs.valid.sum()) / len(cfs),
-                "semantic_validity": int(solid.sum()) / len(cfs),
-                **{name: None if (mean := v.nanmean().item()) != mean else mean for name, v in means.items()},
-                "items": "".join("01"[s] for s in solid.tolist())}
+        return {"flip_rate": cfs.valid.double(), "semantic_validity": solid.double(),
+                "used_factor_moved": truth.used_factor_moved(d, uses),
+                "unused_factor_moved": truth.unused_factor_moved(d, self.quiet),
+                "mean_change": decision.of_valid(change, cfs.valid), "seconds_per_image": seconds}
+
+    def row(self, k: int, best: float | None = None) -> dict:
+        """What the record says of setting k; `items` is each query's semantic validity, 0 or 1. Raises OutOfTime.
+
+        best: semantic validity of a setting at the floor. k is left once it cannot come up to it, or to the floor; then fewer
+        queries than all are `measured`, and its figures are theirs.
+        """
+        found: list[dict[str, Tensor]] = []
+        for at in core.progress(range(0, len(self.x), self.batch), desc=f"setting {k}", leave=False):
+            found.append(self.items(k, slice(at, at + self.batch)))
+            whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+            row = {"number": k, "settings": core.describe(self.grid[k]), "measured": len(whole["flip_rate"]),
+                   **{name: None if (mean := v.nanmean().item()) != mean else mean for name, v in whole.items()},
+                   "items": "".join("01"[int(v)] for v in whole["semantic_validity"].tolist())}
+            if lost(row, len(self.x), self.how.floor, best):
+                break
+        return row
 
 
 def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> dict | None:
@@ -132,20 +145,24 @@ def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> 
     record of another n or seed would be lost."""
     made_on = {**made_on, "queries": io.sha256(tuner.case.data.x)[:16]}
     tuner.check(numbers)
+    n, floor = len(tuner.x), tuner.how.floor
     record, rows = io.read_json(path) if path.exists() else None, {}
     others = stale(record, made_on) if record else []
-    if lost := [k for k in ("n", "seed") if k in others]:
-        raise ValueError(f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in lost)}, got "
-                         f"{', '.join(f'{k} {made_on[k]}' for k in lost)}; give another folder (--out) or remove it")
+    if other := [k for k in ("n", "seed") if k in others]:
+        raise ValueError(f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in other)}, got "
+                         f"{', '.join(f'{k} {made_on[k]}' for k in other)}; give another folder (--out) or remove it")
     if others:
         print(f"{path.name}: was measured with another {', '.join(others)}; its rows are dropped")
         record = None
     elif record:
         rows = {r["number"]: r for r in record["rows"]
                 if r["number"] < len(tuner.grid) and r["settings"] == core.describe(tuner.grid[r["number"]])}
+        best = best_of(rows.values(), n, floor)
+        rows = {k: r for k, r in rows.items() if r["measured"] == n or lost(r, n, floor, best)}
     for k in numbers:
         try:
-            rows[k] = tuner.row(k)
+            others = [r for i, r in rows.items() if i != k]
+            rows[k] = tuner.row(k, None if k == PAPER else best_of(others, n, floor))
         except OutOfTime:
             print(f"time is up before setting {k} is done; the same command goes on from here")
             break
