@@ -2,6 +2,7 @@
 #   NB=01        only this notebook (numbers or names, several with spaces)
 #   DATA=/data   folder with official data sets
 #   ARGS=...     more options for the command behind a target (`python -m cf_utils.run --help`, pytest, a benchmark)
+#   JOBS=2       processes that share the tests, each with its share of the cores (default: the cores, at most 4)
 #   PYTHON=...   interpreter that makes the environment        PIP_ARGS=...   more options for pip (an index, a cache)
 
 SHELL := /bin/bash
@@ -17,6 +18,9 @@ READY := $(VENV)/.installed
 ALEXNET := data/weights/alexnet.safetensors
 SET_UP := $(READY) $(ALEXNET)
 RUN = $(PY) -m cf_utils.run $(NB) $(if $(DATA),--data $(DATA))
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+JOBS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
+THREADS := $(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1)))
 BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
 
 .DEFAULT_GOAL := help
@@ -49,8 +53,8 @@ embedded: $(SET_UP)  ## embedded data at sizes that carry a claim
 test: $(SET_UP)  ## ruff, then pytest on tests/ and the notebooks (nbval); the browser test where chromium is there
 	$(PY) -m ruff check .
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
-	CF_HEADLESS=1 CF_RESULTS_ROOT=$$root $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  $(if $(BROWSER),,-m "not browser") tests notebooks $(ARGS)
+	CF_HEADLESS=1 CF_RESULTS_ROOT=$$root OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(if $(BROWSER),,-m "not browser") tests notebooks $(ARGS)
 
 lab: $(SET_UP)  ## JupyterLab in notebooks/
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
