@@ -19,7 +19,7 @@ from cf_utils.explainers.dime import DiME
 from cf_utils.generators import ddpm
 from cf_utils.tuning import __main__ as command
 from cf_utils.tuning import tuner as tuner_file
-from cf_utils.tuning.grids import GRIDS, METHODS, PAPER, crossed
+from cf_utils.tuning.grids import GRIDS, METHODS, PAPER, crossed, papers
 from cf_utils.tuning.record import best_of, choose, lost, record_of, shown, stale
 from cf_utils.tuning.tuner import Tuner, tune
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
@@ -140,6 +140,7 @@ def test_the_first_setting_is_the_papers(world):
     for method, preset in PAPERS[world].items():
         prior, explainers = both(world, method)
         assert differ(explainers[PAPER][1], preset(prior, seed=3)) <= {"dilation"}
+        assert not differ(papers(world, method, prior, 3), explainers[PAPER][1])
     pasted, ace = both(world, "dime_pasted")[1][PAPER][1], both(world, "ace")[1][PAPER][1]
     assert differ(pasted, both(world, "dime")[1][PAPER][1]) <= {"pasted", "refine", "threshold", "dilation"} and pasted.pasted
     assert (pasted.refine, pasted.threshold, pasted.dilation) == ((ace.spacing, ace.steps), ace.threshold, ace.dilation)

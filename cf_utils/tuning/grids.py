@@ -76,3 +76,8 @@ GRIDS = {
                     ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
     "roads": _grids(("100", "50", "25"), _each("lam", 0.001, 0.006), ((0.05, 3), (0.15, 3), (0.05, 7), (0.05, 15)),
                     (45, 60, 34, 17))}
+
+
+def papers(world: str, method: str, prior: DDPM, seed: int = 0) -> Explainer:
+    """A method with its paper's setting for a world: setting 0 of the grid."""
+    return METHODS[method].explainers(prior, seed, GRIDS[world][method][PAPER])[1]
