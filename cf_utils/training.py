@@ -36,18 +36,19 @@ class Part:
 
 def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, batch_size: int = 128, seed: int = 0,
         ema: float | None = None, folder: str | Path | None = None, clip: float | None = None,
-        stop: Callable[[nn.Module, int], bool] | None = None, device: str = "auto") -> dict:
+        stop: Callable[[nn.Module, int], bool] | None = None, workers: int = 0, device: str = "auto") -> dict:
     """Train `module` in place; return {"seconds", "steps", "epochs", "losses"} (losses: mean of each part, an entry an epoch).
 
     ema: decay of an exponential moving average, whose weights the module has at the end; a short training forgets its first
     weights sooner: the decay after n steps is at most (1 + n) / (10 + n). folder: state is saved there after
     each epoch, and a training that finds one goes on; the order of batches depends on (seed, epoch) alone, so a killed and
     resumed training ends where an uninterrupted one does. Under `torchrun` (or `accelerate launch`) the processes share each
-    batch of `batch_size`, which their number must divide. stop(module, step): asked after every step; True ends the training.
+    batch of `batch_size`, which their number must divide. workers: processes that read `data` ahead, where its items are files.
+    stop(module, step): asked after every step; True ends the training.
     """
     accelerator = Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True))
     order = torch.Generator()
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=order, drop_last=True)
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=order, drop_last=True, num_workers=workers)
     owner = module
     optimisers = [torch.optim.AdamW(list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay)
                   for p in parts]

@@ -39,6 +39,13 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def test_readers_ahead_change_nothing():
+    """Batches that two processes read are the ones that this process reads, in their order."""
+    alone, ahead = net(), net()
+    logs = [run(alone, epochs=2), run(ahead, epochs=2, workers=2)]
+    assert same(alone, ahead) and logs[0]["losses"] == logs[1]["losses"]
+
+
 class KilledError(Exception):
     pass
 

@@ -8,6 +8,7 @@ CelebA (lr 1e-4, batch 60, weight decay 0.05, average 0.9999; its number of step
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cf_utils.image_classifiers import ImageDenseNet
 from cf_utils.recipes.base import recipe
 from cf_utils.recipes.diffusion import denoising
 
+READERS = min(8, (os.cpu_count() or 2) - 1)         # processes that decode JPEGs ahead of the training
 CLASSIFIER = {"epochs": 10, "batch_size": 32, "lr": 1e-4}
 PRIOR = {"epochs": 60, "batch_size": 60, "lr": 1e-4, "weight_decay": 0.05, "ema": 0.9999, "clip": 1.0}
 WIDTHS = {"widths": (128, 128, 256, 256, 512), "blocks": 2, "attention": (False, False, True, True, True), "head_width": 64,
@@ -45,7 +47,7 @@ def _classifier(name: str, train: OnDisk, held: OnDisk, outputs: tuple[str, ...]
     """DenseNet-121 with an output a label."""
     model = ImageDenseNet(len(outputs))
     log = training.fit(model, train, [training.Part(labels_loss, lr=CLASSIFIER["lr"])], epochs=CLASSIFIER["epochs"],
-                       batch_size=min(CLASSIFIER["batch_size"], len(train)), seed=seed, folder=folder)
+                       batch_size=min(CLASSIFIER["batch_size"], len(train)), seed=seed, workers=READERS, folder=folder)
     model = model.cpu()
     right = torch.cat([(classifiers.predict(model, x) > 0) == (y.view(len(y), -1) > 0) for x, y in batches(held, 100)])
     card = {"data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
@@ -59,7 +61,7 @@ def _prior(name: str, train: OnDisk, held: OnDisk, size: tuple[int, int], steps:
     model = ddpm.build(size=size, steps=steps, **WIDTHS)
     log = training.fit(model, train, [training.Part(ddpm.loss, lr=PRIOR["lr"], weight_decay=PRIOR["weight_decay"])],
                        epochs=PRIOR["epochs"], batch_size=min(PRIOR["batch_size"], len(train)), seed=seed, ema=PRIOR["ema"],
-                       clip=PRIOR["clip"], folder=folder)
+                       clip=PRIOR["clip"], workers=READERS, folder=folder)
     card = {"data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
             "architecture": ddpm.card_of(model), "settings": PRIOR}
     some = held.take(range(min(256, len(held)))).in_memory().x
