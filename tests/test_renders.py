@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -159,6 +160,33 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
     assert not disagreement.any() and (read.mean(0) - (0.5 + shrunk * (truth_of.mean(0) - 0.5))).abs().max() < 0.01
 
 
+def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(worlds, "get", lambda name: TOY)
+    monkeypatch.setattr(readers, "adversarial", lambda *a: {})
+    monkeypatch.setattr(readers, "calibrate", functools.partial(readers.calibrate, n=60, n_null=30))
+    torch.manual_seed(0)
+    model = oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2).eval()
+    arguments = {"names": model.names, "size": (16, 16), "widths": (4, 4), "members": 2}
+    card = {"architecture": {"class": "FactorOracle", "arguments": arguments}, "seed": 0, "quality": "none", "settings": {"n": 7}}
+    io.save_checkpoint("stripes_oracle", model, card, tmp_path)
+    first = readers.calibrate_again("stripes_oracle", tmp_path)
+    once = oracles.load("stripes_oracle")
+    assert first["quality"]["null_by_sha256"] is None and once.card["settings"] == {"n": 7} and (once.slope < 1).all()
+    (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(readers, "unedited", lambda factors, seed: (renders.in_bytes(factors).int() + 9).clamp(max=255).byte())
+    again = readers.calibrate_again("stripes_oracle", tmp_path)
+    twice = oracles.load("stripes_oracle")
+    assert again["quality"]["null_by_sha256"] == io.sha256(tmp_path / "stripes_ddpm.safetensors")
+    assert again["quality"]["columns"]["left"]["r2"] == first["quality"]["columns"]["left"]["r2"]     # no slope on a slope
+    assert all(torch.equal(a, b) for a, b in zip(once.members.parameters(), twice.members.parameters(), strict=True))
+    assert torch.equal(once.slope, twice.slope) and not torch.equal(once.null, twice.null)
+    monkeypatch.setattr(oracles, "load", lambda name: nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="other: holds a Linear, expected a FactorOracle"):
+        readers.calibrate_again("other", tmp_path)
+
+
 def test_readable_factors_are_those_whose_every_column_is_read():
     oracle, r2 = nn.Module(), {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5}
     oracle.card = {"quality": {"columns": {k: {"r2": v} for k, v in r2.items()}}}
@@ -277,6 +305,8 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
     oracle = oracles.load(name)
     found, world = oracle.card["quality"], worlds.get(name.split("_")[0])
     assert oracle.names == oracles.columns(world)
+    prior = io.read_json(io.CHECKPOINTS / f"{world.name}_ddpm.json")
+    assert found["null_by_sha256"] == prior["sha256"], f"python -m cf_utils.recipes {name} --calibrate: another prior ships now"
     factors = world.sample(64, "validation")
     value, shown = oracles.truth(factors, oracle.names)
     error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(0).clamp(min=1)

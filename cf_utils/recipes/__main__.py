@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cf_utils import io
 from cf_utils.recipes import EMBEDDED, RECIPES, make
+from cf_utils.recipes.readers import calibrate_again
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,11 +17,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="folder for training states; a killed training goes on from there")
     parser.add_argument("--out", type=Path, default=io.CHECKPOINTS)
+    parser.add_argument("--calibrate", action="store_true", help="train nothing: a shipped oracle of factors is calibrated anew, "
+                        "by the prior that ships")
     args = parser.parse_args(argv)
     shipped = [n for n in RECIPES if (io.CHECKPOINTS / f"{n}.json").exists()]
     for name in shipped if "all" in args.names else args.names:
-        card = make(name, args.data, args.seed, args.resume and args.resume / name, args.out)
-        print(name, card["quality"], f"{card['training']['seconds']:.0f} s")
+        card = calibrate_again(name, args.out) if args.calibrate else make(
+            name, args.data, args.seed, args.resume and args.resume / name, args.out)
+        print(name, card["quality"], "calibrated" if args.calibrate else f"{card['training']['seconds']:.0f} s")
     return 0
 
 
