@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,27 +62,34 @@ def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, spli
                 net.card["quality"]["uses"], correlations(values, labels.index(label)), labels.index(label))
 
 
-def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Case:
+def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu",
+                  crop: int = 178, broken: str = "error") -> Case:
     """The first n images of the split that ACE's code takes, with the published classifier and prior.
 
     `dataset`: celeba, celebahq (label smile or age), bdd (BDD-OIA), bdd100k (the same networks on images without labels, y -1;
-    both label action), imagenet (label: a key of `imagenet_pairs.PAIRS`). Raises FileNotFoundError that names the missing file
+    both label action), imagenet (label: a key of `imagenet_pairs.PAIRS`). `crop`: of CelebA, 178 or 150; `broken`: "skip" leaves
+    out images that are cut off, "error" says which one is. Raises FileNotFoundError that names the missing file
     and says how to get it, ValueError on what does not fit. DiME has its perceptual term where VGG19's file lies in data/weights.
     """
     if dataset not in SPLITS:
         raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
+    known = {"imagenet": tuple(imagenet_pairs.PAIRS), "bdd": ("action",), "bdd100k": ("action",),
+             "celebahq": (*ATTRIBUTES, *image_classifiers.PUBLISHED["celebahq"])}.get(dataset, (label,))
+    if label not in known:
+        raise ValueError(f"label: got {label!r}, expected one of {known} for {dataset}")
     split, called, training, attribute = SPLITS[dataset], dataset, None, None
     if dataset in ("celeba", "celebahq"):
-        name, source = ATTRIBUTES.get(label, label), (celeba if dataset == "celeba" else celebahq).load
+        name, source = ATTRIBUTES.get(label, label), partial(celeba.load, crop=crop) if dataset == "celeba" else celebahq.load
+        source = partial(source, broken=broken)
         data = source(root, split, name)
         attribute, training = together(source, root, name)
         columns = source(root, split, None).class_names if dataset == "celeba" else image_classifiers.PUBLISHED["celebahq"]
         output = columns.index(name)
     elif dataset in ("bdd", "bdd100k"):
-        data, output = bdd.load(root, split, "oia" if dataset == "bdd" else "100k"), 0
+        data, output = bdd.load(root, split, "oia" if dataset == "bdd" else "100k", broken=broken), 0
         dataset = "bdd"
     else:
-        data, output = imagenet_pairs.load(root, split, label), None
+        data, output = imagenet_pairs.load(root, split, label, broken=broken), None
     net = image_classifiers.load_published(weights.find(f"{dataset}_classifier"), dataset, device)
     prior = guided.load(weights.find(f"{dataset}_ddpm"), dataset, device)
     if output is None:
@@ -89,7 +97,7 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
         net = Pair(net, *of)
     else:
         net = classifiers.OneOutput(net, output)
-    dime, term = DiME.bdd if dataset == "bdd" else DiME.celeba, {}
+    dime, term = {"bdd": DiME.bdd, "celebahq": DiME.celebahq}.get(dataset, DiME.celeba), {}
     if (weights.FOLDER / weights.FILES["vgg19"].file).exists():
         term = {"perceptual": perceptual.VGG19().to(device)}
     return Case(called, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,

@@ -128,7 +128,9 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 def misfits(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     """What of a file's weights does not fit a model's, by name with both shapes; empty when all do."""
-    shapes = {k: [tuple(s[k].shape) if k in s else "absent" for s in (state, own)] for k in sorted(state.keys() | own.keys())}
+    def shape(s: dict, k: str):
+        return "absent" if k not in s else tuple(s[k].shape) if isinstance(s[k], Tensor) else f"a {type(s[k]).__name__}"
+    shapes = {k: [shape(s, k) for s in (state, own)] for k in sorted(map(str, state.keys() | own.keys()))}
     return [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
 
 

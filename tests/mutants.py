@@ -26,7 +26,7 @@ WORDS, LIMITS, TABULAR = "cf_utils/explainers/words.py", "cf_utils/core/constrai
 SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
 ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/inpaint.py", "tests/test_ace.py::test_"
-PRIOR = "cf_utils/explainers/through_prior.py"
+PRIOR, DDPM = "cf_utils/explainers/through_prior.py", "cf_utils/generators/ddpm.py"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
@@ -133,8 +133,8 @@ FAULTS = {
     "a vector's cache by its stem": Fault("cf_utils/datasets/glove.py", 'cache / f"{stem}.npy"',
                                           '(cache / stem).with_suffix(".npy")',
                                           ("tests/test_texts.py::test_the_second_start",)),
-    "ACE: gradient past the filter": Fault(ACE, "f(chain.filter(y, self.steps, noise), rows)",
-                                           "f(chain.filter(y.detach(), self.steps, noise) + y - y.detach(), rows)",
+    "ACE: gradient past the filter": Fault(ACE, "shown = chain.filter(y, self.steps, noise)",
+                                           "shown = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
                                            (f"{A}the_attack_is_equation_3",)),
     "ACE: distance dropped": Fault(ACE, " + self.lam * self._distance(y - q)", "", (f"{A}the_distance_holds_back",)),
     "ACE: mean instead of sum over the batch": Fault(ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)",
@@ -147,8 +147,19 @@ FAULTS = {
     "ACE: NaN not seen": Fault(ACE, "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
                                "bad = logits[:, 0] > torch.inf", (f"{A}an_item_with_nan",)),
     "ACE: F-CE by re-spaced steps": Fault(ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)),
-    "ACE: another attack's pre-explanation": Fault(PRIOR, "images[[at[i] for i in listed(ids)]]", "images[:len(ids)]",
+    "ACE: another attack's pre-explanation": Fault(PRIOR, "return images[rows].to(x)", "return images[:len(rows)].to(x)",
                                                    (f"{A}stages_share",)),
+    "ACE: another query's pre-explanation": Fault(PRIOR, "if not same.all():", "if False:", (f"{A}stages_share",)),
+    "v: the loss of the noise": Fault(DDPM, 'error / s.abar.to(error)[k] if model.prediction == "v" else error', "error",
+                                      ("tests/test_ddpm.py::test_the_loss_of_v",)),
+    "v taken for the noise": Fault("cf_utils/generators/schedule.py",
+                                   "return _at(self.sigma, k, z) * z + _at(self.abar.sqrt(), k, z) * v", "return v",
+                                   ("tests/test_ddpm.py::test_a_network_that_says_v",)),
+    "tuning: left while it can win": Fault("cf_utils/tuning/record.py",
+                                           '(row[name] * row["measured"] + n - row["measured"]) / n < least', "row[name] < least",
+                                           ("tests/test_tuning.py::test_leaving_what_has_lost",)),
+    "a category read in part": Fault("cf_utils/metrics/truth.py", "self.moved[:, at].any(1) & read, read",
+                                     "self.moved[:, at].any(1), read", ("tests/test_truth.py::test_a_category_that_is_read",)),
     "mask not dilated": Fault(INPAINT, "F.max_pool2d(size, dilation, 1, dilation // 2)", "size", (f"{A}the_mask_by_brute",)),
     "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",
                                           (f"{A}inpainting_pastes",)),

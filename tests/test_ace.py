@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 from cf_utils import core
 from cf_utils.explainers.ace import ACE, pre_explanation
 from cf_utils.explainers.inpaint import change_mask, inpaint
+from cf_utils.explainers.through_prior import NAN_PRIOR
 from cf_utils.generators import ddpm
 
 SMALL = {"size": (16, 16), "steps": 50, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
@@ -164,8 +168,18 @@ def test_stages_share_one_attack(prior, images):
     assert other.n_forward_generator.tolist() == [1] * 5 and not torch.equal(other.counterfactual, cfs.counterfactual)
     last = ace.with_(stage="pre", attacked=cfs)(f, x[3:], t[3:], IDS[3:])
     assert torch.equal(last.counterfactual, pre[3:])                   # by id, not by place
+    again = ace.with_(attacked=cfs)
     with pytest.raises(ValueError, match=r"attacked: has no item \[99\]"):
-        ace.with_(attacked=cfs)(f, x[:1], t[:1], torch.tensor([99]))
+        again(f, x[:1], t[:1], torch.tensor([99]))
+    other, ids = x.clone(), IDS.tolist()
+    other[1] = 1 - other[1]
+    with pytest.raises(ValueError, match=rf"attacked: its query of item \[{ids[1]}\] is another one"):
+        again(f, other, 1 - f(other).argmax(1), IDS)
+    backwards = dataclasses.replace(cfs, target=1 - cfs.target)
+    with pytest.raises(ValueError, match=rf"attacked: its target of item \[{ids[0]}, .*is another one"):
+        ace.with_(attacked=backwards)(f, x, t, IDS)
+    with pytest.raises(ValueError, match=r"attacked: its queries have shape \(3, 8, 16\), got x of \(3, 16, 16\)"):
+        ace.with_(attacked=dataclasses.replace(cfs, query=cfs.query[:, :, :8]))(f, x, t, IDS)
 
 
 def test_items_leave_once_they_lead_by_the_margin(silent, images):
@@ -195,6 +209,31 @@ def test_common_noise_repeats_itself(prior, images):
         firsts = starts[::ace.steps]                                # the image hardly moves: what differs is the noise
         assert len(firsts) == 4
         assert sum(all((a - b).abs().max() > 1e-6 for b in firsts[:k]) for k, a in enumerate(firsts)) == draws
+
+
+def test_black_pixels_can_be_attacked_by_carlini_and_wagner_too(silent):
+    """At w = atanh(-1) a step of w would be none of x."""
+    x, f = torch.zeros(2, 3, 16, 16, dtype=torch.float64), Linear()
+    t = 1 - f(x).argmax(1)
+    ace = ACE(prior=silent, attack="cw", stage="pre", **QUICK | {"iterations": 60, "step": 0.05, "lam": 0.0})
+    assert (ace(f, x, t).counterfactual - x).abs().amax() > 0.05
+
+
+def test_a_prior_with_nan_is_told_from_a_classifier_with_nan(prior, images):
+    x, t = images
+
+    class Marked(nn.Module):
+        def forward(self, z, at):
+            out = prior.unet(z, at).sample
+            second = (torch.arange(len(z)) == 1) & (len(z) == 5)               # while it is there
+            return SimpleNamespace(sample=torch.where(second[:, None, None, None], torch.nan, out))
+    marked = ddpm.DDPM(Marked(), (16, 16), 50, unshuffle=prior.unshuffle)
+    fine, cfs = (ACE(prior=one, **QUICK)(Linear(), x, t, IDS) for one in (prior, marked))
+    assert cfs.reason[1] == NAN_PRIOR != core.NAN and not cfs.valid[1] and torch.equal(cfs.counterfactual[1], x[1])
+    rest = [0, 2, 3, 4]
+    torch.testing.assert_close(cfs.counterfactual[rest], fine.counterfactual[rest])
+    late = ACE(prior=marked, attacked=fine, **QUICK)(Linear(), x, t, IDS)       # the attack was well, the refinement is not
+    assert late.reason[1] == NAN_PRIOR and torch.equal(late.counterfactual[1], x[1])
 
 
 def test_an_item_with_nan_fails_alone(silent, images):
@@ -274,6 +313,9 @@ def test_inpainting_pastes_the_query_at_every_level(silent, images):
     ({"attack": "fgsm"}, "attack: got 'fgsm'"), ({"distance": "linf"}, "distance: got 'linf'"),
     ({"stage": "x"}, "stage: got 'x'"),
     ({"steps": 26}, "steps: got 26, expected 1 to 25"), ({"dilation": 4}, "dilation: got 4"), ({"lam": -1.0}, "lam"),
+    ({"lam": math.nan}, "lam"), ({"step": math.nan}, "step"), ({"kappa": math.nan}, "kappa"), ({"kappa": -1.0}, "kappa"),
+    ({"margin": math.nan}, "margin: got nan"), ({"steps": 2.0}, "steps: got 2.0, expected a whole"), ({"trace": 0}, "trace"),
+    ({"iterations": 2.5}, "iterations: got 2.5, expected a whole number"),
     ({"bounds": (-1.0, 1.0)}, "bounds: got"), ({"refine": ("10", 11)}, "refine: got 11, expected 1 to 10"),
     ({"threshold": 0.0}, "threshold"), ({"spacing": "60"}, "cannot keep 60")])
 def test_bad_settings(silent, images, change, text):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from cf_utils import core
+from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.explainers.inpaint import change_mask, inpaint
+from cf_utils.explainers.through_prior import NAN_PRIOR
 from cf_utils.generators import ddpm
 
 QUICK = {"spacing": "25", "steps": 4, "scales": (1.0,), "dilation": 1, "threshold": 0.4, "warm_up": 2,
@@ -292,6 +296,18 @@ def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody(prior, images):
     assert caught.n_forward_generator[2] == 10                              # no second scale
 
 
+def test_a_prior_with_nan_is_told_from_a_classifier_with_nan(prior, images):
+    x = images[0]
+
+    class Marked(nn.Module):
+        def forward(self, z, at):
+            out = prior.unet(z, at).sample
+            return SimpleNamespace(sample=torch.where((torch.arange(len(z)) == 1)[:, None, None, None], torch.nan, out))
+    caught = DiME(prior=ddpm.DDPM(Marked(), (8, 8), 50), **QUICK)(Linear(), x, 1 - Linear()(x).argmax(1), IDS)
+    assert [k for k, why in enumerate(caught.reason) if why == NAN_PRIOR] == [1]
+    assert torch.equal(caught.counterfactual[1], x[1]) and not caught.valid[1]
+
+
 def test_parameters_keep_their_gradients_and_modes(prior, images):
     x, target = images
     f = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).double().train()
@@ -314,6 +330,8 @@ def test_settings_are_saved_and_results_join(prior, images, tmp_path):
 
 def test_presets(prior):
     assert DiME.celeba(prior).with_(steps=45).scales == DiME.bdd(prior).scales == (8.0, 10.0, 15.0)
+    assert DiME.celebahq(prior).refine == (ACE.celebahq(prior).spacing, 5)
+    assert (DiME.bdd(prior).refine[0], DiME.bdd(prior).threshold) == (ACE.bdd(prior).spacing, ACE.bdd(prior).threshold)
     assert DiME.bdd(prior).steps == 45 and DiME.fastdime(prior).fast and DiME.fastdime(prior).dilation == 5
     assert DiME.faces(prior).dilation == 7 and DiME.faces(prior, own_mask=True, fast=True).dilation == 3
     s = ddpm.schedule.linear(500).respaced(DiME.celeba(prior).spacing)
@@ -322,6 +340,7 @@ def test_presets(prior):
 
 @pytest.mark.parametrize(("changes", "says"), [
     ({"scales": ()}, "scales, l1, perceptual_weight: got"), ({"scales": (-1.0,)}, "scales"), ({"l1": -0.1}, "l1"),
+    ({"l1": float("nan")}, "l1"), ({"scales": (8.0, float("nan"))}, "scales"),
     ({"own_mask": True}, "own_mask: needs fast=True"), ({"own_mask": True, "fast": True, "warm_up": 4}, "warm_up .got 4"),
     ({"own_mask": True, "fast": True, "pasted": True}, "pasted=False"), ({"bounds": (-1, 1)}, "bounds: got"),
     ({"steps": 26}, "steps: got 26, expected 1 to 25"), ({"steps": 0}, "steps: got 0"),

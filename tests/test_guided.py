@@ -122,6 +122,9 @@ def test_load_gives_a_chain_that_filters(tmp_path):
     torch.save(theirs.state_dict() | {"extra": torch.zeros(3)}, tmp_path / "ddpm.pt")
     with pytest.raises(ValueError, match=r"ddpm.pt: .*1 names do not fit: extra: file \(3,\), model absent"):
         guided.load(tmp_path / "ddpm.pt", flags)
+    torch.save({"epoch": 3, "model_state_dict": theirs.state_dict()}, tmp_path / "other.pt")        # somebody's training state
+    with pytest.raises(ValueError, match=r"other.pt: .*epoch: file a int, model absent"):
+        guided.load(tmp_path / "other.pt", flags)
     with pytest.raises(ValueError, match="flags: got 'faces', expected Flags or one of"):
         guided.load(tmp_path / "ddpm.pt", "faces")
     with pytest.raises(ValueError, match="image_size: got 100"):

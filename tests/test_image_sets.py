@@ -174,6 +174,19 @@ def test_a_broken_celeba_tree_is_named_with_the_next_step(faces, wrong, error, s
     assert "data/README.md, entry 'celeba'" in str(e.value)     # what to do
 
 
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda lines: lines[:4], r"3 images of the partition file have no line \(000004.jpg\): cut off\?"),
+    (lambda lines: [*lines, lines[1]], "line 8: 000001.jpg has a line already")])
+def test_a_csv_that_is_cut_off_or_says_things_twice(faces, change, says):
+    """It has no count in its first line, as the text file has."""
+    kaggle(faces)
+    path = faces / "list_attr_celeba.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=says) as e:
+        celeba.load(str(faces), "train")
+    assert str(path) in str(e.value)
+
+
 def test_only_the_split_that_is_asked_for_must_be_there(faces):
     (faces / "celeba/img_align_celeba" / FILES[0]).unlink()
     assert len(celeba.load(str(faces), "test")) == 2
@@ -187,7 +200,7 @@ def test_bad_settings_of_celeba(faces, settings, says):
         celeba.load(str(faces), **settings)
     small = faces / "celeba/img_align_celeba" / FILES[0]
     picture(small, (100, 120))
-    with pytest.raises(ValueError, match="image: 100 x 120 pixels, expected at least 150 x 150"):
+    with pytest.raises(ValueError, match=r"image: 100 x 120 pixels, expected at least 150 x 150 \(looked at .*000001.jpg"):
         celeba.load(str(faces), "train", crop=150)[0]
 
 

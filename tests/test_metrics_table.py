@@ -1,5 +1,7 @@
 """COUT against a loop over pixels and closed forms; the table of ACE's columns against the metrics themselves."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -202,6 +204,24 @@ def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
         table.ace_table(cfs, net, ("lpips",))
     with pytest.raises(ValueError, match="labels: got"):
         table.ace_table(cfs, net, labels=labels[:3])
+
+
+def test_what_needs_spread_says_so_and_what_was_the_target_already_counts_nowhere():
+    cfs, o, training = results(), oracle(), torch.tensor([0.2, 1.0, -0.3], dtype=torch.float64)
+    more = {"oracle": o, "training": training, "attribute": 1, "embedded": False}
+    none = table.ace_table(cfs.select([11, 11]), Share().eval(), ("mnac", "cd"), **more)
+    assert none.value.isna().all() and "no counterfactual is valid" in none.note["cd"]
+    one = table.ace_table(cfs.select([1]), Share().eval(), ("mnac", "cd"), **more)
+    assert one.value["mnac_embedded"] >= 0 and one.value.isna()["cd_embedded"] and "no correlation" in one.note["cd_embedded"]
+    with pytest.raises(ValueError, match="before: 1 items, expected at least 2"):
+        attributes.correlation_difference(*torch.zeros(2, 1, 3).bool(), training, 1)
+    there = dataclasses.replace(cfs, source=cfs.source.index_copy(0, torch.tensor([1, 2]), cfs.target[1:3]))
+    asked = table.ace_table(there, Share().eval(), ("cout", "fr"), labels=there.source, embedded=False)
+    rest = cfs.select([0, *range(3, 12)])
+    expected = table.ace_table(rest, Share().eval(), ("cout", "fr"), labels=rest.source, embedded=False)
+    assert asked.value.to_dict() == pytest.approx(expected.value.to_dict())
+    assert asked.n["fr"] == 10 and asked.value["fr"] == pytest.approx(0.9)
+    assert asked.note["fr"] == "2 were the target already" and expected.note["fr"] == ""
 
 
 def test_alexnets_columns_and_too_few_valid():

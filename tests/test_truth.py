@@ -92,6 +92,20 @@ def moved_render(rows, **moves):
 
 # what the oracle reads
 
+def test_a_category_that_is_read_in_part_has_not_moved():
+    """One level moved, another one unread: the factor is not read, and a share of what was read stays one."""
+    off, on = torch.tensor([[False, False, False]]), torch.tensor([[True, True, False]])
+    d = truth.Displacement(("shade", "sky=0", "sky=1"), torch.zeros(1, 3), on, on, torch.tensor([[False, False, True]]),
+                           torch.tensor([False]))
+    assert [v.item() for v in d.of("sky")] == [False, False] and [v.item() for v in d.of("shade")] == [True, True]
+    uses = {"shade": {"r": 0.0, "flips": 1.0}, "sky": {"r": 0.0, "flips": 1.0}}
+    assert truth.unused_factor_moved(d, uses).item() == 1.0 and truth.used_factor_moved(d, uses).item() == 1.0
+    whole = dataclasses.replace(d, unread=off)
+    assert [v.item() for v in whole.of("sky")] == [True, True] and truth.unused_factor_moved(whole, uses).item() == 1.0
+    with pytest.raises(ValueError, match=r"uses: no factor changes the probability by less than 0\.05"):
+        truth.unused_factor_moved(d, {"shade": {"r": 0.9, "flips": 1.0}})
+
+
 def test_displacement_is_the_change_of_the_factor_and_only_that_counts_as_moved(toy):
     rows, f, target = toy
     to = 1 - rows.factors["right"]

@@ -78,8 +78,8 @@ def _oia(root: str, split: str) -> tuple[Path, list[str], list[list[int]]]:
     path = folder / file
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        entries = sorted((i["file_name"], i["id"]) for i in content["images"])
-        categories = [a["category"] for a in content["annotations"]]
+        entries = sorted((i["file_name"], int(i["id"])) for i in content["images"])
+        categories = [list(a["category"]) for a in content["annotations"]]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(missing("bdd", path, f"no list of images and annotations: {type(e).__name__} {e}")) from e
     names, kept = [], []

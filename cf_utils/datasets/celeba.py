@@ -41,6 +41,9 @@ def load(root: str = "", split: str = "test", attribute: str | None = "Smiling",
     parts = partition("celeba", found(folder, PARTITIONS))
     number = images.SPLITS.index(split)
     rows = [i for i, n in enumerate(names) if part_of(n, parts, "celeba", path) == number]
+    if lost := sorted(parts.keys() - set(names)):
+        wrong = f"{len(lost):,} images of the partition file have no line ({lost[0]}): cut off?"
+        raise ValueError(missing("celeba", path, wrong))
     y, class_names = labels(columns, values[rows], attribute)
     pictures = found(folder, IMAGES)
     pictures = pictures / pictures.name if (pictures / pictures.name).is_dir() else pictures
@@ -73,13 +76,16 @@ def attributes(entry: str, path: Path) -> tuple[tuple[str, ...], list[str], Tens
     if not comma and not lines[0].strip().isdigit():
         raise ValueError(missing(entry, path, f"line 1 is {lines[0][:40]!r}, expected the number of images"))
     columns = [c.strip() for c in lines[heads - 1].split(comma)][heads % 2:]        # a csv's first column is the file
-    names, rows = [], []
+    names, rows, seen = [], [], set()
     for at, line in enumerate(lines[heads:], heads + 1):
         name, *values = (v.strip() for v in line.split(comma))
         if len(values) != len(columns) or values.count("1") + values.count("-1") != len(columns):
             raise ValueError(missing(entry, path,
                                      f"line {at} ({name}): {len(values)} values, expected {len(columns)}, each 1 or -1"))
         names.append(name)
+        if name in seen:
+            raise ValueError(missing(entry, path, f"line {at}: {name} has a line already"))
+        seen.add(name)
         rows.append(bytes(v == "1" for v in values))
     if not comma and int(lines[0]) != len(rows):
         raise ValueError(missing(entry, path, f"line 1 promises {int(lines[0]):,} images, {len(rows):,} lines follow: cut off?"))

@@ -1,8 +1,9 @@
 """Folders of images, read one by one when they are asked for, with PIL, as (3, H, W) float32 in [0, 1].
 
-A listed file that is not there is always an error. A file that is there and cannot be read (a truncated JPEG) is an error when
-it is read, or is left out when the split is made: `broken="skip"` names what it leaves out in `skipped` and warns with the
-count. Resizing and cropping are torchvision's on PIL images, with the filter that the papers' code uses (it changes FID).
+A listed file that is not there is always an error. A file that is there and cut off (a truncated JPEG) is an error when it is
+read, or is left out when the split is made: `broken="skip"` names what it leaves out in `skipped` and warns with the count. It
+looks at how a file begins and ends; damage in the middle is an error of its own when the image is read. Resizing and cropping
+are torchvision's on PIL images, with the filter that the papers' code uses (it changes FID).
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ class Reader:
     change: Callable[[Image.Image], Image.Image]
 
     def __call__(self, path: Path) -> Tensor:
-        return as_tensor(self.change(decoded(self.entry, path)))
+        image = decoded(self.entry, path)
+        try:
+            return as_tensor(self.change(image))
+        except ValueError as e:
+            raise ValueError(missing(self.entry, path, str(e))) from e
 
 
 def decoded(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
@@ -45,7 +50,8 @@ def decoded(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
     except FileNotFoundError as e:
         raise FileNotFoundError(missing(entry, path, "the image is missing")) from e
     except (OSError, SyntaxError, ValueError) as e:         # PIL's words for a broken JPEG, a broken PNG, a broken header
-        raise ValueError(missing(entry, path, f"the image cannot be read: {e}; load(..., broken='skip') leaves it out")) from e
+        wrong = f"the image cannot be read: {e}; broken='skip' leaves out files that are cut off"
+        raise ValueError(missing(entry, path, wrong)) from e
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -13,7 +13,8 @@ Decisions, where the paper is silent or its code differs from it:
 * Distances are in pixels of [0, 1]: l1 the sum of |x' - x|, l2 the norm, not squared. L_class is the cross-entropy.
 * PGD is bounded by the range of images (`eps`) and by its reach, iterations x step; it takes signs and keeps its last iterate;
   gd takes the gradient itself;
-  cw is the attack of Carlini & Wagner (2017) on Eq. 3: their hinge on logits, tanh variables, Adam.
+  cw is the attack of Carlini & Wagner (2017) on Eq. 3: their hinge on logits (kappa 5; 0 in the authors' code), tanh variables w
+  that begin within +-3 (so black and white can move), Adam (plain steps in the authors' code).
 * Fresh noise at each iteration of the attack (`common_noise`: the same at all), for each item its own.
 * Stages (Table 5): pre is x' itself, judged as f(x'); fr is F_tau(x'); f the same noise level by all original steps; ace all.
 """
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen
 from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import chain_of, check_prior, counted, taken
+from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, counted, taken
 from cf_utils.generators.ddpm import DDPM, noise_of
 
 ATTACKS, DISTANCES, STAGES = ("pgd", "gd", "cw"), ("l1", "l2"), ("ace", "pre", "fr", "f")
@@ -49,7 +50,7 @@ class ACE(Explainer):
     spacing: str = "50"                         # the chain's levels (`schedule.spaced`)
     steps: int = 5                              # tau: how many of them, from the least noise, the filter uses
     attack: str = "pgd"                         # pgd, gd, cw
-    iterations: int = 50
+    iterations: int = 50                        # the paper: 100 for gd and cw
     step: float = 1 / 255                       # pgd: pixels of [0, 1]; gd: times the gradient; cw: Adam's rate for atanh(2x - 1)
     eps: float = 1.0                            # |x' - x| at most, of each value
     distance: str = "l1"                        # l1, l2
@@ -121,9 +122,14 @@ class ACE(Explainer):
         for name, known in (("attack", ATTACKS), ("distance", DISTANCES), ("stage", STAGES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
-        if self.iterations < 1 or self.trace < 1 or self.step <= 0 or self.lam < 0 or not 0 < self.eps <= 1:
-            raise ValueError(f"iterations, trace, step, lam, eps: got {self.iterations}, {self.trace}, {self.step}, {self.lam}, "
-                             f"{self.eps}, expected at least 1, at least 1, positive, at least 0, in (0, 1]")
+        for name in ("iterations", "trace", "steps"):
+            if not isinstance(n := getattr(self, name), int) or n < 1:
+                raise ValueError(f"{name}: got {n!r}, expected a whole number of at least 1")
+        if not (self.step > 0 and self.lam >= 0 and 0 < self.eps <= 1 and self.kappa >= 0):         # not of NaN either
+            raise ValueError(f"step, lam, eps, kappa: got {self.step}, {self.lam}, {self.eps}, {self.kappa}, expected positive, "
+                             "at least 0, in (0, 1], at least 0")
+        if self.margin is not None and not self.margin >= 0:
+            raise ValueError(f"margin: got {self.margin}, expected None or at least 0: the target's logit leads by so much")
         first = (self.spacing, self.steps)
         check_prior(self.prior, x, self.bounds, steps=first, refine=self.refine or first)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
@@ -132,22 +138,23 @@ class ACE(Explainer):
         generator = counted(self.prior, len(x), self.bfloat16)
         with frozen(self.prior):
             if self.attacked is None:
-                pre, states, broken = self._attack(f, generator, x, target, ids)
+                pre, states, reason = self._attack(f, generator, x, target, ids)
             else:
-                pre = taken("attacked", self.attacked, pre_explanation(self.attacked), ids, x)
-                states, broken = [], torch.zeros(len(x), dtype=torch.bool)
+                pre = taken("attacked", self.attacked, pre_explanation(self.attacked), ids, x, target)
+                states, reason = [], [""] * len(x)
             f.flush()
             with torch.no_grad():
                 result, mask = self._finish(generator, x, pre, ids)
-        bad = broken.to(x.device).view(-1, 1, 1, 1)
-        result = torch.where(bad, x, result)
+        fine = result.flatten(1).isfinite().all(1)
+        reason = [why or ("" if ok else NAN_PRIOR) for why, ok in zip(reason, fine.tolist(), strict=True)]
+        result = torch.where(torch.tensor([not why for why in reason], device=x.device).view(-1, 1, 1, 1), result, x)
         path = torch.stack([*states, pre, result], 1)
         return Found(result, mask=mask, path=path, path_len=torch.full((len(x),), path.shape[1]),
-                     reason=[NAN if b else "" for b in broken.tolist()], generator=generator)
+                     reason=reason, generator=generator)
 
-    def _attack(self, f: BlackBox, generator: BlackBox, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Eq. 3: (pre-explanations (B, ...), states on the way, which items met a NaN (B,))."""
-        pre, states, broken = x.clone(), [], torch.zeros(len(x), dtype=torch.bool)
+    def _attack(self, f: BlackBox, generator: BlackBox, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], list[str]]:
+        """Eq. 3: (pre-explanations (B, ...), states on the way, whose NaN an item met, or "" (B))."""
+        pre, states, reason = x.clone(), [], [""] * len(x)
         rows = torch.arange(len(x))                             # still attacked; all below is theirs
         q, t, own = x, target[:, None], ids
         chain = chain_of(self.prior, generator, rows, self.spacing, checkpoint=self.checkpoint)
@@ -155,7 +162,8 @@ class ACE(Explainer):
         for i in range(self.iterations):
             y = pre[rows.to(x.device)].requires_grad_(True)
             noise = noise_of(self.seed, own, q, "attack" if self.common_noise else f"attack {i}")
-            logits = f(chain.filter(y, self.steps, noise), rows)
+            shown = chain.filter(y, self.steps, noise)
+            logits = f(shown, rows)
             loss = self._class_loss(logits, t) + self.lam * self._distance(y - q)
             g = f.grad(loss.sum(), y)
             generator.went_back(self.steps)
@@ -164,7 +172,8 @@ class ACE(Explainer):
             leave = bad if self.margin is None else bad | (self._lead(logits, t) >= self.margin)
             pre[rows.to(x.device)] = torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))
             if leave.any():
-                broken[rows[bad.cpu()]] = True
+                for k in bad.nonzero().flatten().tolist():
+                    reason[int(rows[k])] = NAN if shown[k].isfinite().all() else NAN_PRIOR
                 stay = (~leave).cpu()
                 rows, q, t = rows[stay], q[stay.to(q.device)], t[stay.to(t.device)]
                 own = own[stay] if isinstance(own, Tensor) else tuple(o for o, s in zip(own, stay.tolist(), strict=True) if s)
@@ -175,7 +184,7 @@ class ACE(Explainer):
             if not len(rows):
                 break
         states += [pre.clone()] * (self.iterations // self.trace - len(states) - (self.iterations % self.trace == 0))
-        return pre, states, broken
+        return pre, states, reason
 
     def _class_loss(self, logits: Tensor, t: Tensor) -> Tensor:
         if self.attack == "cw":
@@ -235,7 +244,7 @@ class _Adam(_Step):
     def __init__(self, ace: ACE, x: Tensor):
         super().__init__(ace, x)
         self.m = self.v = torch.zeros_like(x)
-        self.w = torch.atanh((2 * x - 1) * (1 - 1e-5))          # an edge of the range is at no finite w
+        self.w = torch.atanh(2 * x - 1).clamp(-3, 3)            # an edge of the range is at no finite w, and has no slope there
 
     def __call__(self, y: Tensor, g: Tensor, q: Tensor, k: int) -> Tensor:
         g = g * (1 - self.w.tanh().square()) / 2

@@ -26,6 +26,9 @@ def check_prior(prior: DDPM, x: Tensor, bounds, **chains: tuple[str, int]) -> No
             raise ValueError(f"{name}: got {steps}, expected 1 to {levels}, the levels of spacing {spacing!r}")
 
 
+NAN_PRIOR = "prior returned NaN"
+
+
 def counted(prior: DDPM, n: int, bfloat16: bool = False) -> BlackBox:
     """The prior as a black box of pairs (z, t), whose passes for n items are counted; bfloat16: in autocast."""
     def passes(zt: tuple[Tensor, Tensor]) -> Tensor:
@@ -39,9 +42,18 @@ def chain_of(prior: DDPM, generator: BlackBox, rows: Tensor, spacing: str | None
     return dataclasses.replace(prior.chain(spacing, **settings), model=lambda z, t: generator((z, t), rows))
 
 
-def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, like: Tensor) -> Tensor:
-    """The rows of `images`, one an item of `cfs`, that belong to `ids`; ValueError, by the argument's name, where one lacks."""
-    at = {i: k for k, i in enumerate(listed(cfs.ids))}
-    if missing := [i for i in listed(ids) if i not in at]:
+def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, x: Tensor, target: Tensor) -> Tensor:
+    """The rows of `images`, one an item of `cfs`, that belong to the queries x with these `ids` and targets; ValueError, by the
+    argument's name, where one lacks or was another query."""
+    at, own = {i: k for k, i in enumerate(listed(cfs.ids))}, listed(ids)
+    if missing := [i for i in own if i not in at]:
         raise ValueError(f"{name}: has no item {missing[:5]}")
-    return images[[at[i] for i in listed(ids)]].to(like)
+    rows = [at[i] for i in own]
+    if cfs.query.shape[1:] != x.shape[1:]:
+        raise ValueError(f"{name}: its queries have shape {tuple(cfs.query.shape[1:])}, got x of {tuple(x.shape[1:])}")
+    alike = {"query": (cfs.query[rows].to(x) == x).flatten(1).all(1), "target": cfs.target[rows].to(target) == target}
+    for what, same in alike.items():
+        if not same.all():
+            others = [i for i, ok in zip(own, same.tolist(), strict=True) if not ok]
+            raise ValueError(f"{name}: its {what} of item {others[:5]} is another one than the one asked for here")
+    return images[rows].to(x)

@@ -49,6 +49,8 @@ def correlation_difference(before: Tensor, after: Tensor, training: Tensor, attr
     _check(before, after)
     if training.shape != before.shape[1:]:
         raise ValueError(f"training: got {tuple(training.shape)}, expected ({before.shape[1]},)")
+    if len(before) < 2:
+        raise ValueError(f"before: {len(before)} items, expected at least 2: one has no correlation")
     change = after.double() - before.double()
     return (training.cpu() - _with_one(change, attribute).cpu()).abs().sum().item()
 

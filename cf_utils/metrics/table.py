@@ -31,8 +31,10 @@ def ace_table(cfs: Counterfactuals, classifier: nn.Module, columns: tuple[str, .
               official_cout: bool = False, seed: int = 0, device: torch.device | str = "cpu") -> pd.DataFrame:
     """One row a column: its name as index, `value` (NaN where there is none), `n`, `note`.
 
-    cfs: queries and counterfactuals in [0, 1]. Sets as in the official code: FID all queries against valid counterfactuals; FVA,
-    FS, MNAC and CD the valid ones; COUT and S3 the queries that the classifier gets right, valid or not; FR all.
+    cfs: queries and counterfactuals in [0, 1]; items that were the target already count nowhere, and the note of FR says how
+    many. The official figures are of files of 8 bits, to which counterfactuals were cut; here they are taken as they are found.
+    Sets as in the official code: FID all queries against valid counterfactuals; FVA, FS, MNAC and CD the valid ones; COUT and S3
+    the queries that the classifier gets right, valid or not; FR all.
 
     labels (B,) int64: the true classes; without them COUT and S3 are taken on all queries, and the note says so.
     oracle: of attributes, or the published "celeba" or "celebahq"; training (A,): `attributes.correlations` of training labels;
@@ -43,6 +45,9 @@ def ace_table(cfs: Counterfactuals, classifier: nn.Module, columns: tuple[str, .
         raise ValueError(f"columns: got {sorted(unknown)}, expected some of {tuple(dict.fromkeys(FACES + SCENES))}")
     if labels is not None and labels.shape != (len(cfs),):
         raise ValueError(f"labels: got {tuple(labels.shape)}, expected ({len(cfs)},)")
+    asked = (cfs.source != cfs.target).cpu()
+    already = f"{int((~asked).sum())} were the target already" if not asked.all() else ""
+    cfs, labels = cfs.select(asked), labels if labels is None else labels[asked.to(labels.device)]
     valid = cfs.select(cfs.valid)
     right = cfs.select(cfs.source >= 0 if labels is None else cfs.source == labels.to(cfs.source.device))
     whom = "" if labels is not None else "on all queries: no labels"
@@ -57,7 +62,7 @@ def ace_table(cfs: Counterfactuals, classifier: nn.Module, columns: tuple[str, .
         (("mnac", "cd"), lambda: _attributes(oracle, valid, training, attribute, device)),
         (("s3",), lambda: _scene(features.load("simsiam", device), right, whom, seed)),
         (("cout",), lambda: {"cout": transition(classifier)}),
-        (("fr",), lambda: {"fr": (validity(cfs), len(cfs), "")})]
+        (("fr",), lambda: {"fr": (validity(cfs), len(cfs), already)})]
     works = [(names, work) for names, work in works if set(names) & set(columns)]
     if judge is not None:
         works.append((("cout_judge",), lambda: {"cout_judge": transition(judge)}))
@@ -103,11 +108,14 @@ def _attributes(oracle: nn.Module | str | None, cfs: Counterfactuals, training: 
     if oracle is None:
         raise ValueError("no attribute oracle was given")
     model = PublishedOracle(oracle).to(device) if isinstance(oracle, str) else oracle
+    if not len(cfs):
+        raise ValueError("no counterfactual is valid")
     end = "" if "mnac" in getattr(model, "official_for", ()) else "_embedded"
     before, after = attributes.readings(model, cfs.query), attributes.readings(model, cfs.counterfactual)
     mnac = attributes.attributes_changed(before, after).double().mean().item()
-    if training is None or attribute is None:
-        why = "needs the attributes of the data's train split: how they go together there is what CD compares with"
+    if training is None or attribute is None or len(cfs) < 2:
+        why = ("needs two valid counterfactuals: one has no correlation" if len(cfs) < 2 else
+               "needs the attributes of the data's train split: how they go together there is what CD compares with")
         return {f"mnac{end}": (mnac, len(cfs), ""), f"cd{end}": (float("nan"), 0, why)}
     cd = attributes.correlation_difference(before, after, training, attribute)
     return {f"mnac{end}": (mnac, len(cfs), ""), f"cd{end}": (cd, len(cfs), "")}

@@ -53,11 +53,12 @@ class Displacement:
     undefined: Tensor = field(repr=False)
 
     def of(self, name: str) -> tuple[Tensor, Tensor]:
-        """(moved (B,), read (B,)) of a factor; of a category: any level moved, every level read."""
+        """(moved (B,), read (B,)) of a factor; of a category: every level read, and any of them moved."""
         at = [i for i, column in enumerate(self.names) if oracles.factor_of(column) == name]
         if not at:
             raise ValueError(f"factor: got {name!r}, expected one of {tuple(dict.fromkeys(map(oracles.factor_of, self.names)))}")
-        return self.moved[:, at].any(1), ~self.unread[:, at].any(1)
+        read = ~self.unread[:, at].any(1)
+        return self.moved[:, at].any(1) & read, read
 
 
 def null_sd(oracle, x: Tensor, unedited: Tensor) -> Tensor:
@@ -111,7 +112,10 @@ def unused_factor_moved(d: Displacement, uses: Mapping, most: float = 0.05) -> T
 
     An edit of nothing gives some 0.05. NaN: nothing to explain, or no such factor was read.
     """
-    moved, read = (torch.stack(one).double().sum(0) for one in zip(*(d.of(name) for name in unused(uses, most)), strict=True))
+    pairs = [d.of(name) for name in unused(uses, most)]
+    if not pairs:
+        raise ValueError(f"uses: no factor changes the probability by less than {most}")
+    moved, read = (torch.stack(one).double().sum(0) for one in zip(*pairs, strict=True))
     return torch.where((read > 0) & ~d.undefined, moved / read.clamp(min=1), torch.nan)
 
 
