@@ -157,11 +157,6 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
     return out
 
 
-def lead(logits: Tensor, target: Tensor) -> Tensor:
-    """By how much the logit of class `target` (B,) leads the best other one, (B,) of logits (B, K)."""
-    return logits.gather(1, target[:, None])[:, 0] - logits.scatter(1, target[:, None], -torch.inf).amax(1)
-
-
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return (predict(model, x).argmax(1) == y).float().mean().item()
 

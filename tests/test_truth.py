@@ -288,42 +288,6 @@ def test_the_set_holds_each_way_and_the_gain_takes_the_nearest():
         assert ((true_set.true_gain(cfs, only) > 0.98) == (name == "left")).all()
 
 
-PARTS = {"a": (slice(2, 5), slice(2, 5)), "b": (slice(2, 5), slice(10, 13)), "c": (slice(11, 14), slice(4, 12))}
-
-
-class Reads(nn.Module):
-    """Two logits: 0, and the sum of weights x (brightness of a part, 0.2 to 0.8 as 0 to 1), less a half."""
-
-    def __init__(self, **weights):
-        super().__init__()
-        self.weights = weights
-
-    def forward(self, x):
-        z = sum(w * (x[:, :, *PARTS[k]].flatten(1).mean(1) - 0.2) / 0.6 for k, w in self.weights.items()) - 0.5
-        return torch.stack([torch.zeros_like(z), 10 * z], 1)
-
-
-@pytest.mark.parametrize(("weights", "used"), [
-    ({"a": 1.0}, "a"), ({"a": 0.5, "b": 0.5}, "ab"), ({"a": 0.95, "b": 0.05}, "a"), ({"a": 0.4, "b": 0.4, "c": 0.2}, "abc")])
-def test_what_a_classifier_does_not_mind_is_no_used_part_of_the_region(weights, used):
-    """Three places change. A part counts by its own share of the lead; those that nobody reads do not."""
-    query, member = torch.full((2, 3, 16, 16), 0.2), torch.full((2, 3, 16, 16), 0.2)
-    for part in PARTS.values():
-        member[:, :, *part] = 0.8
-    query[1] = member[0]                                                # the second item goes the other way
-    image = torch.stack([member[0], torch.full((3, 16, 16), 0.2)])
-    members = true_set.TrueSet(torch.tensor([0, 1]), ("x", "x"), torch.ones(2), image, torch.ones(2).double(),
-                               torch.ones(2).bool(), 2)
-    regions = (member[:1, :1] > 0.5).expand(2, 1, 16, 16)
-    got = true_set.used_regions(members, regions, query, torch.tensor([1, 0]), Reads(**weights))
-    expected = torch.zeros(16, 16, dtype=torch.bool)
-    for k in used:
-        expected[PARTS[k]] = True
-    assert torch.equal(got, expected.expand(2, 1, 16, 16))
-    none = true_set.used_regions(members, torch.zeros_like(regions), query, torch.tensor([1, 0]), Reads(**weights))
-    assert not none.any()
-
-
 def test_gain_of_nothing_is_zero_of_half_is_half_and_of_harm_is_negative(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)

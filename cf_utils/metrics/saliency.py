@@ -19,9 +19,13 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from cf_utils.classifiers import lead
 from cf_utils.core import check_query, device_of, frozen, item_noise
 from cf_utils.core.checks import check_logits
+
+
+def lead(logits: Tensor, target: Tensor) -> Tensor:
+    """By how much the logit of class `target` (B,) leads the best other one, (B,) of logits (B, K)."""
+    return logits.gather(1, target[:, None])[:, 0] - logits.scatter(1, target[:, None], -torch.inf).amax(1)
 
 
 def gradient(classifier: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64) -> Tensor:

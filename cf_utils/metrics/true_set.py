@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import label
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from cf_utils.classifiers import lead, predict
+from cf_utils.classifiers import predict
 from cf_utils.core import Counterfactuals
 from cf_utils.metrics.truth import check, undefined, used
 from cf_utils.worlds.base import Factors
@@ -138,28 +135,6 @@ def member_regions(members: TrueSet, factors: Factors) -> Tensor:
         change = (world.render(table.take(at), size, noise=False) - clean[of[at]]).abs().amax(1, keepdim=True)
         parts.append((change > 2 * world.noise_sd(table.take(at))[:, None, None, None]).to(members.image.device))
     return torch.cat(parts)
-
-
-def used_regions(members: TrueSet, regions: Tensor, query: Tensor, target: Tensor, f: nn.Module, least: float = 0.1) -> Tensor:
-    """The parts of `regions` (M, 1, H, W) that this classifier minds, of the same shape.
-
-    A renderer changes more than a classifier asks for: a pedestrian who steps onto the road is gone from the pavement. A part
-    (connected, two pixels apart from others) is used where it moves the lead of the target by at least `least` of what the whole
-    member moves it, either alone in the query or by being left out of the member. query (B, 3, H, W), target (B,).
-    """
-    out = torch.zeros_like(regions)
-    for m, image in enumerate(members.image):
-        q, t = query[members.item[m]], int(target[members.item[m]])
-        parts, n = label(F.max_pool2d(regions[m].float(), 3, 1, 1)[0].cpu().numpy(), np.ones((3, 3)))
-        if not n:
-            continue
-        each = torch.from_numpy(np.stack([parts == k + 1 for k in range(n)]))[:, None].to(q.device)         # (n, 1, H, W)
-        pictures = torch.cat([q[None], image[None], torch.where(each, image, q), torch.where(each, q, image)])
-        score = lead(predict(f, pictures), torch.full((2 * n + 2,), t, device=q.device))
-        whole, alone, without = score[1] - score[0], score[2:2 + n] - score[0], score[1] - score[2 + n:]
-        kept = torch.maximum(alone, without) >= least * whole
-        out[m] = regions[m] & each[kept.to(each.device)].any(0)
-    return out
 
 
 def true_region(members: TrueSet, regions: Tensor) -> Tensor:
