@@ -5,7 +5,7 @@ Decisions:
 * What comes after a search (mask, refinement) is varied without a new search: 24 settings of ACE are 6 attacks, those of
   DiME pasted are 4 searches, which DiME's own grid holds, too.
 * scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients; lam and
-  the step are the published ones and, on faces, a pair that lets the attack go on after the decision has turned. The presets
+  the step are the published ones and a pair that lets the attack go on after the decision has turned. The presets
   `ACE.faces` and `ACE.roads` are in the grids.
 """
 
@@ -74,8 +74,8 @@ def _grids(spacings: Sequence[str], attacks: Grid, masks: Sequence[tuple[float, 
 GRIDS = {
     "faces": _grids(("50", "33", "25"), ({"lam": 0.003, "step": 1 / 255}, {"lam": 1e-6, "step": 2 / 255}),
                     ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
-    "roads": _grids(("100", "50", "25"), _each("lam", 0.001, 0.006), ((0.05, 3), (0.15, 3), (0.05, 7), (0.05, 15)),
-                    (45, 60, 34, 17))}
+    "roads": _grids(("100", "50", "25"), ({"lam": 0.001, "step": 1 / 255}, {"lam": 1e-6, "step": 2 / 255}),
+                    ((0.05, 3), (0.15, 3), (0.05, 7), (0.05, 15)), (45, 60, 34, 17))}
 
 
 def papers(world: str, method: str, prior: DDPM, seed: int = 0) -> Explainer:
