@@ -66,7 +66,8 @@ def _grids(spacings: Sequence[str], attacks: Grid, masks: Sequence[tuple[float, 
         "ace": crossed(_each("spacing", *spacings), attacks, finish),
         "dime": crossed(_each("steps", *starts), _each("scales", *scales), l1),
         "fastdime": crossed(_each("steps", 60, 45, 34), _each("scales", *scales[:2]), l1, own),
-        "dime_pasted": crossed(_each("steps", *starts), _each("refine", *((s, 5) for s in spacings)), finish[:2])}
+        "dime_pasted": crossed(_each("steps", *starts), _each("refine", *((s, 5) for s in spacings)),
+                               finish[:6 // len(spacings)])}
 
 
 # The sigma that a search starts from, of 500 levels: 0.14, 0.27, 0.39, 0.51 by five steps of "100", "50", "33", "25"; 0.27, 0.51,
@@ -74,7 +75,8 @@ def _grids(spacings: Sequence[str], attacks: Grid, masks: Sequence[tuple[float, 
 GRIDS = {
     "faces": _grids(("50", "33", "25"), ({"lam": 0.003, "step": 1 / 255}, {"lam": 1e-6, "step": 2 / 255}),
                     ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)), (60, 45, 34, 17)),
-    "roads": _grids(("100", "50", "25"), ({"lam": 0.001, "step": 1 / 255}, {"lam": 1e-6, "step": 2 / 255}),
+    "roads": _grids(("100", "50"), ({"lam": 0.001, "step": 1 / 255}, {"lam": 0.006, "step": 1 / 255},
+                                    {"lam": 1e-6, "step": 2 / 255}),
                     ((0.05, 3), (0.15, 3), (0.05, 7), (0.05, 15)), (45, 60, 34, 17))}
 
 
