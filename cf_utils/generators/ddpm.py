@@ -5,7 +5,7 @@ Source: Ho, Jain & Abbeel 2020 (the chain, the loss), Nichol & Dhariwal 2021 (le
 * `unshuffle` folds r x r pixels into channels, so a network of 3 million parameters sees a 64 px face as 32 x 32.
 * The variance is learned by default: with 5 of 500 steps the two fixed choices lie far apart.
 * Inside, the network may say v (Salimans & Ho 2022) instead of the noise; outside, the model always says the noise. Near pure
-  noise z_0 is z less the noise, times 150 at the last of 500 levels: a small error of the noise is a tint of the whole image
+  noise z_0 is z less the noise, times 160 at the last of 500 levels: a small error of the noise is a tint of the whole image
   (and, folded, one for each place of a fold: a pattern). An error of v is one of z_0, at most as large.
 * Noise comes from outside, as a function of the level: so it can depend on an item alone (`noise_of`), or be the same twice.
 * The gradient flows through every step, the clipping and the learned variance; `checkpoint` computes each pass of the network
