@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from cf_utils import core
 from cf_utils.core import Counterfactuals
@@ -85,6 +86,17 @@ def strip(states: Tensor, titles: Sequence[str], width: float = 1.15) -> Figure:
     for ax, state, title in zip(axes[0], states, titles, strict=True):
         show(ax, state)
         ax.set_title(title, fontsize=8)
+    return fig
+
+
+def mosaic(images: Tensor, columns: int, panel: float) -> Figure:
+    """Many images (N, C, H, W) edge to edge in one panel, `panel` inches wide each: 64 panels take tens of seconds to draw."""
+    whole = make_grid(images.detach().cpu().float(), columns, padding=max(images.shape[-1] // 32, 1), pad_value=1.0)
+    width = panel * min(columns, len(images))
+    fig = plt.figure(figsize=(width, width * whole.shape[1] / whole.shape[2]), dpi=100)
+    ax = fig.add_axes((0, 0, 1, 1))
+    show(ax, whole)
+    ax.axis("off")
     return fig
 
 

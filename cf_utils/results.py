@@ -195,7 +195,8 @@ def _number(value, name: str = "value") -> float | int | None:
 def _png(fig: Figure) -> bytes:
     """PNG at dpi 100; over the limit with 256 colours, then smaller, until it fits.
 
-    Never under 128 colours: a face takes on hues then that its image does not have.
+    Never under 128 colours: a face takes on hues then that its image does not have. Good colours take a second each time, so a
+    quick choice of them tells which sizes are not worth it.
     """
     buffer = memory.BytesIO()
     fig.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
@@ -205,11 +206,14 @@ def _png(fig: Figure) -> bytes:
     for scale, colours in [(1, 256), (0.85, 256)] + [(0.85**k, 128) for k in range(1, 12)]:
         size = (round(full.width * scale), round(full.height * scale))
         image = full if scale == 1 else full.resize(size, Image.Resampling.LANCZOS)
-        buffer = memory.BytesIO()
+        quick, buffer = memory.BytesIO(), memory.BytesIO()
+        image.quantize(colours, method=Image.Quantize.FASTOCTREE).save(quick, "PNG")
+        if quick.tell() > 1.4 * PNG_BYTES:
+            continue
         image.quantize(colours, kmeans=2).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= PNG_BYTES:
-            break
-    return buffer.getvalue()
+            return buffer.getvalue()
+    raise ValueError(f"a figure of {full.width} x {full.height} pixels does not fit in {PNG_BYTES} bytes; draw fewer panels")
 
 
 def device() -> str:

@@ -90,6 +90,13 @@ def test_a_heavy_figure_is_brought_under_the_limit_and_stays_a_png(run):
     assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= results.PNG_BYTES
 
 
+def test_a_figure_that_cannot_be_brought_under_the_limit_is_refused(run, monkeypatch):
+    monkeypatch.setattr(results, "PNG_BYTES", 100)
+    with pytest.raises(ValueError, match=r"a figure of .* does not fit in 100 bytes"):
+        run.figure("noise", noisy())
+    assert not (run.folder / "figures" / "noise.png").exists()
+
+
 def test_a_heavy_figure_keeps_its_colours(run):
     """A picture of 4,000 colours, too heavy as it is: what is written is off by a level on average."""
     fig = Figure(figsize=(6, 6))

@@ -20,7 +20,7 @@ from cf_utils.generators import ddpm
 from cf_utils.tuning import __main__ as command
 from cf_utils.tuning import tuner as tuner_file
 from cf_utils.tuning.grids import GRIDS, METHODS, PAPER, crossed, papers
-from cf_utils.tuning.record import best_of, choose, lost, record_of, shown, stale
+from cf_utils.tuning.record import best_of, choose, lost, record_of, settled, shown, stale
 from cf_utils.tuning.tuner import Tuner, tune
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
@@ -28,8 +28,8 @@ RECORDS = sorted((io.ROOT / "results" / "tuning").glob("*.json"))
 
 
 def rows(*measured, items=None):
-    """Rows of (flip rate, semantic validity, mean change), numbered in order."""
-    names = ("flip_rate", "semantic_validity", "mean_change")
+    """Rows of (flip rate, semantic validity), numbered in order."""
+    names = ("flip_rate", "semantic_validity")
     return [{"number": k, **dict(zip(names, m, strict=True)), "items": items[k] if items else "0", "settings": {"lam": k},
              "measured": 64}
             for k, m in enumerate(measured)]
@@ -38,13 +38,11 @@ def rows(*measured, items=None):
 # the rule
 
 @pytest.mark.parametrize(("chosen", "missed", "measured"), [
-    (1, False, [(0.97, 0.5, 0.1), (0.95, 0.6, 0.9), (0.94, 0.9, 0.1)]),            # at the floor counts, under it does not
-    (2, False, [(0.95, 0.6, 0.1), (0.96, 0.5, 0.1), (0.97, 0.6, 0.9)]),            # as valid: more turned
-    (1, False, [(0.97, 0.6, 0.2), (0.97, 0.6, 0.1), (0.97, 0.6, 0.3)]),            # then the smaller change
-    (0, False, [(0.97, 0.6, 0.1), (0.97, 0.6, 0.1)]),                              # then the first
-    (1, True, [(0.90, 0.9, 0.1), (0.94, 0.1, 0.9), (0.93, 0.9, 0.1)]),             # none there: most turned, and it is said
-    (2, True, [(0.90, 0.4, 0.1), (0.90, 0.5, 0.2), (0.90, 0.5, 0.1)]),
-    (1, True, [(0.0, 0.0, None), (0.0, 0.0, 0.5), (0.0, 0.0, None)]),              # nothing turned has no change
+    (1, False, [(0.97, 0.5), (0.95, 0.6), (0.94, 0.9)]),        # at the floor counts, under it does not
+    (2, False, [(0.95, 0.6), (0.96, 0.5), (0.97, 0.6)]),        # as valid: more turned
+    (1, False, [(0.97, 0.5), (0.97, 0.6), (0.97, 0.6)]),        # then the first
+    (1, True, [(0.90, 0.9), (0.94, 0.1), (0.93, 0.9)]),         # none there: most turned, and it is said
+    (1, True, [(0.90, 0.4), (0.90, 0.5), (0.90, 0.5)]),
 ])
 def test_the_rule(chosen, missed, measured):
     row, floor_missed = choose(rows(*measured), 0.95)
@@ -53,23 +51,22 @@ def test_the_rule(chosen, missed, measured):
 
 def test_a_share_at_the_floor_is_at_the_floor_in_binary_too():
     for n in range(20, 2001, 20):
-        assert not choose(rows((19 * n // 20 / n, 0.5, 0.1)), 0.95)[1] and not choose(rows((9 * n // 10 / n, 0.5, 0.1)), 0.9)[1]
+        assert not choose(rows((19 * n // 20 / n, 0.5)), 0.95)[1] and not choose(rows((9 * n // 10 / n, 0.5)), 0.9)[1]
     with pytest.raises(ValueError, match="rows: got none"):
         choose([], 0.9)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9, 1.0])] * 3), min_size=1, max_size=6))
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9, 1.0])] * 2), min_size=1, max_size=6))
 def test_nothing_eligible_beats_the_choice(measured):
     table = rows(*measured)
     row, missed = choose(table, 0.9)
-    assert missed == all(fr < 0.9 for fr, _, _ in measured)
+    assert missed == all(fr < 0.9 for fr, _ in measured)
     for other in table:
         if not missed and other["flip_rate"] < 0.9:
             continue
         order = ["flip_rate", "semantic_validity"] if missed else ["semantic_validity", "flip_rate"]
         better = [(other[k] > row[k]) - (other[k] < row[k]) for k in order]
-        better += [(other["mean_change"] < row["mean_change"]) - (other["mean_change"] > row["mean_change"])]
         first = next((b for b in better if b), 0)
         assert first < 0 or (first == 0 and other["number"] >= row["number"])
 
@@ -77,18 +74,21 @@ def test_nothing_eligible_beats_the_choice(measured):
 def test_the_record_holds_the_paired_difference_from_the_papers_setting():
     made_on = {"n": 64, "checkpoints": {}}
     items = ["01" * 32, "01" * 32, "1" * 32 + "01" * 16]
-    record = record_of(made_on, rows((1.0, 0.5, 0.1), (0.8, 0.5, 0.1), (0.95, 0.75, 0.2), items=items), 24, 0.9)
+    record = record_of(made_on, rows((1.0, 0.5), (0.8, 0.5), (0.95, 0.75), items=items), 24, 0.9)
     assert record["chosen"] == 2 and record["paper"] == PAPER == 0 and record["left"] == list(range(3, 24))
     assert record["verdict"] == "floor reached" and record["floor"] == 0.9
     d = record["difference"]
     assert d["mean"] == 0.25 and d["n"] == 64                           # 16 of 64 are turned for good besides
     half = 1.96 * (0.25 * 0.75 / 64) ** 0.5                             # 0.106: paired; unpaired it would be 0.16
     assert abs(d["low"] - (0.25 - half)) < 0.02 and abs(d["high"] - (0.25 + half)) < 0.02      # measured 0.141, 0.359
-    same = record_of(made_on, rows((1.0, 0.5, 0.1), (1.0, 0.5, 0.1), items=items[:2]), 2, 0.9)
+    same = record_of(made_on, rows((1.0, 0.5), (1.0, 0.5), items=items[:2]), 2, 0.9)
     assert same["chosen"] == 0 and same["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 64} and not same["left"]
-    low = rows((0.1, 0.0, None), (0.8, 0.5, 0.1), items=items[:2])
+    low = rows((0.1, 0.0), (0.8, 0.5), items=items[:2])
     assert record_of(made_on, low, 2, 0.9)["verdict"] == "floor missed"
     assert record_of(made_on, low[1:], 2, 0.9)["difference"] is None    # the paper's is not measured yet
+    solid = rows((1.0, 0.5), (1.0, 0.5), (1.0, 1.0), items=["01" * 32, "01" * 32, "1" * 64])
+    assert record_of(made_on, solid, 24, 0.9)["left"] == []             # none of the others can be better,
+    assert record_of(made_on, solid[::2], 24, 0.9)["left"] == [1]       # one before it as good, and then it is chosen
 
 
 # the grids
@@ -238,10 +238,12 @@ def test_leaving_what_has_lost_leaves_the_choice(outcomes, floor, batch):
     """(turned, valid) of eight queries for each setting: whatever they are, the setting chosen is that of measuring all."""
     def row(k, found):
         fr, sv = (sum(one[j] for one in found) / len(found) for j in (0, 1))
-        return {"number": k, "flip_rate": fr, "semantic_validity": sv, "mean_change": 0.1 * k, "measured": len(found)}
+        return {"number": k, "flip_rate": fr, "semantic_validity": sv, "measured": len(found)}
 
     kept = []
     for k, all_of_it in enumerate(outcomes):
+        if k > settled(kept, 8):
+            continue
         best = None if k == PAPER else best_of(kept, 8, floor)
         parts = (row(k, all_of_it[:n]) for n in (*range(batch, 8, batch), 8))
         kept.append(next(r for r in parts if r["measured"] == 8 or lost(r, 8, floor, best)))
@@ -261,6 +263,19 @@ def test_a_setting_that_has_lost_is_left(case, tmp_path):
     record = tune(tuner, MADE_ON, range(6), tmp_path / "record.json")
     for short in (r for r in record["rows"] if r["measured"] < 12):
         assert lost(short, 12, 0.95, whole[record["chosen"]]["semantic_validity"])
+
+
+def test_none_is_begun_after_a_setting_that_is_valid_on_all(case, tmp_path, monkeypatch, capsys):
+    rows_of = {0: "011", 1: "111", 2: "111"}
+    row = {"flip_rate": 1.0, "measured": 12, "mean_change": 0.1, "used_factor_moved": 1.0, "unused_factor_moved": 0.0,
+           "seconds_per_image": 1.0}
+    monkeypatch.setattr(Tuner, "row", lambda self, k, best: row | {
+        "number": k, "settings": SETTINGS[k], "items": rows_of[k] * 4, "semantic_validity": rows_of[k].count("1") / 3})
+    record = tune(tuner_of(case, tmp_path), MADE_ON, range(6), tmp_path / "record.json")
+    assert [r["number"] for r in record["rows"]] == [0, 1] and record["chosen"] == 1 and record["left"] == []
+    assert "setting 2: not begun, setting 1 is valid on all queries" in capsys.readouterr().out
+    back = tune(tuner_of(case, tmp_path), MADE_ON, [2, 1, 0], tmp_path / "back.json")       # whatever comes first
+    assert back["chosen"] == 1 and [r["number"] for r in back["rows"]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("read", [1, 2])
@@ -347,7 +362,7 @@ def test_the_command_writes_a_record_and_prints_it(case, tmp_path, monkeypatch, 
     assert record["checkpoints"]["faces_oracle"] == "hash of faces_oracle" and record["left"] == [2, 3, 4, 5]
     assert record["n"] == 12 and record["method"] == "ace" and record["split"] == "validation"
     assert (tmp_path / "run" / "tuning" / "faces_smile_causal").is_dir()
-    assert "not measured: [2, 3, 4, 5]" in capsys.readouterr().out
+    assert "not measured yet: [2, 3, 4, 5]" in capsys.readouterr().out
     assert command.main(["faces", "--method", "ace", "--limit-minutes", "1e-9", *out]) == 1
 
 
@@ -372,4 +387,6 @@ def test_a_published_record_stands_on_the_shipped_checkpoints(path):
     now = {name: io.read_json(io.CHECKPOINTS / f"{name}.json")["sha256"] for name in record["checkpoints"]}
     assert record["checkpoints"] == now and record["n"] == 64 and record["left"] == []
     assert choose(record["rows"], METHODS[record["method"]].floor)[0]["number"] == record["chosen"]
-    assert [r["settings"] for r in record["rows"]] == core.describe(GRIDS[record["world"]][record["method"]])
+    grid = core.describe(GRIDS[record["world"]][record["method"]])
+    assert [r["number"] for r in record["rows"]] == list(range(min(settled(record["rows"], 64) + 1, len(grid))))
+    assert [r["settings"] for r in record["rows"]] == grid[:len(record["rows"])]

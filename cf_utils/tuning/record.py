@@ -1,14 +1,13 @@
 """The rule, and the record of what came of it: results/tuning/<world>_<label>_<kind>_<method>.json.
 
 Of the settings that turn a share of the queries of at least the method's floor, the one with the highest semantic validity over
-all queries, in which a failure counts 0. Ties: more turned, then the smaller change, then the earlier setting. Where none reaches
-the floor, the one that turns most is taken, ties by semantic validity and on as before, and the record says "floor missed". Only
-a setting measured on all queries is chosen; one that could not win any more was left before (`tuner.py`).
+all queries, in which a failure counts 0. Ties: more turned, then the earlier setting, so the paper's first. Where none reaches
+the floor, the one that turns most is taken, ties by semantic validity and then as before, and the record says "floor missed".
+Only a setting measured on all queries is chosen; one that could not win any more was left before, or not begun (`tuner.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -23,21 +22,23 @@ MEASURED = ("measured", "flip_rate", "semantic_validity", "used_factor_moved", "
 
 
 def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
-    """The rule: (the row chosen, whether none reached the floor). Rows in the grid's order, with flip_rate, semantic_validity and
-    mean_change (None where nothing was turned), measured on all queries."""
+    """The rule: (the row chosen, whether none reached the floor). Rows in the grid's order, with flip_rate and semantic_validity,
+    measured on all queries."""
     if not rows:
         raise ValueError("rows: got none, expected at least one measured setting")
     able = [r for r in rows if r["flip_rate"] >= floor]
     first, second = ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
-
-    def rank(r: Mapping) -> tuple[float, float, float]:
-        return r[first], r[second], -(math.inf if r["mean_change"] is None else r["mean_change"])
-    return max(able or rows, key=rank), not able            # of equals max takes the first
+    return max(able or rows, key=lambda r: (r[first], r[second])), not able             # of equals max takes the first
 
 
 def best_of(rows: Iterable[Mapping], n: int, floor: float) -> float | None:
     """The highest semantic validity of the rows that are measured on all n queries and turn enough; None where there is none."""
     return max((r["semantic_validity"] for r in rows if r["measured"] == n and r["flip_rate"] >= floor), default=None)
+
+
+def settled(rows: Iterable[Mapping], n: int) -> int | float:
+    """The first setting that is valid on all n queries: no later one can be better. Infinity where there is none."""
+    return min((r["number"] for r in rows if r["measured"] == n and r["semantic_validity"] == 1), default=float("inf"))
 
 
 def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
@@ -50,7 +51,8 @@ def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
 
 
 def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float) -> dict:
-    """What the file holds: `made_on`, the choice, and the rows of a grid of `size` settings; `left`: those not measured.
+    """What the file holds: `made_on`, the choice, and the rows of a grid of `size` settings; `left`: those not measured
+    that could still be chosen.
 
     `difference`: semantic validity of the chosen setting less that of the paper's over the same queries (`items` of the rows),
     with a 95 % bootstrap interval; None while the paper's is not measured.
@@ -58,8 +60,10 @@ def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float
     chosen, missed = choose([r for r in rows if r["measured"] == made_on["n"]], floor)
     items = {r["number"]: torch.tensor([int(c) for c in r["items"]]) for r in rows}
     difference = decision.paired_difference(items[chosen["number"]], items[PAPER]) if PAPER in items else None
+    first = settled(rows, made_on["n"])
     return {**made_on, "floor": floor, "verdict": "floor missed" if missed else "floor reached", "chosen": chosen["number"],
-            "paper": PAPER, "difference": difference, "left": [k for k in range(size) if k not in items], "rows": list(rows)}
+            "paper": PAPER, "difference": difference, "left": [k for k in range(size) if k not in items and k < first],
+            "rows": list(rows)}
 
 
 def checkpoints(world: str, label: str, kind: str) -> dict[str, str]:
@@ -86,4 +90,4 @@ def shown(record: Mapping) -> str:
     tail = f"n {record['n']}; floor of the flip rate {record['floor']:g}: {record['verdict']}"
     if (d := record["difference"]) is not None:
         tail += f"; semantic validity, chosen less paper's: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]"
-    return f"{frame.to_string(index=False)}\n{tail}" + (f"\nnot measured: {record['left']}" if record["left"] else "")
+    return f"{frame.to_string(index=False)}\n{tail}" + (f"\nnot measured yet: {record['left']}" if record["left"] else "")

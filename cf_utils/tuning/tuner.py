@@ -3,8 +3,8 @@
 Decisions:
 * What the oracle reads is held against what the setting's own chain (spacing, steps) does to an unedited query
   (`truth.null_sd`): who starts from more noise must move a factor further to be seen.
-* A setting is left after the batch from which on it can no longer be chosen: not with all other queries valid. That changes
-  nothing of the choice, and a method of many passes need not go to the end with a setting that has lost.
+* A setting is left after the batch from which on it can no longer be chosen: not with all other queries valid. After one that is
+  valid on all queries none is begun. That changes nothing of the choice, and a method of many passes ends earlier.
 * Batches on disk are read (a killed run goes on), measuring is cheap and done anew. A record keeps the rows that were not asked
   for this time, as long as queries, checkpoints and the setting itself are the same.
 """
@@ -29,7 +29,7 @@ from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.generators.ddpm import noise_of
 from cf_utils.metrics import decision, truth
 from cf_utils.tuning.grids import METHODS, PAPER, Grid, Method
-from cf_utils.tuning.record import best_of, lost, record_of, stale
+from cf_utils.tuning.record import best_of, lost, record_of, settled, stale
 
 
 class OutOfTime(Exception):
@@ -160,6 +160,9 @@ def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> 
         best = best_of(rows.values(), n, floor)
         rows = {k: r for k, r in rows.items() if r["measured"] == n or lost(r, n, floor, best)}
     for k in numbers:
+        if k > (first := settled(rows.values(), n)):
+            print(f"setting {k}: not begun, setting {first} is valid on all queries")
+            continue
         try:
             others = [r for i, r in rows.items() if i != k]
             rows[k] = tuner.row(k, None if k == PAPER else best_of(others, n, floor))
