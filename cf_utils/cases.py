@@ -53,12 +53,12 @@ def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, spli
     mixed)."""
     net = classifiers.load(f"{world}_{label}_{kind}", device)
     prior = ddpm.load(f"{world}_ddpm", device)
-    ace = ACE.faces if world == "faces" else ACE.roads
+    ace, dime = (ACE.faces, DiME.faces) if world == "faces" else (ACE.roads, DiME.roads)
     labels, made = [one.name for one in worlds.get(world).labels], worlds.get(world).sample(LABELS, "train", variant, seed)
     values = torch.stack([one(made) for one in worlds.get(world).labels], 1)
     data = rendered.load(world, split, n=n, variant=variant, label=label)
     return Case(f"{world} (embedded)", data, classifiers.OneOutput(net).eval(), prior,
-                ace(prior, seed=seed), DiME.faces(prior, seed=seed), DiME.faces(prior, seed=seed, fast=True, own_mask=True),
+                ace(prior, seed=seed), dime(prior, seed=seed), dime(prior, seed=seed, fast=True),
                 net.card["quality"]["uses"], correlations(values, labels.index(label)), labels.index(label))
 
 

@@ -349,6 +349,12 @@ def test_presets_are_the_authors_scripts(preset, levels, sigma, settings):
     assert (ace.steps, ace.dilation, ace.step, ace.eps, ace.attack, ace.distance) == (5, 15, 1 / 255, 1.0, "pgd", "l1")
 
 
+def test_another_attack_takes_twice_the_iterations(prior):
+    signed = ACE.celeba(prior)
+    assert [signed.by(attack).iterations for attack in ("pgd", "gd", "cw")] == [50, 100, 100]
+    assert signed.by("cw", step=0.03, iterations=7).iterations == 7 and signed.by("gd").attack == "gd"
+
+
 def test_bfloat16_is_the_prior_in_autocast_and_nearly_the_same(prior, images):
     """The classifier and the chain stay as they are; only what the UNet computes is rounded."""
     x, t = images

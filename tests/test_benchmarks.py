@@ -38,6 +38,7 @@ def test_it_runs_and_writes_its_figures(name, tmp_path):
     if name == "ace":
         assert record["max_abs_difference"] <= 1e-9 and record["checkpoint_max_abs_difference"] <= 1e-4
         assert record["unet_passes_an_image"] == 3 * 5 + 5                  # the attack's, the refinement's
+        assert 1 < record["peak_mib_checkpoint"] < 0.8 * record["peak_mib"]
     if name == "gradual":
         assert record["max_abs_difference"] <= 1e-9 and record["passes_overhead"] > 2 * 20
     if name == "layout":

@@ -58,6 +58,17 @@ def test_a_prior_answers_where_it_is_asked(fake):
             assert model(images, t).device == images.device
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_prior_that_says_v_looks_its_level_up_where_the_image_is(fake, monkeypatch, device):
+    """A table on the CPU cannot be indexed from a GPU; fake tensors do not mind, so what reaches the lookup is compared."""
+    asked, own = [], ddpm.Schedule.noise_in
+    monkeypatch.setattr(ddpm.Schedule, "noise_in", lambda self, z, k, v: asked.append((z, k, v)) or own(self, z, k, v))
+    model = moved(ddpm.build(**TINY, prediction="v")).eval()
+    with torch.no_grad():
+        model(torch.rand(2, 3, 16, 16, device=device), torch.zeros(2, dtype=torch.int64, device=device))
+    assert [one.device.type for one in asked[0]] == [device] * 3
+
+
 def test_an_oracle_reads_images_from_anywhere(fake):
     oracle = moved(oracles.FactorOracle(("smile", "age"), (16, 16), widths=(8, 8))).eval()
     value, disagreement = oracle.read(torch.rand(5, 3, 16, 16), batch_size=2)

@@ -306,6 +306,7 @@ def test_bdd100k_has_no_actions(scenes):
     data = bdd.load(str(scenes), part="100k")
     assert data.ids == ("0000f77c-6257be58", "ffffabcd-00000001") and data.y.tolist() == [-1, -1]
     assert bdd.load(str(scenes / "bdd100k"), "train", part="10k").ids == ("00000000-00000002",)          # the old form
+    assert bdd.load(str(scenes / "bdd100k"), "train", part="10k").class_names == ("slow down", "forward")
     assert bdd.status(str(scenes)).state == "present" and "OIA and BDD100K" in bdd.status(str(scenes)).advice
     with pytest.raises(FileNotFoundError, match=r"bdd: test is missing .*images/100k.*entry 'bdd'"):
         bdd.load(str(scenes), "test", part="100k")

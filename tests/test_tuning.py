@@ -387,6 +387,13 @@ def test_a_published_record_stands_on_the_shipped_checkpoints(path):
     now = {name: io.read_json(io.CHECKPOINTS / f"{name}.json")["sha256"] for name in record["checkpoints"]}
     assert record["checkpoints"] == now and record["n"] == 64 and record["left"] == []
     assert choose(record["rows"], METHODS[record["method"]].floor)[0]["number"] == record["chosen"]
+    preset = {("faces", "ace"): ACE.faces, ("roads", "ace"): ACE.roads, ("faces", "dime"): DiME.faces,
+              ("faces", "fastdime"): lambda prior: DiME.faces(prior, fast=True)}.get((record["world"], record["method"]))
+    if preset is not None:                                              # what is explained with is what was chosen
+        prior, explainers = both(record["world"], record["method"])
+        chosen = explainers[record["chosen"]][1]
+        masked = record["method"] == "ace" or chosen.own_mask
+        assert differ(preset(prior), chosen) <= {"seed", "refine"} | (set() if masked else {"threshold", "dilation"})
     grid = core.describe(GRIDS[record["world"]][record["method"]])
     assert [r["number"] for r in record["rows"]] == list(range(min(settled(record["rows"], 64) + 1, len(grid))))
     assert [r["settings"] for r in record["rows"]] == grid[:len(record["rows"])]

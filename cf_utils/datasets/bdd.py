@@ -32,7 +32,8 @@ def load(root: str = "", split: str = "validation", part: str = "oia", action: s
          size: tuple[int, int] = (256, 512), broken: str = "error") -> OnDisk:
     """Scenes (3, *size), size (height, width), in [0, 1]; id: the file's name without its end.
 
-    part oia: y is 1 where `action` may be taken (N,), or all four (N, 4) for `action=None`; parts 100k, 10k: y is -1, unknown.
+    part oia: y is 1 where `action` may be taken (N,), or all four (N, 4) for `action=None`; parts 100k, 10k: y is -1, unknown,
+    `action` not looked at.
     Raises FileNotFoundError or ValueError that names the file, and what is wrong with it first.
     """
     if part not in (*BDD100K, "oia"):
@@ -44,13 +45,17 @@ def load(root: str = "", split: str = "validation", part: str = "oia", action: s
     if part != "oia":
         folder = images.folder_with("bdd", root, BDD100K[part], FILE[split]) / FILE[split]
         names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
-        y, class_names = torch.full((len(names),), -1), ()
+        y, class_names = torch.full((len(names),), -1), _answers("forward")
     else:
         folder, names, categories = _oia(root, split)
         all_four = torch.tensor(categories, dtype=torch.int64).reshape(-1, len(ACTIONS))
         y = all_four if action is None else all_four[:, ACTIONS.index(action)]
-        class_names = ACTIONS if action is None else ("slow down" if action == "forward" else f"not {action}", action)
+        class_names = ACTIONS if action is None else _answers(action)
     return images.split("bdd", folder, names, y, [Path(n).stem for n in names], class_names, change, broken)
+
+
+def _answers(action: str) -> tuple[str, str]:
+    return "slow down" if action == "forward" else f"not {action}", action
 
 
 def status(root: str = "") -> Status:

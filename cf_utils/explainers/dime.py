@@ -87,8 +87,15 @@ class DiME(Explainer):
 
     @classmethod
     def faces(cls, prior: DDPM, **changes) -> DiME:
-        """Rendered faces, 64 px: masks that scale with the image, the rest as published."""
-        return cls(prior=prior, **({"dilation": 3 if changes.get("own_mask") else 7} | changes))
+        """Rendered faces, 64 px: as published, with a mask that scales with the image; with `fast` 45 steps and no mask of its
+        own, which the tuning chose (results/tuning: semantic validity 0.98 of 64 validation faces, as published 0.89)."""
+        tuned = {"steps": 45} if changes.get("fast") else {}
+        return cls(prior=prior, **({"dilation": 7} | tuned | changes))
+
+    @classmethod
+    def roads(cls, prior: DDPM, **changes) -> DiME:
+        """Rendered roads, 64 x 128 px: as on BDD, not tuned; pasted by the mask and the refinement of `ACE.roads`."""
+        return cls.bdd(prior, **changes)
 
     def with_(self, **changes) -> DiME:
         return dataclasses.replace(self, **changes)

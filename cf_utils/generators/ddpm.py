@@ -70,8 +70,8 @@ class DDPM(nn.Module):
             raise ValueError(f"z: got shape {tuple(z.shape)}, this diffusion model was trained on (B, {self.channels}, "
                              f"{self.size[0]}, {self.size[1]})")
         place = core.device_of(self.unet, z.device)
-        t = t.to(place) if isinstance(t, Tensor) else t
-        out = self.unet(F.pixel_unshuffle(z.to(place), self.unshuffle), t).sample
+        there = t.to(place) if isinstance(t, Tensor) else t
+        out = self.unet(F.pixel_unshuffle(z.to(place), self.unshuffle), there).sample
         first, *variance = (F.pixel_shuffle(p, self.unshuffle).to(z) for p in out.split(self.channels * self.unshuffle ** 2, 1))
         eps = self.schedule.noise_in(z, t, first) if self.prediction == "v" else first
         return torch.cat([eps, *variance], 1)

@@ -84,11 +84,11 @@ def ace_table(cfs: Counterfactuals, classifier: nn.Module, columns: tuple[str, .
 
 def _realism(encoder: nn.Module, cfs: Counterfactuals, seed: int) -> dict[str, Row]:
     real, fake = features.extract(encoder, cfs.query), features.extract(encoder, cfs.counterfactual)
-    few = f"biased: under {2 * real.values.shape[1]} images"
+    against, few = f"against {len(cfs)} queries", f"biased: under {2 * real.values.shape[1]} images"
     whole, split = image.fid(real, fake.take(cfs.valid)), image.sfid(real, fake, cfs.valid, seed=seed)
     fid, sfid = real.name("fid"), real.name("sfid")
-    return {fid: (whole[fid], whole["n_fake"], few if whole["biased"] else ""),
-            sfid: (split[sfid], round(split["n_fake"]), f"no change scores {split[sfid + '_floor']:.4g}"
+    return {fid: (whole[fid], whole["n_fake"], against + (f"; {few}" if whole["biased"] else "")),
+            sfid: (split[sfid], round(split["n_fake"]), f"{against} in tenths; no change scores {split[sfid + '_floor']:.4g}"
                    + (f"; {few}" if split["biased"] else ""))}
 
 

@@ -97,6 +97,6 @@ def celeba_ddpm(root, seed, folder):
 
 @recipe("bdd_ddpm")
 def bdd_ddpm(root, seed, folder):
-    """A diffusion prior of BDD100k's images, 256 x 512 pixels, 1,000 levels."""
-    train, held = (bdd.load(root, split, "100k") for split in ("train", "validation"))
-    return _prior("bdd100k", train, held, (256, 512), 1000, seed, folder)
+    """A diffusion prior of BDD100k's 10k subset, on which the paper's was trained; 256 x 512 pixels, 1,000 levels."""
+    train, held = (bdd.load(root, split, "10k") for split in ("train", "validation"))
+    return _prior("bdd10k", train, held, (256, 512), 1000, seed, folder)
