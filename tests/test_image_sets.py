@@ -336,12 +336,17 @@ def test_a_broken_oia_file_is_named_with_the_next_step(scenes, change, error, sa
 
 # ---------------------------------------------------------------- ImageNet pairs
 
-def test_imagenet_pairs(tmp_path):
+@pytest.fixture
+def pairs(tmp_path):
     for k, name in enumerate(("n02391049/ILSVRC2012_val_00000002.JPEG", "n02389026/ILSVRC2012_val_00000001.JPEG",
                               "n02391049/ILSVRC2012_val_00000009.JPEG", "n02130308/ILSVRC2012_val_00000003.JPEG")):
         picture(tmp_path / "val" / name.replace(".JPEG", ".jpeg"), (300, 280), seed=k)
         (tmp_path / "val" / name.replace(".JPEG", ".jpeg")).rename(tmp_path / "val" / name)
-    data = imagenet_pairs.load(str(tmp_path))
+    return tmp_path
+
+
+def test_imagenet_pairs(pairs, tmp_path):
+    data = imagenet_pairs.load(str(pairs))
     assert data.ids == tuple(f"ILSVRC2012_val_0000000{i}" for i in (2, 9, 1)) and data.y.tolist() == [0, 0, 1]
     assert data.class_names == ("zebra", "sorrel") and data[0][0].shape == (3, 256, 256)
     assert [imagenet_pairs.IMAGENET[c][1] for c in data.class_names] == [340, 339]

@@ -1,4 +1,4 @@
-"""Notebook 07 on official data: its cells, with the paper's profile cut down, on a tiny tree in CelebA's layout.
+"""Notebooks 06, 07 and 08 on official data: their cells, by the paper's profile cut down, on tiny trees in the official layouts.
 
 The networks are small and untrained (reading the published files is tested where they are read), so no figure means anything;
 what is tested is that each column of the paper's tables is there, with its value or with the file that it lacks.
@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from cf_utils import cases, io, weights
+from cf_utils import cases, image_classifiers, io, weights
 from cf_utils.generators import ddpm
-from tests.test_image_sets import faces  # noqa: F401  (a fixture)
+from tests.test_image_sets import VALUES, attribute_text, faces, hq, pairs, picture, scenes  # noqa: F401  (fixtures)
 
-TINY = {"size": (128, 128), "steps": 500, "unshuffle": 4, "widths": (16, 16), "attention": (False, False), "blocks": 1,
+TINY = {"unshuffle": 4, "widths": (16, 16), "attention": (False, False), "blocks": 1,
         "head_width": 16, "groups": 4}
-CUT = {"n_images": 4, "iterations": 2, "dime_steps": 3, "n_variants": 1, "n_steps": 1, "n_dime": 1, "n_fast": 1, "n_diverse": 1,
-       "n_seeds": 2, "batch": 4, "device": "cpu"}
+CUT = {"07_ace_faces": {"n_images": 4, "iterations": 2, "dime_steps": 3, "n_variants": 1, "n_steps": 1, "n_dime": 1, "n_fast": 1,
+                        "n_diverse": 1, "n_seeds": 2, "batch": 4, "device": "cpu"},
+       "08_ace_roads": {"n_images": 4, "iterations": 2, "n_noise": 2, "device": "cpu"},
+       "06_diffusion_prior": {"n_samples": 8, "sampling": "10", "few": "5", "n_short": 8, "n_real": 24, "n_filter": 6}}
 
 
 class Many(nn.Module):
-    """Forty outputs from the mean colours of the four quarters."""
+    """Outputs from the mean colours of the four quarters."""
 
-    def __init__(self):
+    def __init__(self, outputs):
         super().__init__()
         torch.manual_seed(0)
-        self.head = nn.Linear(12, 40)
+        self.head = nn.Linear(12, outputs)
         with torch.no_grad():
             self.head.weight.mul_(200)
 
@@ -53,37 +57,82 @@ def executed(name: str, **parameters) -> dict:
     return space
 
 
+SIZES = {"celeba": (128, 128), "celebahq": (256, 256), "bdd": (256, 512), "imagenet": (256, 256)}
+
+
 @pytest.fixture
-def celeba_with_small_networks(faces, tmp_path, monkeypatch):  # noqa: F811
+def small_networks(tmp_path, monkeypatch):
+    """Small networks in place of the published ones; nobody's own files."""
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setenv("CF_HEADLESS", "1")
-    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")           # nobody's own files
-    find = weights.find
-    monkeypatch.setattr(weights, "find", lambda name: None if name in ("celeba_classifier", "celeba_ddpm") else find(name))
-    monkeypatch.setattr(cases.image_classifiers, "load_published", lambda path, kind, device: Many().to(device))
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("".join(f"{k:06d}.jpg {int(k > 2)}\n" for k in range(1, 7)))
-    torch.manual_seed(0)
-    prior = ddpm.build(**TINY).eval()
-    monkeypatch.setattr(cases.guided, "load", lambda path, kind, device: prior.to(device))
-    yield str(faces)
+    find, own = weights.find, weights.FOLDER / weights.FILES["alexnet"].file
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    if own.exists():                                            # what `make weights` brings, without which 06 has no KID
+        (tmp_path / "weights").mkdir()
+        (tmp_path / "weights" / own.name).symlink_to(own)
+    monkeypatch.setattr(weights, "find", lambda name: None if name.endswith(("_classifier", "_ddpm")) else find(name))
+    kinds = image_classifiers.PUBLISHED
+
+    def classifier(path, kind, device):
+        return Many(kinds[kind] if isinstance(kinds[kind], int) else len(kinds[kind])).to(device)
+
+    def prior(path, kind, device):
+        torch.manual_seed(0)
+        return ddpm.build(**TINY, size=SIZES[kind], steps=500 if kind.startswith("celeba") else 1000).eval().to(device)
+
+    monkeypatch.setattr(cases.image_classifiers, "load_published", classifier)
+    monkeypatch.setattr(cases.guided, "load", prior)
+    yield
     plt.close("all")
 
 
-def test_every_column_of_the_papers_table_has_its_value_or_the_file_that_it_lacks(celeba_with_small_networks, tmp_path):
-    asked = yaml.safe_load((io.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())["07_ace_faces"]
-    parameters = {k: v for k, v in asked.items() if k != "shards"} | CUT
+def by_the_paper(name: str, folder, **changes) -> tuple[dict, Path]:
+    """Run a notebook with the paper's profile cut down; its metrics and the folder of its results."""
+    asked = yaml.safe_load((io.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        executed("07_ace_faces", profile="paper", data_root=celeba_with_small_networks, **parameters)
-    found = next((tmp_path / "results").rglob("metrics.json")).parent
-    metrics, one = json.loads((found / "metrics.json").read_text()), pd.read_csv(found / "tables" / "table1.csv", index_col=0)
-    assert metrics["data"] == "official" and metrics["n"] == 4 and metrics["flip_rate"] > 0
-    asked_for = {"fid": "inception", "sfid": "inception", "fva": "vggface2", "fs": "vggface2", "mnac": "celeba_oracle",
-                 "cd": "celeba_oracle"}
+        executed(name, profile="paper", **{k: v for k, v in asked.items() if k != "shards"} | CUT[name] | changes)
+    found = next((folder / "results").rglob("metrics.json")).parent
+    return json.loads((found / "metrics.json").read_text()), found
+
+
+@pytest.mark.parametrize(("dataset", "which", "n"), [("celeba", "table1", 4), ("celebahq", "table2", 2)])
+def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lacks(request, small_networks, tmp_path, dataset,
+                                                                                   which, n):
+    root = request.getfixturevalue({"celeba": "faces", "celebahq": "hq"}[dataset])
+    if dataset == "celeba":
+        (root / "celeba" / "list_eval_partition.txt").write_text("".join(f"{k:06d}.jpg {int(k > 2)}\n" for k in range(1, 7)))
+    metrics, found = by_the_paper("07_ace_faces", tmp_path, data_root=str(root), dataset=dataset)
+    one = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
+    assert metrics["data"] == "official" and metrics["n"] == n and (metrics["flip_rate"] > 0 or n == 2)
+    asked_for = {"fid": "inception", "sfid": "inception", "fva": "vggface2", "fs": "vggface2", "mnac": f"{dataset}_oracle",
+                 "cd": f"{dataset}_oracle"}
     assert {"cout", "fr", *asked_for} <= set(one.index) and one.loc[["cout", "fr"], "value"].notna().all()
     for column, needs in asked_for.items():
         assert pd.isna(one.value[column]) and weights.FILES[needs].file in one.note[column], one.note[column]
         assert "How to get it" in one.note[column]
-    assert one.loc["fid", "paper, ACE l1"] == 1.27 and one.loc["cd", "paper, ACE l1"] > 0
+    assert one.loc["fid", "paper, ACE l1"] == {"celeba": 1.27, "celebahq": 3.21}[dataset] and one.loc["cd", "paper, ACE l1"] > 0
     stages = pd.read_csv(found / "tables" / "table5_stages.csv", index_col=0)
     assert {"FR", "FID, embedded", "MNAC", "CD", "paper's FID"} <= set(stages.columns)       # no embedded one by an official name
+
+
+@pytest.mark.parametrize(("dataset", "label", "which", "n"), [
+    ("bdd", "action", "table3", 3), ("bdd100k", "action", "table3", 2), ("imagenet", "zebra-sorrel", "table4", 3)])
+def test_what_slows_it_down_runs_on_every_set_that_it_offers(request, small_networks, tmp_path, dataset, label, which, n):
+    root = request.getfixturevalue("pairs" if dataset == "imagenet" else "scenes")
+    metrics, found = by_the_paper("08_ace_roads", tmp_path, data_root=str(root), dataset=dataset, label=label)
+    table = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
+    assert metrics["data"] == "official" and metrics["n"] == n and {"fr", "cout", "fid", "sfid", "s3"} <= set(table.index)
+    assert table.loc["fr", "value"] == metrics["flip_rate"] and any(c.startswith("paper") for c in table.columns)
+
+
+@pytest.mark.skipif(not weights.FOLDER.joinpath(weights.FILES["alexnet"].file).exists(), reason="needs `make weights`")
+def test_the_prior_of_celeba_is_looked_at(faces, small_networks, tmp_path):  # noqa: F811
+    names = [f"{k:06d}.jpg" for k in range(1, 25)]
+    for k, name in enumerate(names):
+        picture(faces / "celeba" / "img_align_celeba" / name, seed=k)
+    (faces / "celeba" / "list_attr_celeba.txt").write_text(attribute_text(names, np.tile(VALUES, (4, 1))))
+    (faces / "celeba" / "list_eval_partition.txt").write_text("".join(f"{name} 1\n" for name in names))
+    metrics, found = by_the_paper("06_diffusion_prior", tmp_path, data_root=str(faces))
+    assert metrics["data"] == "official" and metrics["n"] == 6
+    assert len(pd.read_csv(found / "tables" / "filtered.csv")) == 4
