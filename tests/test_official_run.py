@@ -27,7 +27,7 @@ TINY = {"unshuffle": 4, "widths": (16, 16), "attention": (False, False), "blocks
         "head_width": 16, "groups": 4}
 CUT = {"07_ace_faces": {"n_images": 4, "iterations": 2, "dime_steps": 3, "n_variants": 1, "n_steps": 1, "n_dime": 1, "n_fast": 1,
                         "n_diverse": 1, "n_seeds": 2, "batch": 4, "device": "cpu"},
-       "08_ace_roads": {"n_images": 4, "iterations": 2, "n_noise": 2, "device": "cpu"},
+       "08_ace_roads": {"n_images": 4, "iterations": 2, "n_noise": 2, "n_dime": 1, "dime_steps": 2, "device": "cpu"},
        "06_diffusion_prior": {"n_samples": 8, "sampling": "10", "few": "5", "n_short": 8, "n_real": 24, "n_filter": 6}}
 
 
