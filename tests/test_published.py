@@ -42,6 +42,13 @@ def test_what_the_benchmarks_measured_is_inside_its_bounds(path):
     assert not found["quick"] and found["missed"] == []
 
 
+def test_the_prior_of_faces_draws_what_one_takes_for_renderings():
+    m = metrics("06_diffusion_prior")
+    assert m["data"] == "embedded" and m["n"] >= 256 and m["claims_failed"] == 0
+    assert abs(m["kid_embedded_floor"]) < 0.01 and m["kid_embedded"] < 0.1 and m["kid_embedded_filtered"] < m["kid_embedded"]
+    assert m["kid_embedded_few_upper"] > 10 * m["kid_embedded"]                  # a wrong sampler is far worse
+
+
 def test_ace_on_faces():
     m = metrics("07_ace_faces")
     assert m["data"] == "embedded" and m["n"] >= 256 and m["n_dime"] == m["n_fastdime"] == m["n_dime_pasted"] == 64
