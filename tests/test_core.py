@@ -317,3 +317,8 @@ def test_hash_of_a_module_ignores_order_of_registration_not_values(net):
     with torch.no_grad():
         other[1].weight[0, 0] += 1e-9
     assert io.module_sha256(net) != io.module_sha256(other)
+
+
+def test_a_method_without_a_search_cannot_be_made():
+    with pytest.raises(TypeError, match=r"abstract method '?search"):
+        core.Explainer()

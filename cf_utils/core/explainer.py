@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -33,7 +34,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Explainer:
+class Explainer(ABC):
     """Base of every method: `explain = Method(settings); cfs = explain(classifier, x, target)`.
 
     Derived classes are frozen dataclasses whose fields are settings and prepared parts, and implement
@@ -51,11 +52,11 @@ class Explainer:
         """y, moved to the nearest point that the constraints allow for x; y itself where there are none."""
         return y if self.constraints is None else self.constraints.snap(y, x)
 
+    @abstractmethod
     def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
-        """The method itself, on the rows that are neither done nor broken. Each derived class has its own; the base has none."""
-        raise NotImplementedError(f"{type(self).__name__} has no search")
+        """The method itself, on the rows that are neither done nor broken. A class without one cannot be made."""
 
-    def check(self, x: Tensor, logits: Tensor) -> None:
+    def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027  (a hook: not every method has something of its own)
         """A method's own checks on its parts against the input and the classifier, before any search."""
 
     def __call__(self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None) -> Counterfactuals:
