@@ -78,6 +78,8 @@ def test_stages_and_persons_have_all_their_columns():
     tables = EMBEDDED / "07_ace_faces" / "tables"
     five, six = (pd.read_csv(tables / f"{name}.csv", index_col=0) for name in ("table5_stages", "table6"))
     assert list(five.index) == ["Pre-CE", "FR-CE", "F-CE", "ACE"] and five.notna().all(axis=None)
+    fid, sfid = five["FID, embedded"], five["sFID, embedded"]                    # as in the paper; CD is not (claims.csv)
+    assert fid.idxmin() == sfid.idxmin() == "ACE" and fid.idxmax() == "FR-CE" and five["FR"].idxmin() == "F-CE"
     assert five.loc["Pre-CE", "paper's CD"] == 3.05 and (five["n, attributes"] >= 64).all()
     assert set(six.index) == {"ACE", "pre-CE", "DiME", "random"} and six.notna().all(axis=None)
     assert six.FS["random"] < six.FS.drop("random").min() and six["paper's S3"]["DiME"] == 0.9396
