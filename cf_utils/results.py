@@ -208,7 +208,7 @@ def _png(fig: Figure) -> bytes:
         image = full if scale == 1 else full.resize(size, Image.Resampling.LANCZOS)
         quick, buffer = memory.BytesIO(), memory.BytesIO()
         image.quantize(colours, method=Image.Quantize.FASTOCTREE).save(quick, "PNG")
-        if quick.tell() > 1.4 * PNG_BYTES:
+        if quick.tell() > PNG_BYTES:                        # good colours weigh more
             continue
         image.quantize(colours, kmeans=2).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= PNG_BYTES:
