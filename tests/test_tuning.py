@@ -388,12 +388,14 @@ def test_a_published_record_stands_on_the_shipped_checkpoints(path):
     assert record["checkpoints"] == now and record["n"] == 64 and record["left"] == []
     assert choose(record["rows"], METHODS[record["method"]].floor)[0]["number"] == record["chosen"]
     preset = {("faces", "ace"): ACE.faces, ("roads", "ace"): ACE.roads, ("faces", "dime"): DiME.faces,
-              ("faces", "fastdime"): lambda prior: DiME.faces(prior, fast=True)}.get((record["world"], record["method"]))
+              ("faces", "fastdime"): lambda prior: DiME.faces(prior, fast=True),
+              ("faces", "dime_pasted"): lambda prior: DiME.faces(prior, pasted=True)}.get((record["world"], record["method"]))
     if preset is not None:                                              # what is explained with is what was chosen
         prior, explainers = both(record["world"], record["method"])
         chosen = explainers[record["chosen"]][1]
-        masked = record["method"] == "ace" or chosen.own_mask
-        assert differ(preset(prior), chosen) <= {"seed", "refine"} | (set() if masked else {"threshold", "dilation"})
+        finished = record["method"] in ("ace", "dime_pasted")
+        unused = set() if finished else {"refine"} if chosen.own_mask else {"refine", "threshold", "dilation"}
+        assert differ(preset(prior), chosen) <= {"seed"} | unused
     grid = core.describe(GRIDS[record["world"]][record["method"]])
     assert [r["number"] for r in record["rows"]] == list(range(min(settled(record["rows"], 64) + 1, len(grid))))
     assert [r["settings"] for r in record["rows"]] == grid[:len(record["rows"])]
