@@ -82,8 +82,12 @@ def truth(factors: Factors, names: Sequence[str]) -> tuple[Tensor, Tensor]:
 def displaced(factors: Factors, names: Sequence[str], change: Tensor, moved: Tensor) -> Factors:
     """The same images with `change` (N, K) added to the columns where `moved` (N, K), clamped to each factor's scale.
 
-    Children follow. Of a category the level that is highest afterwards is taken.
+    Children follow. Of a category the level that is highest afterwards is taken. A cause of another scene is put to 0 first, as
+    it reads: it shows nowhere, and a scene that was read otherwise must not bring it to light.
     """
+    for name, there in SHOWN.get(factors.world.name, {}).items():
+        if name in factors.world.role("cause"):
+            factors = factors.move(name, torch.where(there(factors), factors[name], 0.0))
     change = torch.where(moved, change, 0.0).to(factors.values)
     for name in dict.fromkeys(map(factor_of, names)):
         at = [i for i, column in enumerate(names) if factor_of(column) == name]
@@ -192,7 +196,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (AttributeOr
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """A shipped reader by the name of its checkpoint ("faces_oracle", "faces_attributes", "faces_identity"), in eval mode."""
+    """A shipped reader by the name of its checkpoint ("faces_oracle", "roads_attributes", "faces_identity"), in eval mode."""
     path = io.CHECKPOINTS / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing. `python -m cf_utils.recipes {name}` makes it")

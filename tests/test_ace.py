@@ -180,6 +180,9 @@ def test_stages_share_one_attack(prior, images):
         ace.with_(attacked=backwards)(f, x, t, IDS)
     with pytest.raises(ValueError, match=r"attacked: its queries have shape \(3, 8, 16\), got x of \(3, 16, 16\)"):
         ace.with_(attacked=dataclasses.replace(cfs, query=cfs.query[:, :, :8]))(f, x, t, IDS)
+    for wrong in ({"settings": cfs.settings | {"method": "DiME"}}, {"path": None, "path_len": None}):
+        with pytest.raises(ValueError, match=r"attacked: got a result of (DiME|ACE), expected one of ACE with its path"):
+            ace.with_(attacked=dataclasses.replace(cfs, **wrong))(f, x, t, IDS)
 
 
 def test_items_leave_once_they_lead_by_the_margin(silent, images):
@@ -234,6 +237,10 @@ def test_a_prior_with_nan_is_told_from_a_classifier_with_nan(prior, images):
     torch.testing.assert_close(cfs.counterfactual[rest], fine.counterfactual[rest])
     late = ACE(prior=marked, attacked=fine, **QUICK)(Linear(), x, t, IDS)       # the attack was well, the refinement is not
     assert late.reason[1] == NAN_PRIOR and torch.equal(late.counterfactual[1], x[1])
+    for stage in ("ace", "pre", "fr", "f"):                                     # an attack that failed stays failed
+        after = ACE(prior=prior, attacked=cfs, stage=stage, **QUICK)(Linear(), x, t, IDS)
+        assert after.reason[1] == NAN_PRIOR and not after.valid[1] and torch.equal(after.counterfactual[1], x[1])
+        assert not torch.equal(after.counterfactual[0], x[0])
 
 
 def test_an_item_with_nan_fails_alone(silent, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -365,6 +366,9 @@ def test_images_of_another_size_and_results_not_to_be_pasted(prior, images):
     done = DiME(prior=prior, **QUICK | {"steps": 1})(Linear(), x, target, IDS)
     with pytest.raises(ValueError, match="guided: results of another run"):
         DiME(prior=prior, guided=done, **QUICK)(Linear(), x, target, IDS)
+    attacked = dataclasses.replace(done, settings=done.settings | {"method": "ACE"})
+    with pytest.raises(ValueError, match="guided: got a result of ACE, expected one of DiME"):
+        DiME(prior=prior, pasted=True, guided=attacked, **QUICK)(Linear(), x, target, IDS)
 
 
 def test_bfloat16_is_the_prior_in_autocast_and_nearly_the_same(images):

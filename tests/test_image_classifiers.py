@@ -137,7 +137,9 @@ def test_small_densenet_takes_the_worlds_sizes(size):
         z = model(x)
         assert z.shape == (3, 2)
         torch.testing.assert_close(model(x[1:2]), z[1:2], rtol=0, atol=1e-5)       # a row on its own
-        torch.testing.assert_close(model.net((x - 0.5) / 0.5).shape, z.shape)
+        features = model.net.features((x - 0.5) / 0.5)
+        head = features * features.sigmoid()                                       # SiLU, then the mean over places
+        torch.testing.assert_close(z, F.linear(head.mean((2, 3)), model.net.classifier.weight, model.net.classifier.bias))
     assert 300_000 < sum(p.numel() for p in model.parameters()) < 1_000_000        # 355,530
     with pytest.raises(ValueError, match=r"x: got shape \(3, 1, 64, 64\), expected images \(B, 3, H, W\)"):
         ImageDenseNet().forward(x.new_zeros(3, 1, 64, 64))

@@ -193,7 +193,7 @@ def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
     assert got.value.to_dict() == pytest.approx(expected)
     half = round(image.sfid(real, fake, cfs.valid)["n_fake"])
     assert got.n.to_dict() == dict.fromkeys(expected, 11) | {"sfid": half, "fr": 12}
-    assert got.note["fid"].startswith("against 12 queries") and "against 12 queries in tenths" in got.note["sfid"]
+    assert got.note["fid"].startswith("against 12 queries") and "against the other half's 6 queries" in got.note["sfid"]
     assert "no change scores" in got.note["sfid"] and "random pairs" in got.note["fva"] and got.note["cout"] == ""
     everyone = table.ace_table(cfs, net, ("cout",), embedded=False)
     assert everyone.n["cout"] == 12 and "no labels" in everyone.note["cout"]

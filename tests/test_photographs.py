@@ -41,7 +41,8 @@ def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path
 
 
 def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
-    """A model that reads the first label off the image's mean: its loss is that of its logits, mirrored or not."""
+    """A model that reads the first label off the image's mean: its loss is that of its logits, mirrored or not. One that reads
+    it off the left half is wrong about what is mirrored."""
     y = torch.tensor(VALUES[:4, :2] > 0).long()
     x = y[:, :1, None, None].float().expand(-1, 3, 8, 8)
 
@@ -50,8 +51,14 @@ def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
         return torch.stack([z, torch.zeros_like(z)], 1)
     for chance in (0.2, 0.8):
         monkeypatch.setattr(torch, "rand", lambda *_, chance=chance: torch.tensor(chance))
-        got = photographs.labels_loss(model, (x, y, list("abcd")))
-        torch.testing.assert_close(got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6)
+        for loss in (photographs.labels_loss, photographs.mirrored_loss):
+            got = loss(model, (x, y, list("abcd")))
+            torch.testing.assert_close(got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6)
+        sided = torch.cat([x[..., :4], 1 - x[..., :4]], 3)
+        of_left = {loss: loss(lambda images: model(images[..., :4])[:, :1], (sided, y[:, 0], ())).item()
+                   for loss in (photographs.labels_loss, photographs.mirrored_loss)}
+        assert of_left[photographs.labels_loss] < 1e-4
+        assert (of_left[photographs.mirrored_loss] > 5) == (chance < 0.5)
     assert photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4       # one label, (N,)
 
 

@@ -18,6 +18,7 @@ from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
 CLASSIFIERS = ("faces_smile_causal", "faces_smile_shortcut", "faces_smile_mixed", "faces_age_causal", "roads_action_causal",
                "roads_action_shortcut", "roads_action_mixed")
 ORACLES = ("faces_oracle", "roads_oracle")
+ATTRIBUTES = ("faces_attributes", "roads_attributes")
 
 
 @pytest.fixture(autouse=True)
@@ -270,11 +271,10 @@ def shipped(names):
 
 
 def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
-    for name in (*CLASSIFIERS, *ORACLES, "faces_attributes", "faces_identity"):
-        assert name in RECIPES
-    stale = [n for n in (*CLASSIFIERS, *ORACLES, "faces_attributes", "faces_identity") if (io.CHECKPOINTS / f"{n}.json").exists()
-             and io.read_json(io.CHECKPOINTS / f"{n}.json")["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()]
-    assert not stale
+    names = (*CLASSIFIERS, *ORACLES, *ATTRIBUTES, "faces_identity")
+    assert set(names) <= RECIPES.keys()
+    cards = {n: io.read_json(io.CHECKPOINTS / f"{n}.json") for n in names}
+    assert not [n for n, card in cards.items() if card["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()]
 
 
 @pytest.mark.parametrize("name", shipped(CLASSIFIERS))
@@ -346,13 +346,13 @@ def test_the_identity_encoder_tells_persons_apart(name):
     assert (own >= found["threshold"]).double().mean() > 0.75 and (other < found["threshold"]).double().mean() > 0.8
 
 
-@pytest.mark.parametrize("name", shipped(("faces_attributes",)))
+@pytest.mark.parametrize("name", shipped(ATTRIBUTES))
 def test_the_attribute_oracle_knows_its_labels(name):
     model = oracles.load(name)
-    faces = worlds.get("faces")
-    assert model.names == tuple(label.name for label in faces.labels)
-    factors = faces.sample(80, "validation")
-    right = (classifiers.predict(model, faces.render(factors)) > 0) == torch.stack([one(factors) for one in faces.labels], 1)
+    world = worlds.get(name.split("_")[0])
+    assert model.names == tuple(label.name for label in world.labels)
+    factors = world.sample(80, "validation")
+    right = (classifiers.predict(model, world.render(factors)) > 0) == torch.stack([one(factors) for one in world.labels], 1)
     assert right.double().mean() > 0.9 and min(model.card["quality"]["test_accuracy"].values()) > 0.8       # 0.83: age
 
 

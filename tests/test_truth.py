@@ -233,6 +233,14 @@ def test_columns_and_displacements_of_categories_and_bundles():
     assert (new["scene"][:4] == 1).all() and torch.equal(new["scene"][4:], factors["scene"][4:])
     assert (new["sun"] == 1).all()                                       # clamped to the scale
     assert torch.equal(new["exposure"], factors["exposure"])
+    hidden = factors.move("braking", torch.ones(6)).move("crossing", torch.ones(6))         # on in every scene, seen in its own
+    scene, there = change.clone().zero_(), moved.clone().zero_()
+    scene[:, at:at + 3] = torch.tensor([1.2, -1.0, -1.0])
+    there[:, at:at + 3] = True
+    new = oracles.displaced(hidden, names, scene, there)
+    assert (new["scene"] == 0).all() and torch.equal(new["braking"], own.float())           # nobody read that lamps were lit
+    unmoved = oracles.displaced(hidden, names, scene, torch.zeros_like(there))
+    assert torch.equal(hidden.world.render(unmoved), hidden.world.render(hidden))
     crowd = worlds.get("faces").sample(4, "test")
     older = oracles.displaced(crowd, ("age",), torch.ones(4, 1), torch.tensor([[True], [False], [True], [True]]))
     assert torch.equal(older.values[1], crowd.values[1]) and (older["wrinkles"][[0, 2, 3]] > 0.8).all()

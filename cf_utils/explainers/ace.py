@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen
 from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, counted, taken
+from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
 from cf_utils.generators.ddpm import DDPM, noise_of
 
 ATTACKS, DISTANCES, STAGES = ("pgd", "gd", "cw"), ("l1", "l2"), ("ace", "pre", "fr", "f")
@@ -134,6 +134,7 @@ class ACE(Explainer):
                              "at least 0, in (0, 1], at least 0")
         if self.margin is not None and not self.margin >= 0:
             raise ValueError(f"margin: got {self.margin}, expected None or at least 0: the target's logit leads by so much")
+        check_taken("attacked", self.attacked, "ACE")
         first = (self.spacing, self.steps)
         check_prior(self.prior, x, self.bounds, steps=first, refine=self.refine or first)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
@@ -144,8 +145,8 @@ class ACE(Explainer):
             if self.attacked is None:
                 pre, states, reason = self._attack(f, generator, x, target, ids)
             else:
-                pre = taken("attacked", self.attacked, pre_explanation(self.attacked), ids, x, target)
-                states, reason = [], [""] * len(x)
+                pre, reason = taken("attacked", self.attacked, pre_explanation(self.attacked), ids, x, target)
+                states = []
             f.flush()
             with torch.no_grad():
                 result, mask = self._finish(generator, x, pre, ids)

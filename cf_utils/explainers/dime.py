@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen, progress
 from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, counted, taken
+from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
 from cf_utils.generators.ddpm import DDPM, noise_of, to_image, to_model
 
 
@@ -107,6 +107,7 @@ class DiME(Explainer):
             raise ValueError(f"own_mask: needs fast=True, pasted=False and warm_up (got {self.warm_up}) from 0 to steps - 1")
         if self.guided is not None and not self.pasted:
             raise ValueError("guided: results of another run are only taken to be pasted, expected pasted=True")
+        check_taken("guided", self.guided, "DiME")
         refine = {"refine": self.refine} if self.pasted else {}
         check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
@@ -118,7 +119,8 @@ class DiME(Explainer):
             if self.guided is None:
                 path, tried, reason = self._search(f, generator, x, target, ids, tau, mask)
             else:
-                path, reason = [taken("guided", self.guided, self.guided.counterfactual, ids, x, target)], [""] * len(x)
+                first, reason = taken("guided", self.guided, self.guided.counterfactual, ids, x, target)
+                path = [first]
             if self.pasted:
                 f.flush()
                 result, mask = self._paste(generator, x, path[-1], ids)

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from cf_utils.core import BlackBox, Counterfactuals
+from cf_utils.core import NAN, BlackBox, Counterfactuals
 from cf_utils.core.checks import listed
 from cf_utils.generators.ddpm import DDPM, Chain
 
@@ -42,9 +42,15 @@ def chain_of(prior: DDPM, generator: BlackBox, rows: Tensor, spacing: str | None
     return dataclasses.replace(prior.chain(spacing, **settings), model=lambda z, t: generator((z, t), rows))
 
 
-def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, x: Tensor, target: Tensor) -> Tensor:
-    """The rows of `images`, one an item of `cfs`, that belong to the queries x with these `ids` and targets; ValueError, by the
-    argument's name, where one lacks or was another query."""
+def check_taken(name: str, cfs: Counterfactuals | None, method: str) -> None:
+    """ValueError, by the argument's name, unless cfs is None or a result of this method with its path."""
+    if cfs is not None and (cfs.settings.get("method") != method or cfs.path is None):
+        raise ValueError(f"{name}: got a result of {cfs.settings.get('method')}, expected one of {method} with its path")
+
+
+def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, x: Tensor, target: Tensor) -> tuple[Tensor, list[str]]:
+    """The rows of `images`, one an item of `cfs`, that belong to the queries x with these `ids` and targets, and whose NaN each
+    had met there, or "": such an item stays failed. ValueError, by the argument's name, where one lacks or was another query."""
     at, own = {i: k for k, i in enumerate(listed(cfs.ids))}, listed(ids)
     if missing := [i for i in own if i not in at]:
         raise ValueError(f"{name}: has no item {missing[:5]}")
@@ -56,4 +62,4 @@ def taken(name: str, cfs: Counterfactuals, images: Tensor, ids, x: Tensor, targe
         if not same.all():
             others = [i for i, ok in zip(own, same.tolist(), strict=True) if not ok]
             raise ValueError(f"{name}: its {what} of item {others[:5]} is another one than the one asked for here")
-    return images[rows].to(x)
+    return images[rows].to(x), [why if (why := cfs.reason[k]) in (NAN, NAN_PRIOR) else "" for k in rows]

@@ -1,10 +1,11 @@
-"""What a face shows of a person: the attribute oracle and the identity encoder (`cf_utils.oracles`), from other draws than any
-classifier's.
+"""Readers of yes-or-no labels, and of who it is: the attribute oracles and the identity encoder (`cf_utils.oracles`), from other
+draws than any classifier's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,9 @@ from cf_utils.recipes.renders import Renders, in_bytes
 from cf_utils.worlds.base import Factors, World
 
 
-@recipe("faces_attributes", embedded=True)
-def faces_attributes(root, seed, folder):
-    """The attribute oracle of rendered faces (for MNAC and CD): the world's eight labels."""
-    world, n, epochs = worlds.get("faces"), 10_000, 9
+def _attributes(name: str, seed: int, folder: Path | None, n: int, epochs: int):
+    """A reader of all labels of a world, from another seed's draws than any classifier's."""
+    world = worlds.get(name)
     factors, names = world.sample(n, "train", seed=seed + OTHER), [label.name for label in world.labels]
 
     def labels(table):
@@ -36,12 +36,24 @@ def faces_attributes(root, seed, folder):
                        epochs=epochs, batch_size=64, seed=seed + OTHER, folder=folder)
     test = world.sample(2000, "test", seed=seed)
     right = ((torch.cat([classifiers.predict(model, b.float() / 255) for b in in_bytes(test).split(500)]) > 0) == labels(test))
-    card = {"data": {"name": "faces (embedded)", "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
+    card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
                      "world_sha256": world.sha256()},
             "architecture": {"class": "AttributeOracle", "arguments": {"names": names, "size": world.size}},
             "settings": {"n": n, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "augmentation": "blur, noise up to 0.05"}}
     return model, card, log | {"quality": {"test_n": 2000, "test_accuracy": dict(zip(names, right.double().mean(0).tolist(),
                                                                                       strict=True))}}
+
+
+@recipe("faces_attributes", embedded=True)
+def faces_attributes(root, seed, folder):
+    """The attribute oracle of rendered faces (for MNAC and CD): the world's eight labels."""
+    return _attributes("faces", seed, folder, n=10_000, epochs=9)
+
+
+@recipe("roads_attributes", embedded=True)
+def roads_attributes(root, seed, folder):
+    """The independent judge of rendered roads (for COUT): action, and the world's other labels."""
+    return _attributes("roads", seed, folder, n=12_000, epochs=9)
 
 
 def people(world: World, n: int, views: int, split: str, seed: int) -> Factors:
