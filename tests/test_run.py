@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,18 +237,22 @@ def test_killed_at_five_random_moments_it_resumes_and_ends_equal(reference, monk
         time.sleep(0.06)
         return search(*args, **kw)
     monkeypatch.setattr(core.Explainer, "__call__", slow)
-    killed, folder = 0, results.run_folder("demo", "01_tiny")
-    moments = [random.SystemRandom().uniform(0.03, 0.32) for _ in range(5)]             # seconds from the first sign of life
-    print("killed after", moments)                                                      # shown where this fails
-    for after in moments:
+    killed, folder, moments = 0, results.run_folder("demo", "01_tiny"), []
+    while killed < 5:
+        moments.append(random.SystemRandom().uniform(0.03, 0.32))                       # seconds from the first sign of life
+        print(f"to be killed after {moments[-1]:.3f} s")                                # shown where this fails
+        assert len(moments) < 40
         before = (folder / "owner.json").read_text() if (folder / "owner.json").exists() else None
         pid = fork(lambda: job.run_one("01_tiny", "demo", DEMO))
         while not (folder / "owner.json").exists() or (folder / "owner.json").read_text() == before:
             time.sleep(0.002)
-        time.sleep(after)
+        time.sleep(moments[-1])
         os.kill(pid, signal.SIGKILL)
-        killed += ended(pid) == -9
-    assert killed == 5
+        if ended(pid) == -9:
+            killed += 1
+        else:                                                                           # little was left: it was quicker
+            assert kept(folder) == reference
+            shutil.rmtree(folder)
     assert kept(job.run_one("01_tiny", "demo", DEMO)) == reference
 
 
