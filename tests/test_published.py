@@ -77,7 +77,12 @@ def test_stages_and_persons_have_all_their_columns():
     metrics("07_ace_faces")
     tables = EMBEDDED / "07_ace_faces" / "tables"
     five, six = (pd.read_csv(tables / f"{name}.csv", index_col=0) for name in ("table5_stages", "table6"))
-    assert list(five.index) == ["Pre-CE", "FR-CE", "F-CE", "ACE"] and five.notna().all(axis=None)
+    stages = ["Pre-CE", "FR-CE", "F-CE", "ACE"]
+    assert list(five.index) == [*stages, "no change", "PGD", "true"]
+    assert five.FR["no change"] == 0 and five.FR["true"] == 1
+    assert five.loc["PGD":, ["FID, embedded", "CD, embedded"]].notna().all(axis=None)
+    five = five.loc[stages]
+    assert five.notna().all(axis=None)
     fid, sfid = five["FID, embedded"], five["sFID, embedded"]                    # as in the paper; CD is not (claims.csv)
     assert fid.idxmin() == sfid.idxmin() == "ACE" and fid.idxmax() == "FR-CE" and five["FR"].idxmin() == "F-CE"
     assert five.loc["Pre-CE", "paper's CD"] == 3.05 and (five["n, attributes"] >= 64).all()
