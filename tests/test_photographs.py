@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -60,6 +62,14 @@ def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
         assert of_left[photographs.labels_loss] < 1e-4
         assert (of_left[photographs.mirrored_loss] > 5) == (chance < 0.5)
     assert photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4       # one label, (N,)
+
+
+def test_roads_are_not_mirrored(monkeypatch):
+    """Left is one of BDD-OIA's actions; a mirrored face is a face."""
+    monkeypatch.setattr(photographs, "_classifier", lambda *_, mirror=True: mirror)
+    for name, module, mirrored in (("bdd_densenet", photographs.bdd, False), ("celeba_densenet", photographs.celeba, True)):
+        monkeypatch.setattr(module, "load", lambda *_: SimpleNamespace(class_names=()))
+        assert RECIPES[name]("", 0, None) is mirrored
 
 
 def test_what_is_missing_is_said_first(tmp_path):
