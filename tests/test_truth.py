@@ -400,6 +400,51 @@ def test_pixel_auroc_is_that_of_scikit_learn_with_ties():
     assert np.allclose(true_set.pixel_auroc(torch.ones(6, 8, 8), region)[:4], 0.5)
 
 
+def test_pixels_beside_a_region_count_on_neither_side():
+    gen = torch.Generator().manual_seed(1)
+    maps = (torch.randn(5, 8, 8, generator=gen) * 3).round()
+    region, beside = (torch.rand(5, 1, 8, 8, generator=gen) < 0.3 for _ in range(2))
+    beside[4] = True                                                    # nothing is left outside
+    found = true_set.pixel_auroc(maps, region, beside)
+    for i in range(4):
+        kept = region[i] | ~beside[i]
+        expected = roc_auc_score(region[i][kept].numpy(), maps[i][kept[0]].numpy())
+        assert found[i].item() == pytest.approx(expected, abs=1e-12)
+    assert found[4].isnan()
+    torch.testing.assert_close(true_set.pixel_auroc(maps, region, region), true_set.pixel_auroc(maps, region))
+
+
+class Weighted(nn.Module):
+    """Logits (0, sum of weight x image - 1)."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return torch.stack([torch.zeros(len(x), dtype=x.dtype), (x[:, 0] * self.weight).flatten(1).sum(1) - 1], 1)
+
+
+def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_parts_first():
+    regions = torch.zeros(4, 1, 6, 9, dtype=torch.bool)
+    spots = {"a": ([0, 1], [0, 1]), "b": ([0, 0], [4, 5]), "c": ([4, 5, 4], [6, 7, 8])}         # by corner, by edge
+    for spot in spots.values():
+        regions[:, 0, spot[0], spot[1]] = True
+    regions[3] = False
+    weight = torch.zeros(6, 9)
+    for name, share in (("a", 0.3), ("b", 0.4), ("c", 0.5)):
+        weight[spots[name]] = share / len(spots[name][0])
+    image = torch.ones(4, 1, 6, 9) * torch.tensor([1.3, 2.2, 0.7, 1.0])[:, None, None, None]
+    item, none = torch.tensor([1, 0, 2, 0]), torch.zeros(4)
+    members = true_set.TrueSet(item, ("k",) * 4, none, image, none, none == 0, 3)
+    found = true_set.decisive(members, regions, torch.zeros(3, 1, 6, 9), torch.ones(3, dtype=torch.long), Weighted(weight))
+    for m, names in enumerate(("cb", "c", "abc", "")):                  # 1.3 x 0.9 > 1; 2.2 x 0.5 > 1; 0.7 x 1.2 < 1; empty
+        expected = torch.zeros(6, 9, dtype=torch.bool)
+        for name in names:
+            expected[spots[name]] = True
+        assert torch.equal(found[m, 0], expected), m
+
+
 def test_rows_of_other_images_are_refused(toy):
     rows, f, target = toy
     cfs = result(rows, f, rows.x, target)

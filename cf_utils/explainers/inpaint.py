@@ -17,20 +17,22 @@ from torch import Tensor
 from cf_utils.generators.ddpm import Chain, Noise, to_image, to_model
 
 
-def change_mask(query: Tensor, edited: Tensor, threshold: float, dilation: int) -> Tensor:
-    """Where an edit counts: |edited - query| summed over channels, divided by its maximum, dilated, at or above `threshold`.
-
-    query, edited (B, C, H, W); `dilation`: odd side of the square in pixels. Returns bool (B, 1, H, W). An image that was not
-    edited has no largest change, and nothing of it is marked.
-    """
+def edit_size(query: Tensor, edited: Tensor, dilation: int = 1) -> Tensor:
+    """What a mask is cut from: |edited - query| summed over channels, dilated. query, edited (B, C, H, W); `dilation`: odd side
+    of the square in pixels. Returns (B, 1, H, W), not negative."""
     if dilation < 1 or dilation % 2 == 0:
         raise ValueError(f"dilation: got {dilation}, expected an odd number of pixels")
+    return F.max_pool2d((edited - query).abs().sum(1, keepdim=True), dilation, 1, dilation // 2)
+
+
+def change_mask(query: Tensor, edited: Tensor, threshold: float, dilation: int) -> Tensor:
+    """Where an edit counts: its size (`edit_size`) at or above `threshold` x its maximum. Returns bool (B, 1, H, W). An image
+    that was not edited has no largest change, and nothing of it is marked."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a share of the largest change, in (0, 1]")
-    size = (edited - query).abs().sum(1, keepdim=True)
+    size = edit_size(query, edited, dilation)
     most = size.amax((2, 3), keepdim=True)
-    wide = F.max_pool2d(size, dilation, 1, dilation // 2)
-    return (wide >= threshold * most) & (most > 0)
+    return (size >= threshold * most) & (most > 0)
 
 
 def inpaint(chain: Chain, query: Tensor, edited: Tensor, mask: Tensor, steps: int, noise: Noise, other: Noise) -> Tensor:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from scipy import ndimage
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -145,6 +147,28 @@ def true_region(members: TrueSet, regions: Tensor) -> Tensor:
     return out.scatter_reduce(0, at, regions.cpu().long(), "amax").bool()
 
 
+def decisive(members: TrueSet, regions: Tensor, query: Tensor, target: Tensor, f: nn.Module) -> Tensor:
+    """What of each member's region decides for this classifier: its connected parts (eight neighbours), pasted from the member
+    into the query one after the other, that which gives the target the highest probability alone first, until f decides for it.
+
+    query (B, C, H, W), target (B,). Returns bool (M, 1, H, W); the whole region where even all of it does not turn f. A person
+    who crosses is missing in one place and there in another: a classifier may need only one of them.
+    """
+    out = regions.clone()
+    for m, (x, image, t) in enumerate(zip(query[members.item], members.image, target[members.item], strict=True)):
+        label, n = ndimage.label(regions[m, 0].cpu().numpy(), structure=np.ones((3, 3)))
+        parts = torch.from_numpy(label).to(x.device)[None, None] == torch.arange(1, n + 1, device=x.device)[:, None, None, None]
+
+        def turned(kept: Tensor, x=x, image=image, t=t) -> Tensor:
+            return predict(f, torch.where(kept, image, x)).double().softmax(1)[:, t]
+
+        if n > 1:
+            sofar = parts[turned(parts).argsort(descending=True)].cumsum(0) > 0         # (n, 1, H, W): the first, two, ...
+            enough = (turned(sofar) > 0.5).nonzero().flatten()
+            out[m] = sofar[enough[0] if len(enough) else n - 1].to(out.device)
+    return out
+
+
 def true_gain(cfs: Counterfactuals, members: TrueSet, regions: Tensor | None = None, distance: Distance = euclid) -> Tensor:
     """1 - min over the set of d(counterfactual, member) / d(query, member). (B,), (-inf, 1], higher is better.
 
@@ -182,11 +206,14 @@ def share_inside(maps: Tensor, region: Tensor) -> Tensor:
     return torch.where((total > 0) & inside.any(1), share, torch.nan)
 
 
-def pixel_auroc(maps: Tensor, region: Tensor) -> Tensor:
+def pixel_auroc(maps: Tensor, region: Tensor, beside: Tensor | None = None) -> Tensor:
     """Probability that a pixel inside the region has a higher value than one outside, ties half. [0, 1] (B,), 0.5 is chance.
-    NaN: a region that is empty or everything. Maps (B, H, W) of any sign."""
+    NaN: a region that is empty or everything. Maps (B, H, W), finite, of any sign. What lies in `beside`, a region, too, and not
+    inside counts on neither side."""
     inside = region.flatten(1).cpu()
-    rank = torch.from_numpy(rankdata(maps.flatten(1).double().cpu().numpy(), axis=1))
-    n, m = inside.sum(1).double(), (~inside).sum(1).double()
+    neither = torch.zeros_like(inside) if beside is None else beside.flatten(1).cpu() & ~inside
+    values = maps.flatten(1).double().cpu().masked_fill(neither, -torch.inf)
+    rank = torch.from_numpy(rankdata(values.numpy(), axis=1)) - neither.sum(1, keepdim=True)        # they hold the lowest ranks
+    n, m = inside.sum(1).double(), (~inside & ~neither).sum(1).double()
     score = ((rank * inside).sum(1) - n * (n + 1) / 2) / (n * m)
     return torch.where((n > 0) & (m > 0), score, torch.nan)
