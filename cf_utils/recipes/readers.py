@@ -245,4 +245,4 @@ def faces_oracle(root, seed, folder):
 def roads_oracle(root, seed, folder):
     """The factor oracle of rendered roads: three regressors of every factor; scene and weather by level, a cause 0 outside its
     scene."""
-    return _oracle("roads", seed, folder, n=6_000, epochs=5, n_prior=600, hard_epochs=0)
+    return _oracle("roads", seed, folder, n=12_000, epochs=9, n_prior=1200, hard_epochs=2)
