@@ -27,6 +27,7 @@ SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
 ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/inpaint.py", "tests/test_ace.py::test_"
 PRIOR, DDPM = "cf_utils/explainers/through_prior.py", "cf_utils/generators/ddpm.py"
+TRUE_SET, T = "cf_utils/metrics/true_set.py", "tests/test_truth.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
@@ -158,9 +159,17 @@ FAULTS = {
     "tuning: left while it can win": Fault("cf_utils/tuning/record.py",
                                            '(row[name] * row["measured"] + n - row["measured"]) / n < least', "row[name] < least",
                                            ("tests/test_tuning.py::test_leaving_what_has_lost",)),
+    "weakest part of a region first": Fault(TRUE_SET, "argsort(descending=True)", "argsort()",
+                                            (f"{T}the_decisive_part_of_a_region",)),
+    "all parts of a region decide": Fault(TRUE_SET, "sofar[enough[0] if len(enough) else n - 1]", "sofar[n - 1]",
+                                          (f"{T}the_decisive_part_of_a_region",)),
+    "parts of a region that touch at a corner are two": Fault(TRUE_SET, "structure=np.ones((3, 3))", "structure=None",
+                                                              (f"{T}the_decisive_part_of_a_region",)),
+    "pixels beside a region counted outside": Fault(TRUE_SET, "(~inside & ~neither)", "(~inside)",
+                                                    (f"{T}pixels_beside_a_region",)),
     "a category read in part": Fault("cf_utils/metrics/truth.py", "self.moved[:, at].any(1) & read, read",
                                      "self.moved[:, at].any(1), read", ("tests/test_truth.py::test_a_category_that_is_read",)),
-    "mask not dilated": Fault(INPAINT, "F.max_pool2d(size, dilation, 1, dilation // 2)", "size", (f"{A}the_mask_by_brute",)),
+    "mask not dilated": Fault(INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)),
     "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",
                                           (f"{A}inpainting_pastes",)),
     "query not pasted at the end": Fault(INPAINT, "return torch.where(mask, to_image(z).clamp(0, 1), query)",

@@ -335,7 +335,7 @@ def test_presets(prior):
     assert (DiME.bdd(prior).refine[0], DiME.bdd(prior).threshold) == (ACE.bdd(prior).spacing, ACE.bdd(prior).threshold)
     assert DiME.bdd(prior).steps == 45 and DiME.fastdime(prior).fast and DiME.fastdime(prior).dilation == 5
     assert DiME.faces(prior).dilation == 7 and DiME.faces(prior).steps == 45 and not DiME.faces(prior, fast=True).own_mask
-    roads, ace = DiME.roads(prior), ACE.roads(prior)
+    roads, ace = DiME.roads(prior), ACE.bdd(prior)
     assert (roads.refine, roads.threshold, roads.dilation) == ((ace.spacing, ace.steps), ace.threshold, ace.dilation)
     s = ddpm.schedule.linear(500).respaced(DiME.celeba(prior).spacing)
     assert abs(s.sigma[DiME.celeba(prior).steps - 1] - 0.774) < 5e-4

@@ -93,15 +93,15 @@ def test_stages_and_persons_have_all_their_columns():
 def test_ace_on_roads():
     m = metrics("08_ace_roads")
     assert m["data"] == "embedded" and m["n"] >= 64
-    assert m["flip_rate"] >= 0.9 and m["flip_rate"] >= m["flip_rate_pre"] - 0.02
+    assert m["flip_rate"] >= 0.95 and m["flip_rate"] >= m["flip_rate_pre"] - 0.02
     assert m["pixel_auroc"] > m["pixel_auroc_random"] + 0.2 and m["share_inside"] > 5 * m["region_area"]
     assert m["share_inside_right_lane"] > 5 * m["right_lane_area"]
+    assert m["semantic_validity_pgd"] <= 0.1 < m["semantic_validity"] <= m["semantic_validity_ceiling"]
+    assert m["used_factor_moved_shortcut"] >= 0.8 and m["followed_by_judge"] > m["followed_by_judge_pgd"] + 0.5
 
 
-def test_ace_on_roads_turns_nineteen_in_twenty():
-    assert metrics("08_ace_roads")["flip_rate"] >= 0.95
-
-
-@pytest.mark.xfail(strict=True, reason="0.83, before the mask 0.88; a perfect answer at one of a pedestrian's two places: 0.75")
-def test_what_ace_changes_on_roads_ranks_the_true_region():
-    assert metrics("08_ace_roads")["pixel_auroc"] >= 0.9
+@pytest.mark.parametrize("of", [
+    pytest.param("", marks=pytest.mark.xfail(strict=True, reason="0.89: a mask leaves nothing outside; pedestrians 0.79")),
+    "_before_threshold", "_unmasked", "_decisive"])
+def test_what_ace_changes_on_roads_ranks_the_true_region(of):
+    assert metrics("08_ace_roads")[f"pixel_auroc{of}"] >= 0.9

@@ -93,7 +93,7 @@ class DiME(Explainer):
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> DiME:
-        """Rendered roads, 64 x 128 px: as on BDD, not tuned; pasted by the mask and the refinement of `ACE.roads`."""
+        """Rendered roads, 64 x 128 px: as on BDD, not tuned."""
         return cls.bdd(prior, **changes)
 
     def with_(self, **changes) -> DiME:
