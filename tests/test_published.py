@@ -97,6 +97,8 @@ def test_ace_on_roads():
     assert m["pixel_auroc"] > m["pixel_auroc_random"] + 0.2 and m["share_inside"] > 5 * m["region_area"]
     assert m["share_inside_right_lane"] > 5 * m["right_lane_area"]
     assert m["semantic_validity_pgd"] <= 0.1 < m["semantic_validity"] <= m["semantic_validity_ceiling"]
+    assert m["pixel_auroc_descent"] > m["pixel_auroc_signed"]
+    assert m["unused_factors_moved_descent"] < m["unused_factors_moved_signed"]
     assert m["used_factor_moved_shortcut"] >= 0.8 and m["followed_by_judge"] > m["followed_by_judge_pgd"] + 0.5
 
 

@@ -426,7 +426,7 @@ class Weighted(nn.Module):
 
 
 def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_parts_first():
-    regions = torch.zeros(4, 1, 6, 9, dtype=torch.bool)
+    regions = torch.zeros(5, 1, 6, 9, dtype=torch.bool)
     spots = {"a": ([0, 1], [0, 1]), "b": ([0, 0], [4, 5]), "c": ([4, 5, 4], [6, 7, 8])}         # by corner, by edge
     for spot in spots.values():
         regions[:, 0, spot[0], spot[1]] = True
@@ -434,11 +434,13 @@ def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_par
     weight = torch.zeros(6, 9)
     for name, share in (("a", 0.3), ("b", 0.4), ("c", 0.5)):
         weight[spots[name]] = share / len(spots[name][0])
-    image = torch.ones(4, 1, 6, 9) * torch.tensor([1.3, 2.2, 0.7, 1.0])[:, None, None, None]
-    item, none = torch.tensor([1, 0, 2, 0]), torch.zeros(4)
-    members = true_set.TrueSet(item, ("k",) * 4, none, image, none, none == 0, 3)
-    found = true_set.decisive(members, regions, torch.zeros(3, 1, 6, 9), torch.ones(3, dtype=torch.long), Weighted(weight))
-    for m, names in enumerate(("cb", "c", "abc", "")):                  # 1.3 x 0.9 > 1; 2.2 x 0.5 > 1; 0.7 x 1.2 < 1; empty
+    image, query = (torch.ones(len(v), 1, 6, 9) * torch.tensor(v)[:, None, None, None]
+                    for v in ([0.7, 2.2, 1.3, 1.0, 0.7], [0.0, 0.05, 1.0]))
+    item, none = torch.tensor([2, 0, 1, 0, 0]), torch.zeros(5)
+    members = true_set.TrueSet(item, ("k",) * 5, none, image, none, none == 0, 3)
+    found = true_set.decisive(members, regions, query, torch.tensor([1, 1, 0]), Weighted(weight))
+    # to class 0 from 1.2: 1.05, 0.93; 2.2 x 0.5 > 1; 0.06 + 1.25 x 0.5 < 1, x 0.9 > 1; empty; 0.7 x 1.2 < 1
+    for m, names in enumerate(("cb", "c", "cb", "", "abc")):
         expected = torch.zeros(6, 9, dtype=torch.bool)
         for name in names:
             expected[spots[name]] = True
