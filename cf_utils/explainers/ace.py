@@ -106,8 +106,8 @@ class ACE(Explainer):
         validation roads) they are better, at 2/255: semantic validity 0.83, the script's 0.33; this setting had 0.68 of the first
         40 and was left. Over all 64, by hand: 0.73; 0.17 of the unused factors move (signed 0.26), and what changed ranks the
         true region at an AUROC of 0.89 (signed 0.85, the script 0.77). As good: sigma 0.39, 0.73, 0.12, 0.89; this one has the
-        noise of the paper's CelebA. On 24 of them, AUROC: sigma 0.14 0.87, 100 iterations of half the step 0.87, here 0.88. On 192
-        test roads (results/embedded): 1.00 of decisions turned, semantic validity 0.71 of a ceiling of 0.94, AUROC 0.89.
+        noise of the paper's CelebA. On 24 of them, AUROC: sigma 0.14 0.87, 100 iterations of half the step 0.87, here 0.88.
+        On 192 test roads (results/embedded): 1.00 of decisions turned, semantic validity 0.71 of a ceiling of 0.94, AUROC 0.89.
         """
         own = {"spacing": "50", "attack": "gd", "lam": 1e-6, "step": 0.3, "threshold": 0.05, "dilation": 7}
         return cls(prior=prior, **(own | changes))
