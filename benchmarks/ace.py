@@ -22,10 +22,12 @@ import torch
 from _side import Passes, one_by_one, peak_mib, report, timed
 from torch import nn
 
-from cf_utils import classifiers, core, io
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import rendered
 from cf_utils.explainers.ace import ACE
-from cf_utils.generators import ddpm
+from cf_utils.models import classifiers
+from cf_utils.models.generators import diffusion
 
 TINY = {"size": (16, 16), "steps": 100, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
         "blocks": 1}
@@ -34,7 +36,7 @@ TINY = {"size": (16, 16), "steps": 100, "widths": (16, 32), "attention": (False,
 def small(n: int) -> tuple[ACE, nn.Module, torch.Tensor, torch.Tensor]:
     """An untrained prior and classifier in float64."""
     gen = core.seed_everything(0)
-    prior = ddpm.build(**TINY).double()
+    prior = diffusion.build(**TINY).double()
     nn.init.normal_(prior.unet.conv_out.weight, std=0.05)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(392, 2)).double()
     x = torch.rand(n, 3, 16, 16, generator=gen, dtype=torch.float64)
@@ -67,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 faces, 3 iterations, 1 repeat: does it run?")
-    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "ace.json")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "ace.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.iterations, args.repeats = 2, 3, 1
     began, device = time.perf_counter(), core.pick_device(args.device)
-    prior, model = ddpm.load("faces_ddpm", device), classifiers.OneOutput(classifiers.load("faces_smile_causal", device))
+    prior, model = diffusion.load("faces_ddpm", device), classifiers.OneOutput(classifiers.load("faces_smile_causal", device))
     data = rendered.load("faces", "test", n=args.n)
     x, ids = data.x.to(device), data.ids
     target = 1 - classifiers.predict(model, x).argmax(1)

@@ -26,9 +26,11 @@ from pathlib import Path
 import torch
 from _side import Passes, one_by_one, peak_mib, report, timed
 
-from cf_utils import classifiers, core, io
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
+from cf_utils.models import classifiers
 
 JUDGES = ("mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
 
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="n and n-early 16, n64 2, batch 16, 20 iterations, 1 repeat")
-    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "gradual.json")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "gradual.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.n_early, args.n64, args.batch, args.iterations, args.repeats = 16, 16, 2, 16, 20, 1

@@ -21,8 +21,9 @@ import torch
 from _side import report
 from torch import nn
 
-from cf_utils import classifiers, io
-from cf_utils.generators import ddpm
+from cf_utils.core import files
+from cf_utils.models import classifiers
+from cf_utils.models.generators import diffusion
 
 SHAPES = {"mnist_cnn": (1, 28, 28), "faces_smile_causal": (3, 64, 64), "roads_action_causal": (3, 64, 128),
           "faces_ddpm": (3, 64, 64)}
@@ -32,7 +33,7 @@ def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor
     """The output of a pass, and a way back to the images where that is asked for."""
     z = x.clone().requires_grad_(back)
     with torch.set_grad_enabled(back):
-        out = model(z, torch.full((len(z),), 50)) if isinstance(model, ddpm.DDPM) else model(z)
+        out = model(z, torch.full((len(z),), 50)) if isinstance(model, diffusion.DDPM) else model(z)
     if back:
         torch.autograd.grad(out.sum(), z)
     return out.detach()
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 images, 2 repeats: does it run?")
-    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "layout.json")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "layout.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 2, 2
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     began, gen, figures, apart = time.perf_counter(), torch.Generator().manual_seed(args.seed), {}, []
     for name, shape in SHAPES.items():
-        last = (ddpm.load if name.endswith("_ddpm") else classifiers.load)(name).requires_grad_(False)
+        last = (diffusion.load if name.endswith("_ddpm") else classifiers.load)(name).requires_grad_(False)
         first = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
         x = torch.rand(args.batch, *shape, generator=gen)
         for back, tag in ((True, ""), (False, "_forward")):

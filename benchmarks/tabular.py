@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 from _side import Passes, one_by_one, report, timed
 
-from cf_utils import classifiers, core, io
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import credit
 from cf_utils.explainers.cem import CEM
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.growing_spheres import GrowingSpheres
 from cf_utils.explainers.lore import LORE
 from cf_utils.explainers.wachter import Wachter
+from cf_utils.models import classifiers
 
 
 class OneAtATime(torch.nn.Module):
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of batch and one by one; the best counts (default 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="64 rows, 4 alone, once: does it run?")
-    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "tabular.json")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "tabular.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.alone, args.repeats = 64, 4, 1

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from _side import report
 
-from cf_utils import classifiers, io
+from cf_utils.core import files
 from cf_utils.datasets import glove, imdb
 from cf_utils.explainers.gradual import mean_of_logits
-from cf_utils.explainers.words import GradualWords, nearest, predict_texts
+from cf_utils.explainers.gradual_words import GradualWords, nearest, predict_texts
+from cf_utils.models import classifiers
 
 
 def by_loop(points: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=3, help="vectors replaced by the loop (default 3: it takes seconds each)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="4 reviews, 5 steps, 1 point, 2,000 words: does it run?")
-    parser.add_argument("--out", type=Path, default=io.ROOT / "results" / "benchmarks" / "words.json")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "words.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.steps, args.points = 4, 5, 1

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-GRADUAL, OBJECTIVE, IO = "cf_utils/explainers/gradual.py", "cf_utils/explainers/objective.py", "cf_utils/io.py"
+GRADUAL, OBJECTIVE, IO = "cf_utils/explainers/gradual.py", "cf_utils/explainers/shared/objective.py", "cf_utils/core/files.py"
 BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
     f"cf_utils/core/{name}.py" for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime"))
-MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/job.py", "cf_utils/results.py"
-WORDS, LIMITS, TABULAR = "cf_utils/explainers/words.py", "cf_utils/core/constraints.py", "cf_utils/metrics/tabular.py"
+MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/harness/job.py", "cf_utils/harness/results.py"
+WORDS, LIMITS, TABULAR = "cf_utils/explainers/gradual_words.py", "cf_utils/core/constraints.py", "cf_utils/evaluation/metrics/tabular.py"
 SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
-ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/inpaint.py", "tests/test_ace.py::test_"
-PRIOR, DDPM = "cf_utils/explainers/through_prior.py", "cf_utils/generators/ddpm.py"
-TRUE_SET, T = "cf_utils/metrics/true_set.py", "tests/test_truth.py::test_"
+ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/shared/inpaint.py", "tests/test_ace.py::test_"
+PRIOR, DDPM = "cf_utils/explainers/shared/diffusion.py", "cf_utils/models/generators/diffusion.py"
+TRUE_SET, T = "cf_utils/evaluation/truth/true_counterfactuals.py", "tests/test_truth.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
         "workflow", "notebooks", "results/reported", "results/checkpoints")
@@ -91,7 +91,7 @@ FAULTS = {
                                  ("tests/test_mnist.py::test_a_broken_file_is_named",)),
     "training saw embedded digits": Fault(MNIST, "embedded if split == \"validation\" else ~embedded", "embedded | ~embedded",
                                           ("tests/test_mnist.py::test_official_layout",)),
-    "average not updated": Fault("cf_utils/training.py", "average.update_parameters(owner)", "pass",
+    "average not updated": Fault("cf_utils/training/loop.py", "average.update_parameters(owner)", "pass",
                                  ("tests/test_training.py::test_moving_average_by_hand",)),
     "misspelt parameter accepted": Fault(JOB, "if unknown := sorted(given.keys() - known.keys()):", "if unknown := []:",
                                          ("tests/test_run.py::test_bad_input_is_refused_before_any_work",)),
@@ -118,7 +118,7 @@ FAULTS = {
                                       "if False and not (", (f"{L}a_method_that_breaks_them",)),
     "probe looks one way only": Fault(GRADUAL, "for level in torch.linspace(0, 1, PROBES).tolist():", "for level in (1.0,):",
                                       (f"{L}a_probe_is_the_best",)),
-    "features that fall are not counted": Fault("cf_utils/metrics/decision.py", "moved = ((counterfactual - query).abs() >= ",
+    "features that fall are not counted": Fault("cf_utils/evaluation/metrics/decision.py", "moved = ((counterfactual - query).abs() >= ",
                                                 "moved = ((counterfactual - query) >= ",
         ("tests/test_metrics_tabular.py::test_a_feature_that_falls",)),
     "neighbours of another decision": Fault(TABULAR, "(decision[rows, None] == decision)",
@@ -153,10 +153,10 @@ FAULTS = {
     "ACE: another query's pre-explanation": Fault(PRIOR, "if not same.all():", "if False:", (f"{A}stages_share",)),
     "v: the loss of the noise": Fault(DDPM, 'error / s.abar.to(error)[k] if model.prediction == "v" else error', "error",
                                       ("tests/test_ddpm.py::test_the_loss_of_v",)),
-    "v taken for the noise": Fault("cf_utils/generators/schedule.py",
+    "v taken for the noise": Fault("cf_utils/models/generators/schedule.py",
                                    "return _at(self.sigma, k, z) * z + _at(self.abar.sqrt(), k, z) * v", "return v",
                                    ("tests/test_ddpm.py::test_a_network_that_says_v",)),
-    "tuning: left while it can win": Fault("cf_utils/tuning/record.py",
+    "tuning: left while it can win": Fault("cf_utils/training/tuning/record.py",
                                            '(row[name] * row["measured"] + n - row["measured"]) / n < least', "row[name] < least",
                                            ("tests/test_tuning.py::test_leaving_what_has_lost",)),
     "weakest part of a region first": Fault(TRUE_SET, "argsort(descending=True)", "argsort()",
@@ -167,7 +167,7 @@ FAULTS = {
                                                               (f"{T}the_decisive_part_of_a_region",)),
     "pixels beside a region counted outside": Fault(TRUE_SET, "(~inside & ~neither)", "(~inside)",
                                                     (f"{T}pixels_beside_a_region",)),
-    "a category read in part": Fault("cf_utils/metrics/truth.py", "self.moved[:, at].any(1) & read, read",
+    "a category read in part": Fault("cf_utils/evaluation/truth/displacement.py", "self.moved[:, at].any(1) & read, read",
                                      "self.moved[:, at].any(1), read", ("tests/test_truth.py::test_a_category_that_is_read",)),
     "mask not dilated": Fault(INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)),
     "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",

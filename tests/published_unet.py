@@ -1,6 +1,6 @@
 """The U-Net of "Diffusion Models Beat GANs" written once more from the paper and the names in the published files.
 
-A second implementation to hold `cf_utils.generators.guided` against: nothing of diffusers or of the project is used. Module
+A second implementation to hold `cf_utils.models.generators.guided_diffusion` against: nothing of diffusers or of the project is used. Module
 names are those of the published state dicts; plain attention by einsum; float32 timestep features as the published code has them.
 """
 

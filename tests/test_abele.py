@@ -8,11 +8,13 @@ import torch
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from cf_utils import classifiers, core, io
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.explainers import abele
-from cf_utils.explainers.abele import NO_EXEMPLAR, NO_RULE, Abele, Rule
-from cf_utils.generators import aae
+from cf_utils.explainers.abele import ABELE, NO_EXEMPLAR, NO_RULE, Rule
+from cf_utils.models import classifiers
+from cf_utils.models.generators import adversarial_autoencoder
 from tests.small import assert_rows_are_on_their_own
 
 
@@ -49,7 +51,7 @@ def plane_queries(n=12):
 
 def explain_plane(x, model=None, accept=None, **settings):
     part = Plane(x.shape[1], accept) if accept else Plane(x.shape[1])
-    return Abele(part, bounds=None, **settings)(model or Linear(), x, torch.ones(len(x), dtype=torch.int64))
+    return ABELE(part, bounds=None, **settings)(model or Linear(), x, torch.ones(len(x), dtype=torch.int64))
 
 
 # ---------------------------------------------------------------- operators
@@ -126,7 +128,7 @@ def test_candidates_satisfy_counter_rules_and_lie_in_other_leaves():
     gen = torch.Generator().manual_seed(2)
     z, z0 = torch.randn(100, 3, generator=gen).double(), torch.tensor([-1.0, -1.0, 0.0], dtype=torch.float64)
     label = (z.sum(1) > 0.3).long()
-    explain = Abele(Plane(3))
+    explain = ABELE(Plane(3))
     points, mine = explain._candidates(z, torch.ones(100), label, torch.ones(100).bool(), z0, 1, 0.5)
     tree = explain.fit_tree(z, label, 1)
     assert 200 <= len(points) <= 240 and (tree.predict(points.numpy()) == 1).all()
@@ -141,7 +143,7 @@ def test_candidates_satisfy_counter_rules_and_lie_in_other_leaves():
 def test_target_and_rest_weigh_the_same_in_the_tree():
     z, label = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(60, dtype=torch.int64)
     label[:3], label[3:20] = 5, 2
-    tree = Abele(Plane()).fit_tree(z, label, 5)
+    tree = ABELE(Plane()).fit_tree(z, label, 5)
     share = tree.tree_.value[0, 0] / tree.tree_.value[0, 0].sum()
     assert share[list(tree.classes_).index(5)] == pytest.approx(0.5)
 
@@ -191,7 +193,7 @@ def test_generations_bring_the_neighbourhood_nearer():
     x = plane_queries()
     target, far = torch.ones(len(x), dtype=torch.int64), []
     for generations in (1, 8):
-        runs = [Abele(Plane(), generations=generations, bounds=None, max_rules=1, exemplars=10, seed=s)(Linear(), x, target)
+        runs = [ABELE(Plane(), generations=generations, bounds=None, max_rules=1, exemplars=10, seed=s)(Linear(), x, target)
                 for s in range(3)]
         far.append(sum((r.counterfactual - x).norm(dim=1).mean().item() for r in runs) / 3)
     assert far[1] < 0.97 * far[0], far                                                            # measured 1.754 / 1.880 = 0.93
@@ -203,7 +205,7 @@ def test_a_higher_tau_goes_further_and_reached_means_tau():
     assert (low.score >= 0.5).all() and (high.score >= 0.95).all() and high.reached.all()
     assert (low.score < 0.95).any()
     assert ((high.counterfactual - x).norm(dim=1) > (low.counterfactual - x).norm(dim=1)).all()
-    asked = Abele(Plane(), bounds=None)(Linear(), x, torch.ones(len(x), dtype=torch.int64), score=0.95)
+    asked = ABELE(Plane(), bounds=None)(Linear(), x, torch.ones(len(x), dtype=torch.int64), score=0.95)
     torch.testing.assert_close(asked.counterfactual, high.counterfactual)                         # score overrides tau
 
 
@@ -244,7 +246,7 @@ class Small(nn.Module):
 
 def small(rows=6):
     torch.manual_seed(0)
-    part = aae.AdversarialAutoencoder((1, 3, 4), latent=3, hidden=16, critic=8)
+    part = adversarial_autoencoder.AdversarialAutoencoder((1, 3, 4), latent=3, hidden=16, critic=8)
     with torch.no_grad():
         part.decoder[-3].weight.mul_(12)                                                          # codes make different images
     x = torch.rand(rows, 1, 3, 4, generator=torch.Generator().manual_seed(1)).double()
@@ -254,7 +256,7 @@ def small(rows=6):
 
 def test_a_row_does_not_depend_on_its_batch():
     part, model, x, target, ids = small(9)
-    explain = Abele(part, bounds=None, generations=3, population=30, threshold=0.2, chunk=77)
+    explain = ABELE(part, bounds=None, generations=3, population=30, threshold=0.2, chunk=77)
     whole = assert_rows_are_on_their_own(explain, model, x, target)
     assert whole.valid.sum() >= 6                                                                 # measured 9 of 9
     other = explain(model, x, target, ids + 1)
@@ -263,7 +265,7 @@ def test_a_row_does_not_depend_on_its_batch():
 
 def test_a_nan_neighbour_changes_nothing():
     part, model, x, target, ids = small()
-    explain = Abele(part, bounds=None, generations=2, population=20, threshold=0.2)
+    explain = ABELE(part, bounds=None, generations=2, population=20, threshold=0.2)
     whole, bad = explain(model, x, target, ids), x.clone()
     bad[2, 0, 0, 0] = 9.0
     cfs = explain(model, bad, target, ids)
@@ -288,7 +290,7 @@ def test_n_forward_is_the_number_of_images_seen():
     for name, modules in (("classifier", [model]), ("generator", [part.encoder, part.decoder])):
         for m in modules:
             m.register_forward_hook(lambda _, i, o, name=name: seen.__setitem__(name, seen[name] + len(i[0])))
-    cfs = Abele(part, bounds=None, generations=2, population=20, threshold=0.2, chunk=50)(model, x, target, ids)
+    cfs = ABELE(part, bounds=None, generations=2, population=20, threshold=0.2, chunk=50)(model, x, target, ids)
     assert cfs.n_forward.sum() == seen["classifier"] and cfs.n_forward_generator.sum() == seen["generator"]
     assert cfs.n_forward.max() <= 2 * 20 * 3 + 240 + 3 and not cfs.n_backward.any()
 
@@ -296,28 +298,28 @@ def test_n_forward_is_the_number_of_images_seen():
 def test_bad_settings_are_refused_by_name():
     x = plane_queries(2)
     with pytest.raises(ValueError, match=r"aae: makes images \(3,\), x has \(2,\)"):
-        Abele(Plane(3), bounds=None)(Linear(), x, torch.ones(2, dtype=torch.int64))
+        ABELE(Plane(3), bounds=None)(Linear(), x, torch.ones(2, dtype=torch.int64))
     for name, value in (("population", 1), ("generations", 0), ("leaf", 0), ("max_rules", 0), ("exemplars", 29), ("chunk", 0),
                         ("anchors", 0), ("crossover_rate", 1.5), ("mutation_rate", -0.1), ("threshold", 2)):
         with pytest.raises(ValueError, match=f"^{name}: got"):
             explain_plane(x, **{name: value})
     with pytest.raises(ValueError, match=r"^target: "):
-        Abele(Plane(), bounds=None)(Linear(), x, torch.tensor([1, 2]))
+        ABELE(Plane(), bounds=None)(Linear(), x, torch.tensor([1, 2]))
 
 
 def test_the_parts_come_back_as_they_were():
     part, model, x, target, _ = small()
     part.train()
-    Abele(part, bounds=None, generations=1, population=5)(model, x[:1], target[:1])
+    ABELE(part, bounds=None, generations=1, population=5)(model, x[:1], target[:1])
     assert part.training and all(p.requires_grad and p.grad is None for m in (part, model) for p in m.parameters())
 
 
-@pytest.mark.skipif(not (io.CHECKPOINTS / "mnist_aae.json").exists(), reason="checkpoint not made yet")
+@pytest.mark.skipif(not (files.CHECKPOINTS / "mnist_aae.json").exists(), reason="checkpoint not made yet")
 def test_digits():
     split = mnist.load("", "validation")
     rows, target = (v[::11] for v in mnist.ordered_pairs(split, 1))
     rows, target = rows[:6], target[:6]
-    cfs = Abele(aae.load(), tau=0.9)(classifiers.load("mnist_cnn"), split.x[rows], target, split.ids[rows])
+    cfs = ABELE(adversarial_autoencoder.load(), tau=0.9)(classifiers.load("mnist_cnn"), split.x[rows], target, split.ids[rows])
     assert cfs.reached.sum() >= 5 and cfs.n_forward.max() <= 1000, cfs.reason                     # measured 6 of 6, 943
     assert cfs.counterfactual.min() >= 0 and cfs.counterfactual.max() <= 1
     assert Path(abele.__file__).read_text().count("RE-IMPLEMENTATION") == 1

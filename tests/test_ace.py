@@ -13,9 +13,9 @@ from torch import nn
 
 from cf_utils import core
 from cf_utils.explainers.ace import ACE, pre_explanation
-from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR
-from cf_utils.generators import ddpm
+from cf_utils.explainers.shared.diffusion import NAN_PRIOR
+from cf_utils.explainers.shared.inpaint import change_mask, inpaint
+from cf_utils.models.generators import diffusion
 
 SMALL = {"size": (16, 16), "steps": 50, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
          "blocks": 1}
@@ -46,14 +46,14 @@ class Silent(nn.Module):
 @pytest.fixture(scope="module")
 def prior():
     torch.manual_seed(0)
-    model = ddpm.build(**SMALL).double().eval()
+    model = diffusion.build(**SMALL).double().eval()
     nn.init.normal_(model.unet.conv_out.weight, std=0.05)          # a fresh model guesses no noise: this one does
     return model
 
 
 @pytest.fixture(scope="module")
 def silent():
-    return ddpm.DDPM(Silent(), (16, 16), 50)
+    return diffusion.DDPM(Silent(), (16, 16), 50)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def by_hand(ace, f, x, t, ids):
         y = row[None].clone()
         for k in range(ace.iterations):
             y.requires_grad_(True)
-            noise = ddpm.noise_of(ace.seed, i[None], row[None], f"attack {k}")
+            noise = diffusion.noise_of(ace.seed, i[None], row[None], f"attack {k}")
             z = s.abar[ace.steps - 1].sqrt() * (2 * y - 1) + (1 - s.abar[ace.steps - 1]).sqrt() * noise(ace.steps)
             for level in range(ace.steps - 1, -1, -1):
                 eps, v = ace.prior(z, torch.tensor([s.t[level]])).chunk(2, 1)
@@ -158,9 +158,9 @@ def test_stages_share_one_attack(prior, images):
     assert torch.equal(stage["pre"].counterfactual, pre) and stage["pre"].n_forward_generator.sum() == 0
     torch.testing.assert_close(stage["pre"].score, f(pre).softmax(1).gather(1, t[:, None])[:, 0])
     with torch.no_grad():
-        fr = prior.chain("25").filter(pre, 3, ddpm.noise_of(0, IDS, x, "refine"))
+        fr = prior.chain("25").filter(pre, 3, diffusion.noise_of(0, IDS, x, "refine"))
         level = prior.schedule.respaced("25").t[2]
-        full = prior.chain().filter(pre, level + 1, ddpm.noise_of(0, IDS, x, "refine"))
+        full = prior.chain().filter(pre, level + 1, diffusion.noise_of(0, IDS, x, "refine"))
     torch.testing.assert_close(stage["fr"].counterfactual, fr.clamp(0, 1))
     torch.testing.assert_close(stage["f"].counterfactual, full.clamp(0, 1))
     assert stage["f"].n_forward_generator.tolist() == [level + 1] * 5 and stage["fr"].n_backward_generator.sum() == 0
@@ -193,7 +193,7 @@ def test_items_leave_once_they_lead_by_the_margin(silent, images):
     pre, chain = pre_explanation(early), silent.chain("25")
     for k in range(5):                                              # it left in the state that the classifier was asked at
         last = int(early.n_backward[k]) - 1
-        noise = ddpm.noise_of(0, IDS[k:k + 1], x[k:k + 1], f"attack {last}")
+        noise = diffusion.noise_of(0, IDS[k:k + 1], x[k:k + 1], f"attack {last}")
         lead = ace._lead(Linear()(chain.filter(pre[k:k + 1], 3, noise)), t[k:k + 1, None])
         assert lead >= 2.0
         steps = ace.with_(iterations=last)(Linear(), x[k:k + 1], t[k:k + 1], IDS[k:k + 1])
@@ -230,7 +230,7 @@ def test_a_prior_with_nan_is_told_from_a_classifier_with_nan(prior, images):
             out = prior.unet(z, at).sample
             second = (torch.arange(len(z)) == 1) & (len(z) == 5)               # while it is there
             return SimpleNamespace(sample=torch.where(second[:, None, None, None], torch.nan, out))
-    marked = ddpm.DDPM(Marked(), (16, 16), 50, unshuffle=prior.unshuffle)
+    marked = diffusion.DDPM(Marked(), (16, 16), 50, unshuffle=prior.unshuffle)
     fine, cfs = (ACE(prior=one, **QUICK)(Linear(), x, t, IDS) for one in (prior, marked))
     assert cfs.reason[1] == NAN_PRIOR != core.NAN and not cfs.valid[1] and torch.equal(cfs.counterfactual[1], x[1])
     rest = [0, 2, 3, 4]
@@ -284,7 +284,7 @@ def test_the_mask_by_brute_force():
 def test_inpainting_keeps_the_query_outside_and_is_a_filter_where_all_may_change(prior, images):
     x, _ = images
     edited = x.flip(0)
-    noise, other = (ddpm.noise_of(0, IDS, x, s) for s in "ab")
+    noise, other = (diffusion.noise_of(0, IDS, x, s) for s in "ab")
     chain, half = prior.chain("25"), torch.zeros(5, 1, 16, 16, dtype=torch.bool)
     half[..., 8:] = True
     with torch.no_grad():
@@ -304,8 +304,8 @@ def test_inpainting_pastes_the_query_at_every_level(silent, images):
     def spy(z, t):
         seen.append(z.clone())
         return torch.zeros_like(z)
-    chain = ddpm.Chain(spy, silent.schedule.respaced("25"))
-    noise, other = (ddpm.noise_of(0, IDS, x, s) for s in "ab")
+    chain = diffusion.Chain(spy, silent.schedule.respaced("25"))
+    noise, other = (diffusion.noise_of(0, IDS, x, s) for s in "ab")
     left = torch.zeros(5, 1, 16, 16, dtype=torch.bool)
     left[..., :8] = True
     inpaint(chain, x, 1 - x, left, 3, noise, other)
@@ -350,7 +350,7 @@ def test_bad_images_and_classifiers(silent, images):
 def test_presets_are_the_authors_scripts(preset, levels, sigma, settings):
     """Spacing, iterations, lambda of l1 (the script's times its batch), threshold; sigma at the start, for the number of levels
     that each published model has."""
-    ace = getattr(ACE, preset)(ddpm.DDPM(Silent(), (16, 16), levels))
+    ace = getattr(ACE, preset)(diffusion.DDPM(Silent(), (16, 16), levels))
     assert abs(float(ace.prior.schedule.respaced(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4
     assert (ace.spacing, ace.iterations, ace.lam, ace.threshold) == settings
     assert (ace.steps, ace.dilation, ace.step, ace.eps, ace.attack, ace.distance) == (5, 15, 1 / 255, 1.0, "pgd", "l1")

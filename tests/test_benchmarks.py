@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from cf_utils.io import ROOT
+from cf_utils.core.files import ROOT
 
 FIGURES = {
     "ace": {"overhead", "speedup_batch8", "max_abs_difference", "checkpoint_max_abs_difference", "speedup_early", "flip_rate",

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import cases, core, io, weights
+from cf_utils import core
+from cf_utils.core import files
+from cf_utils.harness import cases
+from cf_utils.models import pretrained
 
-SHIPPED = all((io.CHECKPOINTS / f"{name}.json").exists() for name in ("faces_ddpm", "faces_smile_causal"))
+SHIPPED = all((files.CHECKPOINTS / f"{name}.json").exists() for name in ("faces_ddpm", "faces_smile_causal"))
 
 
 @pytest.mark.skipif(not SHIPPED, reason="no shipped models of faces")
@@ -30,14 +33,14 @@ def test_what_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
         cases.official_case("ffhq", str(tmp_path), "smile", 4)
     with pytest.raises(FileNotFoundError, match="celeba"):
         cases.official_case("celeba", str(tmp_path), "smile", 4)
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
 
     class Listed:
         class_names, y = ("Male", "Young", "Smiling"), torch.eye(3, dtype=torch.int64)
     for dataset, module in (("celeba", cases.celeba), ("celebahq", cases.celebahq), ("bdd", cases.bdd), ("bdd100k", cases.bdd),
                             ("imagenet", cases.imagenet_pairs)):
         monkeypatch.setattr(module, "load", lambda *args, **settings: Listed())
-        file = weights.FILES[f"{dataset.removesuffix('100k')}_classifier"].file
+        file = pretrained.FILES[f"{dataset.removesuffix('100k')}_classifier"].file
         label = {"bdd": "action", "bdd100k": "action", "imagenet": "zebra-sorrel"}.get(dataset, "smile")
         with pytest.raises(FileNotFoundError, match=f"{file} is missing.*How to get it: https://"):
             cases.official_case(dataset, "somewhere", label, 4)
@@ -86,8 +89,8 @@ def test_an_official_case_asks_the_right_output(tmp_path, monkeypatch, dataset, 
         asked.append((split, more, settings))
         return Data(x=x, y=torch.eye(40, dtype=torch.int64), class_names=FORTY)
     monkeypatch.setattr(loader, "load", load)
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    monkeypatch.setattr(weights, "find", lambda name: name)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "find", lambda name: name)
     monkeypatch.setattr(cases.image_classifiers, "load_published", lambda path, name, on: Outputs(outputs))
     monkeypatch.setattr(cases.guided, "load", lambda path, name, on: (path, name))
     case = cases.official_case(dataset, "somewhere", label, 2, seed=3, broken="skip")

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from cf_utils import io
-from cf_utils.core import Constraints
+from cf_utils.core import Constraints, files
 from cf_utils.explainers.cem import CEM, shrink
-from cf_utils.generators import autoencoder
+from cf_utils.models.generators import autoencoder
 from tests.small import TAU, Bent, Trap, assert_kept, assert_rows_are_on_their_own, plane, table, tables
 
 PLAIN = CEM(gamma=0.0, bounds=(-5.0, 5.0), tau=TAU, steps=60, tries=6, c=1.0, lr=0.05, threshold="prox")
@@ -198,7 +197,7 @@ def test_autoencoder_is_small_and_treats_rows_alone():
     assert model.encode(x).shape == (4, 20)
 
 
-@pytest.mark.skipif(not (io.CHECKPOINTS / "mnist_autoencoder.json").exists(), reason="checkpoint not made")
+@pytest.mark.skipif(not (files.CHECKPOINTS / "mnist_autoencoder.json").exists(), reason="checkpoint not made")
 def test_shipped_autoencoder_rejects_noise():
     from cf_utils.datasets import mnist
     model, x = autoencoder.load(), mnist.load("", "test").x[:200]

@@ -7,10 +7,12 @@ import torch
 from captum.attr import LRP
 from torch import nn
 
-from cf_utils import classifiers, core, io
-from cf_utils.classifiers import HogSVM, JudgeCNN, MnistCNN, OneOutput, majority, predict
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.explainers.gradual import mean_logits
+from cf_utils.models import classifiers
+from cf_utils.models.classifiers import HogSVM, JudgeCNN, MnistCNN, OneOutput, majority, predict
 
 SHIPPED = ("mnist_cnn", "mnist_cnn_984", "mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
 
@@ -91,7 +93,7 @@ def test_shipped_checkpoint_is_what_its_card_says(name):
     assert model.card["quality"]["test_n"] == 10_000
     assert {"recipe", "data", "settings", "seed", "training", "architecture"} <= model.card.keys()
     assert not model.training
-    assert (io.CHECKPOINTS / f"{name}.safetensors").stat().st_size <= 12e6
+    assert (files.CHECKPOINTS / f"{name}.safetensors").stat().st_size <= 12e6
 
 
 def test_accuracies_that_the_paper_and_the_issue_ask_for():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cf_utils.core import BlackBox, Constraints, block_index
+from cf_utils.core import Constraints, PassCounter, block_index
 from cf_utils.explainers.gradual import GradualConstruction
 from tests.conftest import make_net
 
@@ -138,7 +138,7 @@ def test_a_probe_is_the_best_single_feature_by_brute_force():
     net.eval()
     explain = GradualConstruction.recommended_tables(proto, make_constraints(), steps=5)
     index, n = block_index((F,), (1,))
-    best, start = explain._probe(BlackBox(net, len(x)), x, x, target, torch.arange(len(x)), index, n)
+    best, start = explain._probe(PassCounter(net, len(x)), x, x, target, torch.arange(len(x)), index, n)
     for i in range(len(x)):
         for j in range(F):
             low, high = (b[i, j] for b in explain.constraints.box(x))
@@ -153,9 +153,9 @@ def test_a_probe_is_the_best_single_feature_by_brute_force():
 
 
 def test_a_method_that_does_not_know_them_says_so_and_shapes_are_checked():
-    from cf_utils.explainers.abele import Abele
+    from cf_utils.explainers.abele import ABELE
     net, x, target, proto = make_case()
-    assert not Abele.keeps_constraints
+    assert not ABELE.keeps_constraints
     with pytest.raises(ValueError, match="for 5 features, got x of shape"):
         GradualConstruction.tables(proto, constraints=make_constraints())(net, x[:, :4], target)
 

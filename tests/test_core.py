@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import classifiers, core, io
-from cf_utils.core import ALREADY, Counterfactuals, check_query, explain_in_batches, item_noise
+from cf_utils import core
+from cf_utils.core import ALREADY, Counterfactuals, check_query, explain_in_batches, files, item_noise
+from cf_utils.models import classifiers
 from tests.conftest import make_explainer, make_net, make_queries
 
 X, T = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
@@ -221,7 +222,7 @@ def test_describe_is_plain_json_and_tells_weights_apart(net):
 
 def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
     hashed = []
-    monkeypatch.setattr(core.explainer.io, "sha256", lambda *parts: hashed.append(parts) or "0" * 64)
+    monkeypatch.setattr(core.explainer.files, "sha256", lambda *parts: hashed.append(parts) or "0" * 64)
     again = dataclasses.replace(cfs)
     assert core.describe(again) == core.describe([again])[0] and hashed
     assert len(hashed) == sum(isinstance(v, torch.Tensor) for v in vars(again).values())
@@ -313,10 +314,10 @@ def test_frozen_puts_back_even_after_an_error(net):
 
 def test_hash_of_a_module_ignores_order_of_registration_not_values(net):
     other = make_net()
-    assert io.module_sha256(net) == io.module_sha256(other)
+    assert files.module_sha256(net) == files.module_sha256(other)
     with torch.no_grad():
         other[1].weight[0, 0] += 1e-9
-    assert io.module_sha256(net) != io.module_sha256(other)
+    assert files.module_sha256(net) != files.module_sha256(other)
 
 
 def test_a_method_without_a_search_cannot_be_made():

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from cf_utils import classifiers, core, io, recipes
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.datasets import credit, german_credit, heloc, tabular, uci_credit
 from cf_utils.datasets.__main__ import main
+from cf_utils.models import classifiers
+from cf_utils.training import recipes
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "uci_credit"
 real = pytest.mark.skipif(not REAL.exists(), reason="the official UCI file is not beside this checkout")
@@ -199,7 +202,7 @@ def test_split_sizes_of_the_paper():
         assert len(set(np.concatenate(list(rows.values())))) == 9_870
     rows = tabular.parts(30_000)
     assert {k: len(v) for k, v in rows.items()} == {"test": 7_500, "validation": 2_250, "train": 20_250}
-    assert io.sha256(torch.from_numpy(rows["test"]))[:16] == "0be71f97ae8c828c"      # a change of the draw changes every figure
+    assert files.sha256(torch.from_numpy(rows["test"]))[:16] == "0be71f97ae8c828c"      # a change of the draw changes every figure
 
 
 def test_german_credit_is_whole_and_fixed():
@@ -391,7 +394,7 @@ def test_shipped_german_classifier():
     q = model.card["quality"]
     assert classifiers.accuracy(model, test.x, test.y) == pytest.approx(q["test_accuracy"], abs=0.005)      # float16
     assert q["test_majority_rate"] == pytest.approx(test.y.float().mean().item())
-    assert model.card["data"]["sha256"] == io.sha256(german_credit.load("", "train").x)[:16]
+    assert model.card["data"]["sha256"] == files.sha256(german_credit.load("", "train").x)[:16]
 
 
 @real

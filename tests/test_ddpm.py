@@ -12,10 +12,12 @@ from scipy.stats import norm
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cf_utils import core, io, training
-from cf_utils.generators import ddpm, schedule
-from cf_utils.generators.ddpm import Chain, build, noise_of, to_image, to_model
-from cf_utils.generators.schedule import linear, spaced
+from cf_utils import core
+from cf_utils.core import files
+from cf_utils.models.generators import diffusion, schedule
+from cf_utils.models.generators.diffusion import Chain, build, noise_of, to_image, to_model
+from cf_utils.models.generators.schedule import linear, spaced
+from cf_utils.training import loop
 
 SMALL = {"size": (16, 16), "steps": 50, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
          "blocks": 1}
@@ -327,14 +329,14 @@ def test_bad_settings_and_sizes():
 
 def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
     model = small().float()
-    io.save_checkpoint("tiny_ddpm", model, {"architecture": ddpm.card_of(model)}, tmp_path, half=False)
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (tmp_path,))
-    again, z = ddpm.load("tiny_ddpm"), torch.randn(1, 3, 16, 16)
+    files.save_checkpoint("tiny_ddpm", model, {"architecture": diffusion.card_of(model)}, tmp_path, half=False)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
+    again, z = diffusion.load("tiny_ddpm"), torch.randn(1, 3, 16, 16)
     assert again.settings == model.settings and len(again.schedule) == 50 and not again.training
     assert torch.equal(again(z, torch.tensor([3])), model(z, torch.tensor([3])))
     with pytest.raises(FileNotFoundError, match=r"no_ddpm\.json is missing"):
-        ddpm.load("no_ddpm")
+        diffusion.load("no_ddpm")
 
 
 # ---------------------------------------------------------------- training
@@ -356,11 +358,11 @@ class Oracle(nn.Module):
 
 def test_loss_by_hand():
     x = rand(64, 3, 2, 2, kind=torch.rand)
-    torch.testing.assert_close(ddpm.loss(Oracle(2 * x - 1, 0.0, 1), (x,)), torch.tensor(0.0, **f64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(ddpm.loss(Oracle(2 * x - 1, 0.5, 1), (x,)), torch.tensor(0.25, **f64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(diffusion.loss(Oracle(2 * x - 1, 0.0, 1), (x,)), torch.tensor(0.0, **f64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(diffusion.loss(Oracle(2 * x - 1, 0.5, 1), (x,)), torch.tensor(0.25, **f64), rtol=0, atol=1e-9)
     torch.manual_seed(0)
     model = Oracle(2 * x - 1, 0.5)
-    got = ddpm.loss(model, (x, None, None))
+    got = diffusion.loss(model, (x, None, None))
     torch.manual_seed(0)
     torch.rand(64)
     k, s = (torch.rand(64) * 50).long(), model.schedule
@@ -375,7 +377,7 @@ def test_the_loss_of_v_is_the_squared_error_of_v():
     x = rand(64, 3, 2, 2, kind=torch.rand)
     torch.manual_seed(0)
     model = Oracle(2 * x - 1, 0.5, 1, "v")
-    got = ddpm.loss(model, (x,))
+    got = diffusion.loss(model, (x,))
     v = 0.5 / model.schedule.abar[model.seen[0]].sqrt()                         # eps off by 0.5 is v off by as much more
     torch.testing.assert_close(got, v.square().mean(), rtol=1e-9, atol=0)
 
@@ -384,7 +386,7 @@ def test_low_noise_is_drawn_as_often_as_asked():
     x = torch.zeros(4000, 3, 1, 1, **f64)
     for low, steps, share in ((0.0, None, 0.2), (0.5, None, 0.6), (1.0, 5, 1.0)):
         model = Oracle(2 * x - 1, 0.0, 1)
-        ddpm.loss(model, (x,), low=low, low_steps=steps)
+        diffusion.loss(model, (x,), low=low, low_steps=steps)
         k = model.seen[0]
         assert abs((k < 10).double().mean() - share) < 0.03                     # of 50 levels, 10 are the lowest fifth
         assert k.max() == (4 if steps else 49) and k.min() == 0
@@ -396,7 +398,7 @@ def test_loss_in_bfloat16_is_nearly_that_in_float32():
     model.unet.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     for half in (False, True):
         torch.manual_seed(0)
-        losses.append(ddpm.loss(model, (x,), bfloat16=half).item())
+        losses.append(diffusion.loss(model, (x,), bfloat16=half).item())
     assert seen == [torch.float32, torch.bfloat16]
     assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.02         # measured 1e-4
 
@@ -412,7 +414,7 @@ def test_the_bound_trains_the_variance_alone():
         cut.channels, cut.schedule, cut.prediction = 3, linear(50), "epsilon"
         cut.forward = lambda z, t, parts=parts: model(z, t)[:, :parts]
         model.zero_grad()
-        ddpm.loss(cut, (x,)).backward()
+        diffusion.loss(cut, (x,)).backward()
         grads.append(model.conv[2].weight.grad.clone())
     torch.testing.assert_close(grads[0][:3], grads[1][:3], rtol=0, atol=1e-12)
     assert grads[0][3:].abs().max() > 1e-5 and grads[1][3:].abs().max() == 0
@@ -424,7 +426,7 @@ def test_training_with_an_average_learns_to_denoise():
     stripes = torch.tensor([0.1, 0.9]).repeat(4).view(1, 1, 1, 8).expand(2, 3, 8, 8).clone()
     stripes[1] = stripes[1].flip(-1)
     model = build(**SMALL | {"size": (8, 8), "attention": (False, False)})
-    log = training.fit(model, TensorDataset(stripes.repeat(1280, 1, 1, 1)), [training.Part(ddpm.loss, 1e-2)], epochs=1,
+    log = loop.fit(model, TensorDataset(stripes.repeat(1280, 1, 1, 1)), [loop.Part(diffusion.loss, 1e-2)], epochs=1,
                        batch_size=32, ema=0.9, device="cpu")
     x, noise = stripes, noise_of(0, torch.arange(2), stripes, "f")
     with torch.no_grad():

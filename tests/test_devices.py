@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cf_utils import classifiers, core, oracles
+from cf_utils import core
 from cf_utils.core import Counterfactuals
+from cf_utils.evaluation import baselines
+from cf_utils.evaluation.metrics import saliency
 from cf_utils.explainers.ace import ACE
-from cf_utils.generators import ddpm
-from cf_utils.metrics import anchors, saliency
+from cf_utils.models import classifiers, oracles
+from cf_utils.models.generators import diffusion
 
 TINY = {"size": (16, 16), "steps": 50, "widths": (8, 16), "attention": (False, False), "blocks": 1, "head_width": 8, "groups": 4}
 
@@ -52,7 +54,7 @@ def test_a_classifier_is_asked_on_its_device_and_answers_on_that_of_its_input(fa
 
 
 def test_a_prior_answers_where_it_is_asked(fake):
-    model, z = moved(ddpm.build(**TINY)).eval(), torch.rand(2, 3, 16, 16)
+    model, z = moved(diffusion.build(**TINY)).eval(), torch.rand(2, 3, 16, 16)
     for images, t in ((z, torch.zeros(2, dtype=torch.int64)), (z.to("cuda"), 3)):
         with torch.no_grad():
             assert model(images, t).device == images.device
@@ -61,9 +63,9 @@ def test_a_prior_answers_where_it_is_asked(fake):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_prior_that_says_v_looks_its_level_up_where_the_image_is(fake, monkeypatch, device):
     """A table on the CPU cannot be indexed from a GPU; fake tensors do not mind, so what reaches the lookup is compared."""
-    asked, own = [], ddpm.Schedule.noise_in
-    monkeypatch.setattr(ddpm.Schedule, "noise_in", lambda self, z, k, v: asked.append((z, k, v)) or own(self, z, k, v))
-    model = moved(ddpm.build(**TINY, prediction="v")).eval()
+    asked, own = [], diffusion.Schedule.noise_in
+    monkeypatch.setattr(diffusion.Schedule, "noise_in", lambda self, z, k, v: asked.append((z, k, v)) or own(self, z, k, v))
+    model = moved(diffusion.build(**TINY, prediction="v")).eval()
     with torch.no_grad():
         model(torch.rand(2, 3, 16, 16, device=device), torch.zeros(2, dtype=torch.int64, device=device))
     assert [one.device.type for one in asked[0]] == [device] * 3
@@ -89,7 +91,7 @@ def test_a_result_goes_to_the_cpu(fake):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpus_explanations_join_those_from_files(tmp_path):
-    f, prior, x = net().cuda(), ddpm.build(**TINY).to("cuda").eval(), torch.rand(4, 3, 16, 16)
+    f, prior, x = net().cuda(), diffusion.build(**TINY).to("cuda").eval(), torch.rand(4, 3, 16, 16)
     target, ids = 1 - classifiers.predict(f, x).argmax(1), torch.arange(4)
     explain = ACE(prior=prior, spacing="10", steps=2, iterations=2, dilation=3)
     whole = core.explain_in_batches(explain, f, x, target, ids, batch_size=2, folder=tmp_path)
@@ -98,5 +100,5 @@ def test_a_gpus_explanations_join_those_from_files(tmp_path):
     assert again.counterfactual.device.type == "cpu"
     torch.testing.assert_close(again.counterfactual, whole.counterfactual)
     assert explain.with_(attacked=whole, stage="fr")(f, x, target, ids).counterfactual.device.type == "cpu"
-    assert anchors.PGD()(f, x, target, ids).valid.device.type == "cpu"
+    assert baselines.PGD()(f, x, target, ids).valid.device.type == "cpu"
     assert saliency.gradient(f, x, target).device.type == "cpu"

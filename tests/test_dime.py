@@ -12,9 +12,9 @@ from torch import nn
 from cf_utils import core
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
-from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR
-from cf_utils.generators import ddpm
+from cf_utils.explainers.shared.diffusion import NAN_PRIOR
+from cf_utils.explainers.shared.inpaint import change_mask, inpaint
+from cf_utils.models.generators import diffusion
 
 QUICK = {"spacing": "25", "steps": 4, "scales": (1.0,), "dilation": 1, "threshold": 0.4, "warm_up": 2,
          "refine": ("25", 3)}
@@ -69,12 +69,12 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module")
 def prior():
-    return ddpm.DDPM(Small(), (8, 8), 50).eval()
+    return diffusion.DDPM(Small(), (8, 8), 50).eval()
 
 
 @pytest.fixture(scope="module")
 def silent():
-    return ddpm.DDPM(Constant(), (8, 8), 50)
+    return diffusion.DDPM(Constant(), (8, 8), 50)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def by_hand(dime, f, x, target, ids, scale, number):
     """The chain written out, an item at a time, from the closed forms of the schedule; returns the image."""
     s, out = dime.prior.schedule.respaced(dime.spacing), []
     for row, t, i in zip(x, target, ids, strict=True):
-        noise = lambda name, i=i, row=row: ddpm.noise_of(dime.seed, i[None], row[None], name)  # noqa: E731
+        noise = lambda name, i=i, row=row: diffusion.noise_of(dime.seed, i[None], row[None], name)  # noqa: E731
         q = 2 * row[None] - 1
 
         def step(z, k):
@@ -151,10 +151,10 @@ def test_against_a_second_implementation(prior, images, changes):
 def test_the_shortcut_is_the_gradient_through_a_guess_that_depends_on_nothing(images):
     """Autograd through the guess of the clean image itself, where the network's noise is constant: the division by sqrt(abar)."""
     x, target = images
-    prior, f = ddpm.DDPM(Constant(0.1), (8, 8), 50), Bent()
+    prior, f = diffusion.DDPM(Constant(0.1), (8, 8), 50), Bent()
     dime = DiME(prior=prior, **QUICK | {"steps": 2, "fast": True, "l1": 0.0})
-    s, noise = prior.schedule.respaced("25"), ddpm.noise_of(0, IDS, x, "dime 0")
-    z = s.noised(2 * x - 1, 1, ddpm.noise_of(0, IDS, x, "dime")(2))
+    s, noise = prior.schedule.respaced("25"), diffusion.noise_of(0, IDS, x, "dime 0")
+    z = s.noised(2 * x - 1, 1, diffusion.noise_of(0, IDS, x, "dime")(2))
     for k in (1, 0):
         z.requires_grad_()
         mean, log_variance, guess = s.mean_variance(z, k, torch.full_like(z, 0.1))
@@ -179,7 +179,7 @@ def test_how_far_a_scale_moves_an_image_in_closed_form(silent, images, fast):
 
 def test_without_guidance_it_is_the_filter(prior, images):
     x, target = images
-    begin, later = (ddpm.noise_of(0, IDS, x, name) for name in ("dime", "dime 0"))
+    begin, later = (diffusion.noise_of(0, IDS, x, name) for name in ("dime", "dime 0"))
     with torch.no_grad():
         plain = prior.chain("25").filter(x, 4, lambda k: begin(k) if k == 4 else later(k))
     for fast in (False, True):
@@ -205,7 +205,7 @@ class Brightness(nn.Module):
     ({}, 0.0, 1830, 1), ({"fast": True}, 0.0, 60, 1), ({"pasted": True}, 0.0, 1835, 1), ({"fast": True}, 1e4, 180, 3)])
 def test_passes_at_the_published_settings(changes, hold, passes, scales):
     """At 60 of 200 steps, counted by hooks; one scale for items that flip, three for those that never do."""
-    prior, f, seen, asked = ddpm.DDPM(Constant(), (2, 2), 500), Brightness(hold), [], []
+    prior, f, seen, asked = diffusion.DDPM(Constant(), (2, 2), 500), Brightness(hold), [], []
     x = torch.full((2, 3, 2, 2), 0.4, dtype=torch.float64)
     prior.unet.register_forward_hook(lambda m, i, o: seen.append(len(o.sample)))
     f.register_forward_hook(lambda m, i, o: asked.append(len(o)))
@@ -264,7 +264,7 @@ def test_masks(prior, images):
         assert 0.05 < cfs.mask.double().mean() < 0.95
         assert ((cfs.counterfactual != x) == cfs.mask).double().mean() > 0.99
     mask = change_mask(x, plain.counterfactual, dime.threshold, dime.dilation)
-    noise, other = (ddpm.noise_of(0, IDS, x, name) for name in ("refine", "query"))
+    noise, other = (diffusion.noise_of(0, IDS, x, name) for name in ("refine", "query"))
     with torch.no_grad():
         refined = inpaint(prior.chain("25"), x, plain.counterfactual, mask, 3, noise, other)
     torch.testing.assert_close(pasted.counterfactual, refined, rtol=0, atol=1e-9)
@@ -304,7 +304,7 @@ def test_a_prior_with_nan_is_told_from_a_classifier_with_nan(prior, images):
         def forward(self, z, at):
             out = prior.unet(z, at).sample
             return SimpleNamespace(sample=torch.where((torch.arange(len(z)) == 1)[:, None, None, None], torch.nan, out))
-    caught = DiME(prior=ddpm.DDPM(Marked(), (8, 8), 50), **QUICK)(Linear(), x, 1 - Linear()(x).argmax(1), IDS)
+    caught = DiME(prior=diffusion.DDPM(Marked(), (8, 8), 50), **QUICK)(Linear(), x, 1 - Linear()(x).argmax(1), IDS)
     assert [k for k, why in enumerate(caught.reason) if why == NAN_PRIOR] == [1]
     assert torch.equal(caught.counterfactual[1], x[1]) and not caught.valid[1]
 
@@ -337,7 +337,7 @@ def test_presets(prior):
     assert DiME.faces(prior).dilation == 7 and DiME.faces(prior).steps == 45 and not DiME.faces(prior, fast=True).own_mask
     roads, ace = DiME.roads(prior), ACE.bdd(prior)
     assert (roads.refine, roads.threshold, roads.dilation) == ((ace.spacing, ace.steps), ace.threshold, ace.dilation)
-    s = ddpm.schedule.linear(500).respaced(DiME.celeba(prior).spacing)
+    s = diffusion.schedule.linear(500).respaced(DiME.celeba(prior).spacing)
     assert abs(s.sigma[DiME.celeba(prior).steps - 1] - 0.774) < 5e-4
 
 
@@ -374,7 +374,7 @@ def test_images_of_another_size_and_results_not_to_be_pasted(prior, images):
 def test_bfloat16_is_the_prior_in_autocast_and_nearly_the_same(images):
     """Steered by the guess of the step, so that the rounded passes are those that the classifier is asked about."""
     x, target = images
-    small, seen = ddpm.DDPM(Small().float(), (8, 8), 50).eval(), []
+    small, seen = diffusion.DDPM(Small().float(), (8, 8), 50).eval(), []
     small.unet.conv[0].register_forward_hook(lambda m, given, out: seen.append(out.dtype))
     whole, half = (DiME(prior=small, **QUICK | {"bfloat16": on, "fast": True})(Linear().float(), x.float(), target, IDS)
                    for on in (False, True))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cf_utils.classifiers import OneOutput
-from cf_utils.core import ALREADY, NAN, BlackBox, block_index, block_mean, item_noise, total_variation
-from cf_utils.explainers import objective
+from cf_utils.core import ALREADY, NAN, PassCounter, block_index, block_mean, item_noise, total_variation
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
+from cf_utils.explainers.shared import objective
+from cf_utils.models.classifiers import OneOutput
 from tests.conftest import make_explainer, make_net, make_queries
 from tests.small import assert_rows_are_on_their_own
 
@@ -144,7 +144,7 @@ def test_rank_gives_the_order_of_eq_5(net, queries):
     x, target = queries
     order = make_explainer(block=(2, 3), tau=0.999)
     index, n = block_index((1, 6, 6), (2, 3))
-    rank = order._rank(BlackBox(net, len(x)), x, target, torch.arange(len(x)), index, n)
+    rank = order._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n)
     for i in range(len(x)):
         z = x[i:i + 1].clone().requires_grad_(True)
         (g,) = torch.autograd.grad(net(z).softmax(1)[0, target[i]], z)
@@ -342,7 +342,7 @@ def test_path_grows_by_one_block_a_step(net, queries):
     (x, target), e = queries, make_explainer(tau=0.999, max_blocks=6)
     cfs = e(net, x, target)
     index, n = block_index(x.shape[1:], e.block)
-    rank = e._rank(BlackBox(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(dim=1, descending=True)
+    rank = e._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(dim=1, descending=True)
     assert cfs.path_len.max() > 2
     for i in range(len(x)):
         for k in range(1, int(cfs.path_len[i])):

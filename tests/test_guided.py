@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cf_utils.generators import guided
-from cf_utils.generators.ddpm import noise_of
-from cf_utils.generators.guided import PUBLISHED, Flags, converted
+from cf_utils.models.generators import guided_diffusion
+from cf_utils.models.generators.diffusion import noise_of
+from cf_utils.models.generators.guided_diffusion import PUBLISHED, Flags, converted
 from tests.published_unet import PublishedUNet
 
 FIELDS = [f.name for f in dataclasses.fields(Flags) if f.name not in ("diffusion_steps", "size", "channel_mult")]
@@ -85,12 +85,12 @@ def test_published_settings_are_complete_at_full_size(name):
     flags = PUBLISHED[name]
     with torch.device("meta"):
         theirs = PublishedUNet(channel_mult=flags.multiples, **{f: getattr(flags, f) for f in FIELDS}).state_dict()
-        ours = guided.network(flags).state_dict()
-    pairs = list(guided.names(flags))
+        ours = guided_diffusion.network(flags).state_dict()
+    pairs = list(guided_diffusion.names(flags))
     assert sorted(a for a, _ in pairs) == sorted(theirs)
     assert sorted(b for _, bs in pairs for b in ([bs] if isinstance(bs, str) else bs)) == sorted(ours)
     for a, b in pairs:
-        assert guided._shape(a, b, ours) == tuple(theirs[a].shape), a
+        assert guided_diffusion._shape(a, b, ours) == tuple(theirs[a].shape), a
     total = sum(v.numel() for v in theirs.values())
     assert total == sum(v.numel() for v in ours.values())
     if name == "imagenet":
@@ -103,7 +103,7 @@ def test_load_gives_a_chain_that_filters(tmp_path):
     theirs = reference(flags)
     torch.save({k: v.half() for k, v in theirs.state_dict().items()}, tmp_path / "ddpm.pt")
     save_file(theirs.state_dict(), tmp_path / "ddpm.safetensors")
-    model, half = guided.load(tmp_path / "ddpm.safetensors", flags), guided.load(tmp_path / "ddpm.pt", flags)
+    model, half = guided_diffusion.load(tmp_path / "ddpm.safetensors", flags), guided_diffusion.load(tmp_path / "ddpm.pt", flags)
     assert len(model.schedule) == 500 and not model.training and next(half.parameters()).dtype == torch.float32
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     noise = noise_of(0, torch.arange(1), x, "f")
@@ -118,14 +118,14 @@ def test_load_gives_a_chain_that_filters(tmp_path):
                         ({"attention_resolutions": (64,)}, r"input_blocks.1.1.norm.bias: file absent, model \(32,\)"),
                         ({"class_cond": True}, "class-conditional"), ({"num_heads": 3}, "do not divide the width")):
         with pytest.raises(ValueError, match=says):
-            guided.load(tmp_path / "ddpm.pt", dataclasses.replace(flags, **wrong))
+            guided_diffusion.load(tmp_path / "ddpm.pt", dataclasses.replace(flags, **wrong))
     torch.save(theirs.state_dict() | {"extra": torch.zeros(3)}, tmp_path / "ddpm.pt")
     with pytest.raises(ValueError, match=r"ddpm.pt: .*1 names do not fit: extra: file \(3,\), model absent"):
-        guided.load(tmp_path / "ddpm.pt", flags)
+        guided_diffusion.load(tmp_path / "ddpm.pt", flags)
     torch.save({"epoch": 3, "model_state_dict": theirs.state_dict()}, tmp_path / "other.pt")        # somebody's training state
     with pytest.raises(ValueError, match=r"other.pt: .*epoch: file a int, model absent"):
-        guided.load(tmp_path / "other.pt", flags)
+        guided_diffusion.load(tmp_path / "other.pt", flags)
     with pytest.raises(ValueError, match="flags: got 'faces', expected Flags or one of"):
-        guided.load(tmp_path / "ddpm.pt", "faces")
+        guided_diffusion.load(tmp_path / "ddpm.pt", "faces")
     with pytest.raises(ValueError, match="image_size: got 100"):
-        guided.load(tmp_path / "ddpm.pt", Flags(100))
+        guided_diffusion.load(tmp_path / "ddpm.pt", Flags(100))

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from cf_utils import classifiers, io
-from cf_utils.classifiers import OneOutput
-from cf_utils.image_classifiers import PUBLISHED, ImageDenseNet, ImageResNet, SmallDenseNet, load_published
+from cf_utils.core import files
+from cf_utils.models import classifiers
+from cf_utils.models.classifiers import OneOutput
+from cf_utils.models.image_classifiers import PUBLISHED, ImageDenseNet, ImageResNet, SmallDenseNet, load_published
 
 
 def images(n=3, size=(64, 64), dtype=torch.float32):
@@ -126,7 +127,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt: holds a list, expected a dict"):
-        io.read_published(tmp_path / "list.pt")
+        files.read_published(tmp_path / "list.pt")
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 128), (128, 128)])
@@ -179,9 +180,9 @@ def test_small_densenet_learns():
 
 def test_load_finds_image_classifiers_by_their_card(tmp_path, monkeypatch):
     settings, model = {"outputs": 2, "growth": 8, "blocks": [2, 2], "first": 8}, SmallDenseNet(2, 8, (2, 2), 8).eval()
-    io.save_checkpoint("tiny", model, {"architecture": {"class": "SmallDenseNet", "arguments": settings}}, tmp_path, half=False)
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (tmp_path,))
+    files.save_checkpoint("tiny", model, {"architecture": {"class": "SmallDenseNet", "arguments": settings}}, tmp_path, half=False)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
     loaded, x = classifiers.load("tiny"), images(2, (16, 16))
     torch.testing.assert_close(loaded(x), model(x))
     assert not loaded.training and loaded.card["name"] == "tiny"

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, images
-from cf_utils.datasets.__main__ import SETS, main
+from cf_utils.datasets.__main__ import main
+from cf_utils.datasets.catalog import SETS
 
 NAMES = ["5_o_Clock_Shadow", *(f"Attribute_{i}" for i in range(1, 39)), "Young"]
 NAMES[31] = "Smiling"

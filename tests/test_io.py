@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import io
+from cf_utils.core import files
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "deep" / "f.txt"
-    io.write_text(path, "old")
-    with pytest.raises(RuntimeError), io.whole_file(path) as part:
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.whole_file(path) as part:
         part.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]                # and nothing is left beside it
-    io.write_text(path, "new")
+    files.write_text(path, "new")
     assert path.read_text() == "new"
 
 
@@ -31,19 +31,19 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
     """Killed just before or just after os.replace, every writer leaves the whole old file or the whole new one."""
     def write(value):
         if writer == "text":
-            io.write_text(tmp_path / "f", str(value) * 1000)
+            files.write_text(tmp_path / "f", str(value) * 1000)
         elif writer == "json":
-            io.write_json(tmp_path / "f", [value] * 1000)
+            files.write_json(tmp_path / "f", [value] * 1000)
         elif writer == "tensors":
-            io.write_tensors(tmp_path / "f", {"a": torch.full((500,), float(value))})
+            files.write_tensors(tmp_path / "f", {"a": torch.full((500,), float(value))})
         elif writer == "fetch":
             source = tmp_path / f"source {value}"
             source.write_text(str(value) * 1000)
-            io.fetch(source.as_uri(), tmp_path / "f", io.sha256(source))
+            files.fetch(source.as_uri(), tmp_path / "f", files.sha256(source))
         else:
             model = nn.Linear(2, 2)
             nn.init.constant_(model.weight, value)
-            io.save_checkpoint("f", model, {"value": value}, tmp_path)
+            files.save_checkpoint("f", model, {"value": value}, tmp_path)
 
     rename = os.replace
 
@@ -65,21 +65,21 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
     if writer in ("text", "fetch"):
         assert (tmp_path / "f").read_text() == str(value) * 1000
     elif writer == "json":
-        assert io.read_json(tmp_path / "f") == [value] * 1000
+        assert files.read_json(tmp_path / "f") == [value] * 1000
     elif writer == "tensors":
-        assert torch.equal(io.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value)))
+        assert torch.equal(files.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value)))
     elif when == "before":
-        assert io.load_checkpoint("f", nn.Linear(2, 2), tmp_path)["value"] == 1
+        assert files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)["value"] == 1
     else:       # new weights under the old card: two trainings, never taken for a pair
         with pytest.raises(ValueError, match="its card says"):
-            io.load_checkpoint("f", nn.Linear(2, 2), tmp_path)
+            files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)
 
 
 def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        io.write_json(tmp_path / "f.json", {"a": float("nan")})
+        files.write_json(tmp_path / "f.json", {"a": float("nan")})
     assert not (tmp_path / "f.json").exists()
-    io.write_json(tmp_path / "f.json", {"b": 1, "a": None})
+    files.write_json(tmp_path / "f.json", {"b": 1, "a": None})
     assert list(json.loads((tmp_path / "f.json").read_text())) == ["b", "a"]
 
 
@@ -87,17 +87,17 @@ def test_json_is_strict(tmp_path):
 def test_an_unwritable_folder_raises(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
-        io.write_text(tmp_path / "f", "x")
+        files.write_text(tmp_path / "f", "x")
     tmp_path.chmod(0o700)
 
 
 def test_hash_sees_shape_dtype_values_and_order(tmp_path):
     a = torch.arange(6.0)
     (tmp_path / "f").write_bytes(b"abc")
-    assert io.sha256(tmp_path / "f") == io.sha256(b"abc") == io.sha256("abc")
-    assert len({io.sha256(t) for t in (a, a.view(2, 3), a.double(), a + 1e-6)}) == 4
-    assert io.sha256(a.view(2, 3).T) == io.sha256(a.view(2, 3).T.contiguous())
-    assert io.sha256("a", a) != io.sha256(a, "a")
+    assert files.sha256(tmp_path / "f") == files.sha256(b"abc") == files.sha256("abc")
+    assert len({files.sha256(t) for t in (a, a.view(2, 3), a.double(), a + 1e-6)}) == 4
+    assert files.sha256(a.view(2, 3).T) == files.sha256(a.view(2, 3).T.contiguous())
+    assert files.sha256("a", a) != files.sha256(a, "a")
 
 
 def net(hidden=4):
@@ -108,9 +108,9 @@ def net(hidden=4):
 @pytest.mark.parametrize(("half", "error"), [(True, 2e-3), (False, 0.0)])
 def test_checkpoint_round_trip(tmp_path, half, error):
     model = net().train()
-    io.save_checkpoint("m", model, {"about": "x"}, tmp_path, half=half)
+    files.save_checkpoint("m", model, {"about": "x"}, tmp_path, half=half)
     other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    card = io.load_checkpoint("m", other, tmp_path)
+    card = files.load_checkpoint("m", other, tmp_path)
     assert card["about"] == "x"
     assert card["parameters"] == 24
     assert not other.training
@@ -120,48 +120,48 @@ def test_checkpoint_round_trip(tmp_path, half, error):
 
 
 def test_checkpoint_that_does_not_fit(tmp_path):
-    io.save_checkpoint("m", net(4), {}, tmp_path)
+    files.save_checkpoint("m", net(4), {}, tmp_path)
     with pytest.raises(ValueError, match=r"fit Sequential: 0\.bias: file \(4,\), model \(5,\); 0\.weight: file \(4, 3\)"):
-        io.load_checkpoint("m", net(5), tmp_path)
+        files.load_checkpoint("m", net(5), tmp_path)
     with pytest.raises(ValueError, match=r"1\.bias: file \(4,\), model absent"):
-        io.load_checkpoint("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
+        files.load_checkpoint("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
     with pytest.raises(ValueError, match=r"2\.weight: file absent, model \(2, 4\)"):
-        io.load_checkpoint("m", nn.Sequential(*net(4), nn.Linear(4, 2)), tmp_path)
+        files.load_checkpoint("m", nn.Sequential(*net(4), nn.Linear(4, 2)), tmp_path)
     before = net(5)
     kept = before[0].weight.clone()
     with pytest.raises(ValueError, match="fit"):
-        io.load_checkpoint("m", before, tmp_path)
+        files.load_checkpoint("m", before, tmp_path)
     assert torch.equal(before[0].weight, kept)                  # refused before anything was written into it
 
 
 def test_checkpoint_missing_or_of_another_training(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"m\.safetensors is missing; .*cf_utils\.recipes m "):
-        io.load_checkpoint("m", net(), tmp_path)
-    path = io.save_checkpoint("m", net(), {}, tmp_path)
+        files.load_checkpoint("m", net(), tmp_path)
+    path = files.save_checkpoint("m", net(), {}, tmp_path)
     raw = path.read_bytes()
     path.write_bytes(raw[:-2] + b"\x01\x02")
     with pytest.raises(ValueError, match=r"sha256 .* its card says"):
-        io.load_checkpoint("m", net(), tmp_path)
+        files.load_checkpoint("m", net(), tmp_path)
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"m\.json"):
-        io.load_checkpoint("m", net(), tmp_path)
+        files.load_checkpoint("m", net(), tmp_path)
 
 
 def test_fetch_verifies(tmp_path):
     source, path = tmp_path / "source", tmp_path / "to" / "f"
     source.write_bytes(b"the data")
-    url, good = source.as_uri(), io.sha256(b"the data")
+    url, good = source.as_uri(), files.sha256(b"the data")
     with pytest.raises(ValueError, match="came, expected"):
-        io.fetch(url, path, "0" * 64)
+        files.fetch(url, path, "0" * 64)
     assert not path.exists()
-    assert io.fetch(url, path, good).read_bytes() == b"the data"
+    assert files.fetch(url, path, good).read_bytes() == b"the data"
     path.write_bytes(b"the da")                                 # broken off: fetched anew
-    assert io.fetch(url, path, good).read_bytes() == b"the data"
+    assert files.fetch(url, path, good).read_bytes() == b"the data"
     source.unlink()
-    assert io.fetch(url, path, good) == path                    # whole: nothing is asked of the source
+    assert files.fetch(url, path, good) == path                    # whole: nothing is asked of the source
     path.write_bytes(b"broken")
     with pytest.raises(OSError, match="source"):
-        io.fetch(url, path, good)
+        files.fetch(url, path, good)
     assert path.read_bytes() == b"broken"
     assert not list(path.parent.glob("*.part-*"))
 
@@ -169,9 +169,9 @@ def test_fetch_verifies(tmp_path):
 def test_a_loaded_network_convolves_channels_last_and_says_the_same(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
-    io.save_checkpoint("c", net, {"value": 1}, tmp_path)
+    files.save_checkpoint("c", net, {"value": 1}, tmp_path)
     other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
-    io.load_checkpoint("c", other, tmp_path)
+    files.load_checkpoint("c", other, tmp_path)
     wide = [p for p in other.parameters() if p.ndim == 4]
     assert len(wide) == 2 and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
     assert not wide[0].is_contiguous()

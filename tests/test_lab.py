@@ -26,7 +26,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-from cf_utils import io
+from cf_utils.core import files
 
 pytestmark = pytest.mark.browser
 LIMIT = 300                                            # seconds for one test, all in all
@@ -61,8 +61,8 @@ def make_small_notebook(root: Path) -> Path:
 
 def copy_notebook(root: Path, name: str, parameters: dict) -> Path:
     """notebooks/<name> with the profiles and without outputs; `parameters` in a cell below its own, as papermill does it."""
-    shutil.copytree(io.ROOT / "notebooks" / "profiles", root / "profiles")
-    notebook = nbformat.read(io.ROOT / "notebooks" / name, as_version=4)
+    shutil.copytree(files.ROOT / "notebooks" / "profiles", root / "profiles")
+    notebook = nbformat.read(files.ROOT / "notebooks" / name, as_version=4)
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
     at = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
@@ -91,7 +91,7 @@ def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     env |= {"HOME": str(home), "CF_CLAIMS": "record", **{k: str(home / v) for k, v in folders.items()}}
     for name, content in LAB_SETTINGS.items():
-        io.write_json(home / "settings" / name, content)
+        files.write_json(home / "settings" / name, content)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from cf_utils.core import BlackBox
+from cf_utils.core import PassCounter
 from cf_utils.explainers.lore import LORE
-from cf_utils.explainers.rules import Rule, least_move, leaves, nearest_move
+from cf_utils.explainers.shared.rules import Rule, least_move, leaves, nearest_move
 from tests.small import Bent, Trap, assert_kept, plane, table, tables
 
 TRAIN = torch.rand(400, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_least_move_is_the_nearest_point_that_meets_the_rule():
 def test_neighbours_are_bred_for_both_decisions_near_the_query():
     net, x, target, _ = table(rows=6)
     def bred(**changes):
-        f = BlackBox(net, 6)
+        f = PassCounter(net, 6)
         with torch.no_grad():
             z, wanted = SMALL.with_(**changes)._neighbourhood(f, x, target, torch.arange(6), 0.5, torch.arange(6))
         return z, wanted
@@ -100,7 +100,7 @@ def test_categories_count_whole():
     x = torch.zeros(4, 6, dtype=torch.float64)
     def away(**changes):
         with torch.no_grad():
-            z, _ = LORE(train, population=200, **changes)._neighbourhood(BlackBox(never, 4), x, ones(x), torch.arange(4), 0.5,
+            z, _ = LORE(train, population=200, **changes)._neighbourhood(PassCounter(never, 4), x, ones(x), torch.arange(4), 0.5,
                                                                          torch.arange(4))
         return float(z[z != 0].mean())
     assert away() < 0.25 and away(categorical=range(6)) > 0.42                                  # measured 0.16, 0.50
@@ -217,7 +217,7 @@ def test_lore_sa_reads_the_same_rules_off_our_trees():
     frame = pd.DataFrame(TRAIN.numpy(), columns=names).assign(y=np.where(np.arange(400) % 2, "True", "False"))
     encoder = ColumnTransformerEnc(TabularDataset(frame, class_name="y").descriptor)
     with torch.no_grad():
-        z, wanted = SMALL._neighbourhood(BlackBox(net, 8), x, target, torch.arange(8), 0.5, torch.arange(8))
+        z, wanted = SMALL._neighbourhood(PassCounter(net, 8), x, target, torch.arange(8), 0.5, torch.arange(8))
     for q, own, points, labels in zip(x.numpy(), SMALL.rules(net, x, target), z.numpy(), wanted.numpy(), strict=True):
         theirs = DecisionTreeSurrogate()
         theirs.dt = SMALL._tree(points, labels.astype(int))

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from cf_utils import weights
-from cf_utils.metrics import attributes, features, identity
-from cf_utils.metrics.published_oracles import PublishedOracle
+from cf_utils.evaluation.metrics import attributes, features, identity
+from cf_utils.models import encoders, pretrained
+from cf_utils.models.published_oracles import PublishedOracle
 
 
 class Direction(nn.Module):
@@ -71,7 +71,7 @@ def test_where_the_threshold_comes_from():
 def test_s3_is_the_mean_cosine_and_has_its_name_from_simsiam_alone():
     query, moved = looking(0, 10), looking(60, 10)
     assert identity.s3(Direction(), query, moved)["s3_embedded"] == pytest.approx(0.75, abs=1e-6)
-    assert "s3" in features.SimSiam.official_for and "s3" not in features.FaceNet.official_for
+    assert "s3" in encoders.SimSiam.official_for and "s3" not in encoders.FaceNet.official_for
     with pytest.raises(ValueError, match="as many as a"):
         identity.s3(Direction(), query, moved[:1])
 
@@ -202,12 +202,12 @@ def in_caffe(state, before=""):
 
 def test_the_face_network_layer_by_layer(tmp_path, monkeypatch):
     """From a picture in 8 bits, resized by PIL as the official code does: resizing, channel order, means, strides, pooling."""
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     state = residual()
-    path = tmp_path / weights.FILES["vggface2"].file
+    path = tmp_path / pretrained.FILES["vggface2"].file
     path.write_bytes(pickle.dumps({k: v.numpy() for k, v in state.items()} | {"fc.weight": np.zeros((2, 2048), np.float32)}, 3))
     picture = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)      # 72 x 72
-    net = features.load("vggface2")
+    net = encoders.load("vggface2")
     got = net(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)
     large = np.array(Image.fromarray(picture).resize((224, 224), Image.Resampling.BILINEAR), dtype=np.float32)
     y = torch.from_numpy(large[:, :, ::-1] - np.array([91.4953, 103.8827, 131.0912], np.float32)).permute(2, 0, 1)[None]
@@ -217,18 +217,18 @@ def test_the_face_network_layer_by_layer(tmp_path, monkeypatch):
     assert net.threshold == 0.5
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="no pickle of numpy arrays"):
-        features.load("vggface2")
+        encoders.load("vggface2")
 
 
 @pytest.mark.parametrize("kind", ["celeba", "celebahq"])
 def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="MNAC and CD on"):
         PublishedOracle(kind)
     gen, state = torch.Generator().manual_seed(1), residual(1)
     head = {"weight": torch.randn(40, 128 if kind == "celeba" else 2048, generator=gen), "bias": torch.randn(40, generator=gen)}
     narrow = torch.randn(128, 2048, 1, 1, generator=gen)
-    path = tmp_path / weights.FILES[f"{kind}_oracle"].file
+    path = tmp_path / pretrained.FILES[f"{kind}_oracle"].file
     if kind == "celeba":
         torch.save({"feat_extract": in_caffe(state) | {"feat_extract.weight": narrow}, "classifier": head}, path)
     else:
@@ -253,7 +253,7 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
 
 
 def test_simsiam_is_the_encoder_up_to_its_projector(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     gen, state = torch.Generator().manual_seed(2), residual(2)
     projector = {f"fc.{i}.weight": torch.randn(2048, 2048, generator=gen) * 0.03 for i in (0, 3, 6)}
     projector["fc.6.bias"] = torch.zeros(2048)
@@ -261,7 +261,7 @@ def test_simsiam_is_the_encoder_up_to_its_projector(tmp_path, monkeypatch):
         kinds = ("running_mean", "running_var") if i == 7 else ("running_mean", "running_var", "weight", "bias")
         projector |= {f"fc.{i}.{k}": torch.rand(2048, generator=gen) + 0.5 for k in kinds}
     saved = {f"module.encoder.{k}": v for k, v in (state | projector).items()} | {"module.predictor.0.weight": torch.zeros(2, 2)}
-    torch.save({"epoch": 100, "state_dict": saved}, tmp_path / weights.FILES["simsiam"].file)
+    torch.save({"epoch": 100, "state_dict": saved}, tmp_path / pretrained.FILES["simsiam"].file)
     x = torch.rand(2, 3, 32, 48, generator=gen)
     trunk = models.resnet50(weights=None)
     trunk.fc = nn.Identity()
@@ -274,4 +274,4 @@ def test_simsiam_is_the_encoder_up_to_its_projector(tmp_path, monkeypatch):
         at = {k: projector.get(f"fc.{i + 1}.{k}") for k in ("running_mean", "running_var", "weight", "bias")}
         z = (z - at["running_mean"]) / (at["running_var"] + 1e-5).sqrt()
         z = (z * at["weight"] + at["bias"]).clamp(min=0) if i < 6 else z
-    torch.testing.assert_close(features.load("simsiam")(x), z, rtol=1e-3, atol=1e-3 * float(z.abs().max()))
+    torch.testing.assert_close(encoders.load("simsiam")(x), z, rtol=1e-3, atol=1e-3 * float(z.abs().max()))

@@ -14,9 +14,9 @@ from pytorch_fid import inception as theirs
 from torch import nn
 from torchvision import models
 
-from cf_utils import weights
-from cf_utils.image_classifiers import IMAGENET_NORM
-from cf_utils.metrics import features, image, perceptual
+from cf_utils.evaluation.metrics import features, image, perceptual
+from cf_utils.models import encoders, pretrained
+from cf_utils.models.image_classifiers import IMAGENET_NORM
 from tests.test_weights import alexnet
 
 
@@ -168,7 +168,7 @@ def test_the_trunk_by_hand():
     for i, stride, pad, pool in ((0, 4, 2, 1), (3, 1, 2, 1), (6, 1, 1, 0), (8, 1, 1, 0), (10, 1, 1, 0)):
         y = F.conv2d(y, state[f"features.{i}.weight"], state[f"features.{i}.bias"], stride, pad).clamp(min=0)
         y = F.max_pool2d(y, 3, 2) if pool else y
-    net = features.load("alexnet")
+    net = encoders.load("alexnet")
     torch.testing.assert_close(net(x), y.mean((2, 3)), rtol=1e-4, atol=1e-5)
     small = x[:, :, :32, :64]                                                   # 128 x 256 is what it sees of 32 x 64
     wide = F.interpolate(small, (128, 256), mode="bilinear", align_corners=False)
@@ -178,13 +178,13 @@ def test_the_trunk_by_hand():
 def test_inception_is_pytorch_fids_with_the_published_file_alone(tmp_path, monkeypatch):
     """Features of images equal those that pytorch-fid reads from the same images on disk."""
     torch.manual_seed(0)
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    path = tmp_path / weights.FILES["inception"].file
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    path = tmp_path / pretrained.FILES["inception"].file
     torch.save(theirs._inception_v3(num_classes=1008, aux_logits=False, weights=None).state_dict(), path)     # the same names
     with pytest.raises(ValueError, match="expected 6726825d"):
-        features.load("inception")
-    monkeypatch.setitem(weights.FILES, "inception", weights.Weights(path.name, "FID", "", ""))
-    net = features.load("inception")
+        encoders.load("inception")
+    monkeypatch.setitem(pretrained.FILES, "inception", pretrained.Weights(path.name, "FID", "", ""))
+    net = encoders.load("inception")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     for i, p in enumerate(pictures):
         Image.fromarray(p).save(tmp_path / f"{i}.png")
@@ -199,7 +199,7 @@ def test_inception_is_pytorch_fids_with_the_published_file_alone(tmp_path, monke
 def lpips_by_hand(net, state, a, b):
     """Zhang et al.: unit length over channels, squared difference, weighted over channels, averaged over places, summed."""
     layers = ([(0, 4, 2, 1), (3, 1, 2, 1), (6, 1, 1, 0), (8, 1, 1, 0), (10, 1, 1, 0)] if net == "alex" else
-              [(i, 1, 1, i in (2, 7, 14, 21)) for i in weights.TRUNKS["vgg16"][1]])
+              [(i, 1, 1, i in (2, 7, 14, 21)) for i in pretrained.TRUNKS["vgg16"][1]])
     taps = (0, 3, 6, 8, 10) if net == "alex" else (2, 7, 14, 21, 28)
     with resources.as_file(resources.files("lpips") / "weights" / "v0.1" / f"{net}.pth") as path:
         lins = torch.load(path, map_location="cpu", weights_only=True)
@@ -225,10 +225,10 @@ def test_lpips_against_a_second_implementation(net, monkeypatch):
     else:                                           # the second trunk is made on demand: the wiring is the same for any weights
         widths = [3, 64, 64, 128, 128, *[256] * 3, *[512] * 6]
         state = {}
-        for i, a, b in zip(weights.TRUNKS["vgg16"][1], widths, widths[1:], strict=False):
+        for i, a, b in zip(pretrained.TRUNKS["vgg16"][1], widths, widths[1:], strict=False):
             state[f"features.{i}.weight"] = torch.randn(b, a, 3, 3, generator=gen) * (2 / (9 * a)) ** 0.5
             state[f"features.{i}.bias"] = torch.randn(b, generator=gen) * 0.1
-        monkeypatch.setattr(weights, "trunk", lambda name: state)
+        monkeypatch.setattr(pretrained, "trunk", lambda name: state)
     x, y = torch.rand(2, 3, 3, 40, 40, generator=gen)
     model = perceptual.lpips_network(net)
     assert not any(p.is_meta for p in (*model.parameters(), *model.buffers())) and not model.training
@@ -268,11 +268,11 @@ def test_diversity_over_pairs():
 def test_dimes_perceptual_term_is_vgg19s_first_18_layers(tmp_path, monkeypatch):
     torch.manual_seed(0)
     net = models.vgg19(weights=None).features
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    monkeypatch.setitem(weights.FILES, "vgg19", dataclasses.replace(weights.FILES["vgg19"], begins=""))
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    monkeypatch.setitem(pretrained.FILES, "vgg19", dataclasses.replace(pretrained.FILES["vgg19"], begins=""))
     with pytest.raises(FileNotFoundError, match=r"vgg19-dcbb9e9d\.pth is missing, for DiME's perceptual term.*pytorch\.org"):
         perceptual.VGG19()
-    path = tmp_path / weights.FILES["vgg19"].file
+    path = tmp_path / pretrained.FILES["vgg19"].file
     torch.save({f"features.{k}": v for k, v in net[:18].state_dict().items()} | {"classifier.0.bias": torch.zeros(3)}, path)
     term, (x, y) = perceptual.VGG19(), torch.rand(2, 3, 3, 32, 32)
     mean, sd = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET_NORM)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import weights
 from cf_utils.core import Counterfactuals
-from cf_utils.metrics import attributes, features, identity, image, table
-from cf_utils.metrics.transition import cout
+from cf_utils.evaluation import tables
+from cf_utils.evaluation.metrics import attributes, features, identity, image
+from cf_utils.evaluation.metrics.transition import cout
+from cf_utils.models import pretrained
 from tests.test_weights import alexnet
 
 
@@ -149,22 +150,22 @@ def oracle():
 
 
 def test_without_weights_each_official_column_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    got = table.ace_table(results(), Share(), oracle="celeba")
-    assert list(got.index[:8]) == list(table.FACES)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    got = tables.ace_table(results(), Share(), oracle="celeba")
+    assert list(got.index[:8]) == list(tables.FACES)
     for column, file in (("fid", "inception"), ("sfid", "inception"), ("fva", "vggface2"), ("fs", "vggface2"),
                          ("mnac", "celeba_oracle"), ("cd", "celeba_oracle"), ("fid_embedded", "alexnet"),
                          ("s3_embedded", "alexnet")):
         note = got.note[column]
         assert got.value.isna()[column] and got.n[column] == 0
-        assert f"{weights.FOLDER / weights.FILES[file].file} is missing" in note and weights.FILES[file].how in note, column
-    monkeypatch.setattr(weights, "FOLDER", table.io.ROOT / "data" / "nowhere")
-    said = table.ace_table(results(), Share(), ("fid",), embedded=False).note["fid"]
-    assert str(table.io.ROOT) not in said and "data/nowhere/" in said    # published tables name no machine
+        assert f"{pretrained.FOLDER / pretrained.FILES[file].file} is missing" in note and pretrained.FILES[file].how in note, column
+    monkeypatch.setattr(pretrained, "FOLDER", tables.files.ROOT / "data" / "nowhere")
+    said = tables.ace_table(results(), Share(), ("fid",), embedded=False).note["fid"]
+    assert str(tables.files.ROOT) not in said and "data/nowhere/" in said    # published tables name no machine
     assert got.value["fr"] == pytest.approx(11 / 12) and got.n["fr"] == 12 and not got.value.isna()["cout"]
-    scenes = table.ace_table(results(), Share(), table.SCENES, embedded=False)
-    assert list(scenes.index) == list(table.SCENES) and weights.FILES["simsiam"].how in scenes.note["s3"]
-    assert "no attribute oracle" in table.ace_table(results(), Share(), ("mnac",), embedded=False).note["mnac"]
+    scenes = tables.ace_table(results(), Share(), tables.SCENES, embedded=False)
+    assert list(scenes.index) == list(tables.SCENES) and pretrained.FILES["simsiam"].how in scenes.note["s3"]
+    assert "no attribute oracle" in tables.ace_table(results(), Share(), ("mnac",), embedded=False).note["mnac"]
 
 
 def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
@@ -176,7 +177,7 @@ def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
     training = torch.tensor([0.2, 1.0, -0.3], dtype=torch.float64)
     columns = ("fid", "sfid", "fva", "fs", "mnac", "cd", "s3", "cout", "fr")
     o.official_for = ("mnac", "cd")
-    got = table.ace_table(cfs, net, columns, labels=labels, oracle=o, training=training, attribute=1, judge=Always(),
+    got = tables.ace_table(cfs, net, columns, labels=labels, oracle=o, training=training, attribute=1, judge=Always(),
                           face=Eye(), embedded=False)
     real, fake = (features.extract(Eye("fid", "sfid"), x) for x in (cfs.query, cfs.counterfactual))
     valid, right = cfs.select(cfs.valid), cfs.select(labels == cfs.source)
@@ -195,31 +196,31 @@ def test_with_weights_each_column_is_the_metric_on_its_set(monkeypatch):
     assert got.n.to_dict() == dict.fromkeys(expected, 11) | {"sfid": half, "fr": 12}
     assert got.note["fid"].startswith("against 12 queries") and "against the other half's 6 queries" in got.note["sfid"]
     assert "no change scores" in got.note["sfid"] and "random pairs" in got.note["fva"] and got.note["cout"] == ""
-    everyone = table.ace_table(cfs, net, ("cout",), embedded=False)
+    everyone = tables.ace_table(cfs, net, ("cout",), embedded=False)
     assert everyone.n["cout"] == 12 and "no labels" in everyone.note["cout"]
     del o.official_for
-    other = table.ace_table(cfs, net, ("mnac", "cd"), oracle=o, embedded=False)
+    other = tables.ace_table(cfs, net, ("mnac", "cd"), oracle=o, embedded=False)
     assert other.value["mnac_embedded"] == pytest.approx(expected["mnac"]) and other.note["mnac"] == "see mnac_embedded"
     assert "train split" in other.note["cd_embedded"]
     with pytest.raises(ValueError, match="columns: got"):
-        table.ace_table(cfs, net, ("lpips",))
+        tables.ace_table(cfs, net, ("lpips",))
     with pytest.raises(ValueError, match="labels: got"):
-        table.ace_table(cfs, net, labels=labels[:3])
+        tables.ace_table(cfs, net, labels=labels[:3])
 
 
 def test_what_needs_spread_says_so_and_what_was_the_target_already_counts_nowhere():
     cfs, o, training = results(), oracle(), torch.tensor([0.2, 1.0, -0.3], dtype=torch.float64)
     more = {"oracle": o, "training": training, "attribute": 1, "embedded": False}
-    none = table.ace_table(cfs.select([11, 11]), Share().eval(), ("mnac", "cd"), **more)
+    none = tables.ace_table(cfs.select([11, 11]), Share().eval(), ("mnac", "cd"), **more)
     assert none.value.isna().all() and "no counterfactual is valid" in none.note["cd"]
-    one = table.ace_table(cfs.select([1]), Share().eval(), ("mnac", "cd"), **more)
+    one = tables.ace_table(cfs.select([1]), Share().eval(), ("mnac", "cd"), **more)
     assert one.value["mnac_embedded"] >= 0 and one.value.isna()["cd_embedded"] and "no correlation" in one.note["cd_embedded"]
     with pytest.raises(ValueError, match="before: 1 items, expected at least 2"):
         attributes.correlation_difference(*torch.zeros(2, 1, 3).bool(), training, 1)
     there = dataclasses.replace(cfs, source=cfs.source.index_copy(0, torch.tensor([1, 2]), cfs.target[1:3]))
-    asked = table.ace_table(there, Share().eval(), ("cout", "fr"), labels=there.source, embedded=False)
+    asked = tables.ace_table(there, Share().eval(), ("cout", "fr"), labels=there.source, embedded=False)
     rest = cfs.select([0, *range(3, 12)])
-    expected = table.ace_table(rest, Share().eval(), ("cout", "fr"), labels=rest.source, embedded=False)
+    expected = tables.ace_table(rest, Share().eval(), ("cout", "fr"), labels=rest.source, embedded=False)
     assert asked.value.to_dict() == pytest.approx(expected.value.to_dict())
     assert asked.n["fr"] == 10 and asked.value["fr"] == pytest.approx(0.9)
     assert asked.note["fr"] == "2 were the target already" and expected.note["fr"] == ""
@@ -228,8 +229,8 @@ def test_what_needs_spread_says_so_and_what_was_the_target_already_counts_nowher
 def test_alexnets_columns_and_too_few_valid():
     alexnet()
     cfs = results()
-    got = table.ace_table(cfs, Share().eval(), ("fr",))
+    got = tables.ace_table(cfs, Share().eval(), ("fr",))
     assert {"fid_embedded", "sfid_embedded", "s3_embedded"} == set(got.index[1:]) and not got.value.isna().any()
     assert "biased: under 512 images" in got.note["fid_embedded"]
-    few = table.ace_table(cfs.select([0, 11, 11]), Share().eval(), ("fr",))
+    few = tables.ace_table(cfs.select([0, 11, 11]), Share().eval(), ("fr",))
     assert few.value.isna()["fid_embedded"] and "2 or more" in few.note["fid_embedded"]

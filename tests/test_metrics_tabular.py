@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
-from cf_utils.metrics import decision, tabular
+from cf_utils.evaluation.metrics import decision, tabular
 
 NAN = float("nan")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from cf_utils.metrics import decision, words
+from cf_utils.evaluation.metrics import decision, words
 
 NAN = float("nan")
 LEXICON = {"good": 1.5, "superb": 3.0, "bad": -2.0, "dull": -0.1, "film": 0.0}

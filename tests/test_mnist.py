@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cf_utils import datasets, io
+from cf_utils import datasets
+from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.datasets.__main__ import main
 
@@ -140,8 +141,8 @@ def test_embedded_split_is_fixed():
         seen += data.ids.tolist()
     assert sorted(seen) == list(range(5000))                # disjoint, and all of them: 500 a class
     test = mnist.load("", "test")
-    assert io.sha256(test.ids)[:16] == "8619e903f972c06e"
-    assert io.sha256((test.x * 255).round().byte())[:16] == "3c57082dbd52aa0f"
+    assert files.sha256(test.ids)[:16] == "8619e903f972c06e"
+    assert files.sha256((test.x * 255).round().byte())[:16] == "3c57082dbd52aa0f"
     assert mnist.status().state == "embedded"
 
 

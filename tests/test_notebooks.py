@@ -11,8 +11,8 @@ import sys
 import nbformat
 import pytest
 
-from cf_utils import job
-from cf_utils.io import ROOT
+from cf_utils.core.files import ROOT
+from cf_utils.harness import job
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))

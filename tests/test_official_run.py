@@ -19,8 +19,10 @@ import torch
 import yaml
 from torch import nn
 
-from cf_utils import cases, image_classifiers, io, weights
-from cf_utils.generators import ddpm
+from cf_utils.core import files
+from cf_utils.harness import cases
+from cf_utils.models import image_classifiers, pretrained
+from cf_utils.models.generators import diffusion
 from tests.test_image_sets import VALUES, attribute_text, faces, hq, pairs, picture, scenes  # noqa: F401  (fixtures)
 
 TINY = {"unshuffle": 4, "widths": (16, 16), "attention": (False, False), "blocks": 1,
@@ -48,7 +50,7 @@ class Many(nn.Module):
 def executed(name: str, **parameters) -> dict:
     """The names that a notebook leaves behind when its cells run one after the other."""
     space: dict = {}
-    for cell in nbformat.read(io.ROOT / "notebooks" / f"{name}.ipynb", 4).cells:
+    for cell in nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, f"{name}:{cell.get('id')}", "exec"), space)
             if "parameters" in cell.metadata.get("tags", []):
@@ -65,12 +67,12 @@ def small_networks(tmp_path, monkeypatch):
     """Small networks in place of the published ones; nobody's own files."""
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setenv("CF_HEADLESS", "1")
-    find, own = weights.find, weights.FOLDER / weights.FILES["alexnet"].file
-    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    find, own = pretrained.find, pretrained.FOLDER / pretrained.FILES["alexnet"].file
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
     if own.exists():                                            # what `make weights` brings, without which 06 has no KID
         (tmp_path / "weights").mkdir()
         (tmp_path / "weights" / own.name).symlink_to(own)
-    monkeypatch.setattr(weights, "find", lambda name: None if name.endswith(("_classifier", "_ddpm")) else find(name))
+    monkeypatch.setattr(pretrained, "find", lambda name: None if name.endswith(("_classifier", "_ddpm")) else find(name))
     kinds = image_classifiers.PUBLISHED
 
     def classifier(path, kind, device):
@@ -78,7 +80,7 @@ def small_networks(tmp_path, monkeypatch):
 
     def prior(path, kind, device):
         torch.manual_seed(0)
-        return ddpm.build(**TINY, size=SIZES[kind], steps=500 if kind.startswith("celeba") else 1000).eval().to(device)
+        return diffusion.build(**TINY, size=SIZES[kind], steps=500 if kind.startswith("celeba") else 1000).eval().to(device)
 
     monkeypatch.setattr(cases.image_classifiers, "load_published", classifier)
     monkeypatch.setattr(cases.guided, "load", prior)
@@ -88,7 +90,7 @@ def small_networks(tmp_path, monkeypatch):
 
 def by_the_paper(name: str, folder, **changes) -> tuple[dict, Path]:
     """Run a notebook with the paper's profile cut down; its metrics and the folder of its results."""
-    asked = yaml.safe_load((io.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[name]
+    asked = yaml.safe_load((files.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         executed(name, profile="paper", **{k: v for k, v in asked.items() if k != "shards"} | CUT[name] | changes)
@@ -109,7 +111,7 @@ def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lac
                  "cd": f"{dataset}_oracle"}
     assert {"cout", "fr", *asked_for} <= set(one.index) and one.loc[["cout", "fr"], "value"].notna().all()
     for column, needs in asked_for.items():
-        assert pd.isna(one.value[column]) and weights.FILES[needs].file in one.note[column], one.note[column]
+        assert pd.isna(one.value[column]) and pretrained.FILES[needs].file in one.note[column], one.note[column]
         assert "How to get it" in one.note[column]
     assert one.loc["fid", "paper, ACE l1"] == {"celeba": 1.27, "celebahq": 3.21}[dataset] and one.loc["cd", "paper, ACE l1"] > 0
     stages = pd.read_csv(found / "tables" / "table5_stages.csv", index_col=0)
@@ -126,7 +128,7 @@ def test_what_slows_it_down_runs_on_every_set_that_it_offers(request, small_netw
     assert table.loc["fr", "value"] == metrics["flip_rate"] and any(c.startswith("paper") for c in table.columns)
 
 
-@pytest.mark.skipif(not weights.FOLDER.joinpath(weights.FILES["alexnet"].file).exists(), reason="needs `make weights`")
+@pytest.mark.skipif(not pretrained.FOLDER.joinpath(pretrained.FILES["alexnet"].file).exists(), reason="needs `make weights`")
 def test_the_prior_of_celeba_is_looked_at(faces, small_networks, tmp_path):  # noqa: F811
     names = [f"{k:06d}.jpg" for k in range(1, 25)]
     for k, name in enumerate(names):

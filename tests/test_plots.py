@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cf_utils import plots
+from cf_utils.viz import plots
 
 
 @pytest.mark.parametrize("manual", [False, True])

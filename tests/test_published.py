@@ -5,17 +5,17 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from cf_utils import io
+from cf_utils.core import files
 
-EMBEDDED = io.ROOT / "results" / "embedded"
+EMBEDDED = files.ROOT / "results" / "embedded"
 RIVALS = ("wachter", "cem", "abele", "no_logit")
 
 
 def metrics(name, profile="embedded"):
-    file = io.ROOT / "results" / profile / name / "metrics.json"
+    file = files.ROOT / "results" / profile / name / "metrics.json"
     if not file.exists():
         pytest.skip(f"{file} is not published yet: make {profile}, make publish PROFILE={profile}")
-    return io.read_json(file)
+    return files.read_json(file)
 
 
 def test_the_demo_of_gradual_construction():
@@ -36,9 +36,9 @@ def test_gradual_construction_on_official_digits_beats_who_has_no_prior(classifi
         assert m[f"{difference}_mean"] >= 0.15 and m[f"{difference}_low"] > 0
 
 
-@pytest.mark.parametrize("path", sorted((io.ROOT / "results" / "benchmarks").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((files.ROOT / "results" / "benchmarks").glob("*.json")), ids=lambda p: p.stem)
 def test_what_the_benchmarks_measured_is_inside_its_bounds(path):
-    found = io.read_json(path)
+    found = files.read_json(path)
     assert not found["quick"] and found["missed"] == []
 
 

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cf_utils import classifiers, io, oracles, worlds
-from cf_utils.classifiers import OneOutput
-from cf_utils.recipes import RECIPES, diffusion, people, readers, renders
+from cf_utils import worlds
+from cf_utils.core import files
+from cf_utils.models import classifiers, oracles
+from cf_utils.models.classifiers import OneOutput
+from cf_utils.training.recipes import RECIPES, diffusion, people, readers, renders
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
 
 CLASSIFIERS = ("faces_smile_causal", "faces_smile_shortcut", "faces_smile_mixed", "faces_age_causal", "roads_action_causal",
@@ -162,8 +164,8 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
 
 
 def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(io.load_checkpoint, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
     monkeypatch.setattr(worlds, "get", lambda name: TOY)
     monkeypatch.setattr(readers, "adversarial", lambda *a: {})
     monkeypatch.setattr(readers, "calibrate", functools.partial(readers.calibrate, n=60, n_null=30))
@@ -171,7 +173,7 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
     model = oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2).eval()
     arguments = {"names": model.names, "size": (16, 16), "widths": (4, 4), "members": 2}
     card = {"architecture": {"class": "FactorOracle", "arguments": arguments}, "seed": 0, "quality": "none", "settings": {"n": 7}}
-    io.save_checkpoint("stripes_oracle", model, card, tmp_path)
+    files.save_checkpoint("stripes_oracle", model, card, tmp_path)
     first = readers.calibrate_again("stripes_oracle", tmp_path)
     once = oracles.load("stripes_oracle")
     assert first["quality"]["null_by_sha256"] is None and once.card["settings"] == {"n": 7} and (once.slope < 1).all()
@@ -179,7 +181,7 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
     monkeypatch.setattr(readers, "unedited", lambda factors, seed: (renders.in_bytes(factors).int() + 9).clamp(max=255).byte())
     again = readers.calibrate_again("stripes_oracle", tmp_path)
     twice = oracles.load("stripes_oracle")
-    assert again["quality"]["null_by_sha256"] == io.sha256(tmp_path / "stripes_ddpm.safetensors")
+    assert again["quality"]["null_by_sha256"] == files.sha256(tmp_path / "stripes_ddpm.safetensors")
     assert again["quality"]["columns"]["left"]["r2"] == first["quality"]["columns"]["left"]["r2"]     # no slope on a slope
     assert all(torch.equal(a, b) for a, b in zip(once.members.parameters(), twice.members.parameters(), strict=True))
     assert torch.equal(once.slope, twice.slope) and not torch.equal(once.null, twice.null)
@@ -222,8 +224,8 @@ def test_an_ensemble_reads_mean_and_disagreement():
 
 
 def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
-    from cf_utils.generators import ddpm
-    from cf_utils.generators.schedule import linear
+    from cf_utils.models.generators import diffusion
+    from cf_utils.models.generators.schedule import linear
     seen = []
 
     class Chain:
@@ -232,10 +234,10 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
         def filter(self, x, steps, noise):
             seen.append((round(float(self.schedule.sigma[steps - 1]), 2), len(x)))
             return x + 1 / 255
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     assert readers.prior_of(TOY) is None
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(ddpm, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})())
+    monkeypatch.setattr(diffusion, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})())
     factors = TOY.sample(7)
     x = readers.unedited(factors, 0)
     assert torch.equal(x.int(), renders.in_bytes(factors).int() + 1)
@@ -248,17 +250,17 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
 
 
 def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     torch.manual_seed(0)
     model = oracles.FactorOracle(("a", "b=0"), (32, 64), members=2).eval()
     arguments = {"names": model.names, "size": (32, 64), "members": 2}
-    io.save_checkpoint("one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path)
+    files.save_checkpoint("one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path)
     back, x = oracles.load("one"), torch.rand(2, 3, 32, 64)
     assert back.names == model.names and back.card["name"] == "one"
     torch.testing.assert_close(back.read(x)[0], model.read(x)[0], atol=2e-2, rtol=0)
     with pytest.raises(FileNotFoundError, match="recipes two"):
         oracles.load("two")
-    io.save_checkpoint("three", model, {"architecture": {"class": "DDPM"}}, tmp_path)
+    files.save_checkpoint("three", model, {"architecture": {"class": "DDPM"}}, tmp_path)
     with pytest.raises(ValueError, match="DDPM"):
         oracles.load("three")
 
@@ -266,14 +268,14 @@ def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
 # what is shipped
 
 def shipped(names):
-    there = [n for n in names if (io.CHECKPOINTS / f"{n}.json").exists()]
+    there = [n for n in names if (files.CHECKPOINTS / f"{n}.json").exists()]
     return there or [pytest.param("none", marks=pytest.mark.skip("none is shipped yet"))]
 
 
 def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
     names = (*CLASSIFIERS, *ORACLES, *ATTRIBUTES, "faces_identity")
     assert set(names) <= RECIPES.keys()
-    cards = {n: io.read_json(io.CHECKPOINTS / f"{n}.json") for n in names}
+    cards = {n: files.read_json(files.CHECKPOINTS / f"{n}.json") for n in names}
     assert not [n for n, card in cards.items() if card["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()]
 
 
@@ -305,8 +307,8 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
     oracle = oracles.load(name)
     found, world = oracle.card["quality"], worlds.get(name.split("_")[0])
     assert oracle.names == oracles.columns(world)
-    prior = io.read_json(io.CHECKPOINTS / f"{world.name}_ddpm.json")
-    assert found["null_by_sha256"] == prior["sha256"], f"python -m cf_utils.recipes {name} --calibrate: another prior ships now"
+    prior = files.read_json(files.CHECKPOINTS / f"{world.name}_ddpm.json")
+    assert found["null_by_sha256"] == prior["sha256"], f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
     factors = world.sample(64, "validation")
     value, shown = oracles.truth(factors, oracle.names)
     error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(0).clamp(min=1)
@@ -321,7 +323,7 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
 @pytest.mark.parametrize("name", shipped(ORACLES))
 def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(readers, "_oracle", lambda *args, **settings: settings)
-    asked, card = RECIPES[name]("", 0, None), io.read_json(io.CHECKPOINTS / f"{name}.json")["settings"]
+    asked, card = RECIPES[name]("", 0, None), files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"]
     assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {k: card[k] for k in ("n", "epochs", "n_prior")}
     assert asked["hard_epochs"] == card.get("second_stage", {"epochs": 0})["epochs"]
 
@@ -329,7 +331,7 @@ def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
 @pytest.mark.parametrize("name", shipped(("faces_ddpm", "roads_ddpm")))
 def test_a_priors_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(diffusion, "_prior", lambda *args, **settings: settings)
-    asked, card = RECIPES[name]("", 0, None), io.read_json(io.CHECKPOINTS / f"{name}.json")["settings"]
+    asked, card = RECIPES[name]("", 0, None), files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"]
     assert asked["n"] == card["n"] and [one._asdict() for one in asked["rounds"]] == card["stages"]
 
 
@@ -357,7 +359,7 @@ def test_the_attribute_oracle_knows_its_labels(name):
 
 
 def test_small_classifiers_are_refused_by_the_reader_loader():
-    if (io.CHECKPOINTS / "mnist_cnn.json").exists():
+    if (files.CHECKPOINTS / "mnist_cnn.json").exists():
         with pytest.raises(ValueError, match="MnistCNN"):
             oracles.load("mnist_cnn")
     assert dataclasses.is_dataclass(TOY)

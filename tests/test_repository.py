@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cf_utils import io, job
+from cf_utils.core import files
+from cf_utils.harness import job
 from tests.mutants import FAULTS
 
-ROOT = io.ROOT
+ROOT = files.ROOT
 CLAIMS = sorted((ROOT / "results" / "claims").glob("*.json"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -71,7 +72,7 @@ def test_profiles_pass_the_runners_own_checks(profile):
 def test_bounds_of_claims_hold_for_5_seeds_and_are_not_wide_open(file):
     """A bound contains every seed's value, and would fail for other findings: at most 3 x as wide as the seeds' range, or at
     a stated opposite finding."""
-    for name, c in io.read_json(file).items():
+    for name, c in files.read_json(file).items():
         assert c["min"] is not None and c["low"] <= c["min"] <= c["max"] <= c["high"], (name, c)
         assert c["opposite"] or c["high"] - c["low"] <= 3 * (c["max"] - c["min"]), (name, c)
 

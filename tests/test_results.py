@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from cf_utils import core, io, job, report, results
+from cf_utils import core
+from cf_utils.core import files
+from cf_utils.harness import job, report, results
 from tests.conftest import make_explainer, make_net, make_queries
 from tests.workplace import LIGHT, execute_here, killed_at_rename, make_notebook, project  # noqa: F401 (a fixture)
 
@@ -45,7 +47,7 @@ def test_a_failed_claim_raises_in_demo_and_is_recorded_elsewhere(run, value, mon
     other.claim("change", value, 0, 10, opposite="it shrinks")
     assert "FAILED" in capsys.readouterr().out
     assert other.finish()["claims_failed"] == 1
-    (entry,) = io.read_json(other.folder / "claims.json")
+    (entry,) = files.read_json(other.folder / "claims.json")
     assert (entry["name"], entry["ok"], entry["opposite"]) == ("change", False, "it shrinks")
     assert job.failed_claims(other.folder) == ["change"]
     monkeypatch.setenv("CF_CLAIMS", "record")
@@ -144,7 +146,7 @@ def test_names_cannot_leave_the_folder(run, name):
 def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # noqa: F811
     monkeypatch.setenv("CF_RUN_TOKEN", "first")
     run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
-    io.write_json(run.folder / "owner.json", {"token": "first"})
+    files.write_json(run.folder / "owner.json", {"token": "first"})
     run.figure("f", noisy(1))                                                  # its own folder: allowed
     net = make_net()
     x, target = make_queries(net, n=2)
@@ -154,7 +156,7 @@ def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # n
         """The successor comes while the orphan searches."""
         def forward(self, x):
             if not took_over:
-                io.write_json(run.folder / "owner.json", {"token": "second"})
+                files.write_json(run.folder / "owner.json", {"token": "second"})
                 took_over.append(True)
             return net(x)
 
@@ -186,11 +188,11 @@ def versions(root, monkeypatch):
     frame = lambda v: pd.DataFrame({"v": [v] * 1000})  # noqa: E731
 
     def checkpoint(v):
-        io.save_checkpoint("net", nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)), {}, root)
+        files.save_checkpoint("net", nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)), {}, root)
 
     def load_checkpoint():
         net = nn.Linear(3, 3)
-        io.load_checkpoint("net", net, root)
+        files.load_checkpoint("net", net, root)
         return int(net.weight[0, 0])
 
     def explained(v):
@@ -205,17 +207,17 @@ def versions(root, monkeypatch):
         r.finish()
 
     def finished():
-        n = io.read_json(folder / "metrics.json")["n"]
-        assert io.read_json(folder / "claims.json")[0]["value"] == n           # never one run's metrics with another's claims
+        n = files.read_json(folder / "metrics.json")["n"]
+        assert files.read_json(folder / "claims.json")[0]["value"] == n           # never one run's metrics with another's claims
         return n
 
     make_notebook(root, "02_light", ("", LIGHT))
 
     def ran():
         light = results.run_folder("paper", "02_light")
-        n = io.read_json(light / "metrics.json")["n"]
+        n = files.read_json(light / "metrics.json")["n"]
         json.loads((light / "notebook.ipynb").read_text())
-        assert io.read_json(light / "claims.json")[0]["value"] == n
+        assert files.read_json(light / "claims.json")[0]["value"] == n
         return n
 
     def publish(v):
@@ -229,10 +231,10 @@ def versions(root, monkeypatch):
         return n
 
     return {
-        "write_text": (lambda v: io.write_text(root / "t", str(v) * 9999), lambda: int((root / "t").read_text()[:9999][-1])),
-        "write_json": (lambda v: io.write_json(root / "j", {"v": v}), lambda: io.read_json(root / "j")["v"]),
-        "write_tensors": (lambda v: io.write_tensors(root / "s", {"v": torch.full((999,), v)}),
-                          lambda: int(io.read_tensors(root / "s")["v"][-1])),
+        "write_text": (lambda v: files.write_text(root / "t", str(v) * 9999), lambda: int((root / "t").read_text()[:9999][-1])),
+        "write_json": (lambda v: files.write_json(root / "j", {"v": v}), lambda: files.read_json(root / "j")["v"]),
+        "write_tensors": (lambda v: files.write_tensors(root / "s", {"v": torch.full((999,), v)}),
+                          lambda: int(files.read_tensors(root / "s")["v"][-1])),
         "save_checkpoint": (checkpoint, load_checkpoint),
         "Counterfactuals.save": (explained, lambda: core.Counterfactuals.load(root / "cfs").seed),
         "Run.figure": (lambda v: run(v).figure("f", noisy(v)), lambda: (folder / "figures" / "f.png").stat().st_size and 2),
@@ -242,7 +244,7 @@ def versions(root, monkeypatch):
         "publish": (publish, published),
         "report": (lambda v: report.write("paper"), lambda: 2 if report.path("paper").read_text().endswith("</html>") else None),
         "claim_ranges": (lambda v: (finish(v), report.claim_ranges("01_tiny", [folder])),
-                         lambda: io.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"]),
+                         lambda: files.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"]),
     }
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cf_utils import core, io, job, results
-from cf_utils import run as runner
+from cf_utils import core
+from cf_utils.core import files
+from cf_utils.harness import job, results
+from cf_utils.harness import run as runner
 from tests.workplace import (
     PLAIN,
     ended,
@@ -109,7 +111,7 @@ def test_an_unwritable_results_folder_is_named_before_any_work(project, argv, mo
 def test_a_failed_notebook_keeps_its_traceback_and_the_exit_status_says_so(project, capsys):  # noqa: F811
     make_notebook(project, "02_bad", ("", "before = 1"), ("", "# divide\n1 / 0"), ("", "after = 1"))
     folder = results.run_folder("demo", "02_bad")
-    io.write_json(folder / "metrics.json", {"n": "of an earlier run"})
+    files.write_json(folder / "metrics.json", {"n": "of an earlier run"})
     assert runner.main(["--one", "02"]) == 1
     message = capsys.readouterr().err
     log = folder / "log" / "notebook.ipynb"
@@ -148,7 +150,7 @@ def test_failed_claims_are_written_and_end_non_zero_outside_demo(here, capsys):
     assert runner.main(["--one", "01", "--profile", "paper", "-p", "steps=11"]) == 1
     assert "1 claims do not hold: steps" in capsys.readouterr().err
     folder = results.run_folder("paper", "01_tiny")
-    assert io.read_json(folder / "metrics.json")["claims_failed"] == 1 and (folder / "figures" / "scores.png").exists()
+    assert files.read_json(folder / "metrics.json")["claims_failed"] == 1 and (folder / "figures" / "scores.png").exists()
     assert runner.main(["--one", "01", "--profile", "paper", "-p", "steps=11", "--keep-going"]) == 0
     with pytest.raises(AssertionError, match="steps: 11 is outside"):
         job.run_one("01_tiny", "demo", {**DEMO, "steps": 11})
@@ -192,12 +194,12 @@ def test_gpus_are_given_out_one_by_one_and_a_scheduler_is_not_overruled(monkeypa
 
 def kept(folder: Path) -> dict[str, object]:
     """What must be equal between two runs: all of it but seconds, commit and device."""
-    metrics = {k: v for k, v in io.read_json(folder / "metrics.json").items() if k not in ("seconds", "commit", "device")}
+    metrics = {k: v for k, v in files.read_json(folder / "metrics.json").items() if k not in ("seconds", "commit", "device")}
     parts = [core.Counterfactuals.load(p.parent) for p in sorted(folder.glob("batches/gradual/*/result.json"))]
     tensors = [{n: getattr(p, n).tolist() for n in ("query", "counterfactual", "score", "n_forward", "ids", "path")
                 if getattr(p, n) is not None} for p in parts]
-    files = {p.name: p.read_bytes() for kind in ("figures", "tables") for p in (folder / kind).iterdir()}
-    return {"metrics": metrics, "claims": io.read_json(folder / "claims.json"), "batches": tensors, **files}
+    written = {p.name: p.read_bytes() for kind in ("figures", "tables") for p in (folder / kind).iterdir()}
+    return {"metrics": metrics, "claims": files.read_json(folder / "claims.json"), "batches": tensors, **written}
 
 
 @pytest.fixture
@@ -216,7 +218,7 @@ def test_shards_and_their_join_equal_one_run_bit_for_bit(reference, monkeypatch)
     folder = results.run_folder("demo", "01_tiny")
     for k, n in shards:
         own = folder / "shards" / f"{k}-of-{n}"
-        assert io.read_json(own / "done.json")["shard"] == [k, n]
+        assert files.read_json(own / "done.json")["shard"] == [k, n]
         assert len(nbformat.read(own / "notebook.ipynb", 4).cells) == 4     # parameters, 2 setup, compute
     computed = core.Explainer.__call__
     monkeypatch.setattr(core.Explainer, "__call__", lambda *a, **k: pytest.fail("the join computed a batch again"))
@@ -292,7 +294,7 @@ def test_killed_whole_then_done_then_only_what_changed(project, snakemake, capfd
     os.killpg(pid, signal.SIGKILL)
     assert ended(pid) == -9 and not (folder / "metrics.json").exists()
     assert runner.main(paper) == 0, capfd.readouterr().err                  # nothing to unlock by hand
-    found = io.read_json(folder / "metrics.json")
+    found = files.read_json(folder / "metrics.json")
     assert found["n"] == 6 and found["threads"] == "1"                      # 2 jobs share 2 cores
     page = (project / "results" / "paper" / "report.html").read_text()
     assert "01 · tiny" in page and "02 · tiny" in page

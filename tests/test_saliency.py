@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils.classifiers import OneOutput
-from cf_utils.image_classifiers import SmallDenseNet
-from cf_utils.metrics import saliency, true_set
+from cf_utils.evaluation.metrics import saliency
+from cf_utils.evaluation.truth import true_counterfactuals
+from cf_utils.models.classifiers import OneOutput
+from cf_utils.models.image_classifiers import SmallDenseNet
 
 torch.manual_seed(0)
 LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 8, 3)).double()
@@ -118,9 +119,9 @@ def test_a_detector_of_one_place_is_found_by_both_and_by_no_random_mask(x):
     corner = torch.zeros(1, 3, 6, 8, dtype=torch.float64)
     corner[:, 0, :2, :3] = 1
     f, region = Corner(), (corner[:, :1] > 0).expand(5, -1, -1, -1)
-    assert (true_set.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1).all()
+    assert (true_counterfactuals.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1).all()
     mask = saliency.random_mask(region, torch.arange(5))
-    assert true_set.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9        # measured 0.49
+    assert true_counterfactuals.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9        # measured 0.49
     held = saliency.grad_cam(f, f.keep, torch.cat([x[:, :1], 0 * x[:, 1:]], 1), OF)
     assert held.shape == (5, 6, 8) and (held[OF == 1] >= 0).all() and (held[OF == 0] <= 0).all()
 
@@ -137,7 +138,7 @@ def test_a_random_mask_has_the_area_and_belongs_to_its_item():
     assert (other[2:] != drawn[2:]).flatten(1).any(1).double().mean() > 0.95     # measured 0.99: not masks of no or of all pixels
     by_place = drawn.double().mean(0).flatten()
     assert (by_place - mask.double().mean()).abs().max() < 0.1                   # measured 0.048; sd 0.025 a place
-    score = true_set.pixel_auroc(drawn[:, 0].double(), mask)
+    score = true_counterfactuals.pixel_auroc(drawn[:, 0].double(), mask)
     assert abs(score.nanmean() - 0.5) < 0.01                                     # measured 0.501: chance
     texts = saliency.random_mask(mask[:2], ("a", "b"))
     assert torch.equal(texts.sum((1, 2, 3)), mask[:2].sum((1, 2, 3)))

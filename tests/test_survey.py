@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import core, io
-from cf_utils.core import Counterfactuals
-from cf_utils.metrics.decision import judged
-from cf_utils.survey import COLUMNS, JUDGES, Survey, wilson
+from cf_utils import core
+from cf_utils.core import Counterfactuals, files
+from cf_utils.evaluation.metrics.decision import judged
+from cf_utils.viz.survey import COLUMNS, JUDGES, Survey, wilson
 from tests.workplace import killed_at_rename
 
 
@@ -325,7 +325,7 @@ def test_a_bad_vote_is_named_and_not_recorded(vote, named):
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\nann,0,ours,1,7,maybe,now,abc\n", 'a,"b\n'])
 def test_another_file_is_not_taken_for_votes(tmp_path, text):
     path = tmp_path / "votes.csv"
-    io.write_text(path, text)
+    files.write_text(path, text)
     with pytest.raises(ValueError, match=r"path: .*votes\.csv is no CSV of votes"):
         Survey(make_results(), path=path)
     assert path.read_text() == text

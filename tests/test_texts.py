@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cf_utils import classifiers
 from cf_utils.datasets import glove, imdb
-from cf_utils.explainers.words import predict_texts
-from cf_utils.plots import edited
+from cf_utils.explainers.gradual_words import predict_texts
+from cf_utils.models import classifiers
+from cf_utils.viz.plots import edited
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 WORDS = ["the", "film", "is", "good", "bad", "n't", "do", "'s", "it", "pad", "great"]

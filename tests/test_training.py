@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cf_utils.training import Part, fit
+from cf_utils.training.loop import Part, fit
 
 
 def data(n=40):

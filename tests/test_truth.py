@@ -11,9 +11,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from cf_utils import oracles, worlds
+from cf_utils import worlds
 from cf_utils.datasets.rendered import Rendered
-from cf_utils.metrics import anchors, true_set, truth
+from cf_utils.evaluation import baselines
+from cf_utils.evaluation.truth import displacement, true_counterfactuals
+from cf_utils.models import oracles
 from cf_utils.worlds.base import Factor, Label, World
 
 LOW, SPAN = 0.2, 0.6
@@ -71,7 +73,7 @@ def data(n=24, variant="independent"):
 
 def result(rows, f, cf, target):
     """Counterfactuals as an explainer would give them."""
-    explain = anchors.NoChange(bounds=None)
+    explain = baselines.NoChange(bounds=None)
     base = explain(f, rows.x, target, rows.ids)
     p = f(cf).softmax(1).gather(1, target[:, None])[:, 0]
     return dataclasses.replace(base, counterfactual=cf, score=p, valid=f(cf).argmax(1) == target)
@@ -95,25 +97,25 @@ def moved_render(rows, **moves):
 def test_a_category_that_is_read_in_part_has_not_moved():
     """One level moved, another one unread: the factor is not read, and a share of what was read stays one."""
     off, on = torch.tensor([[False, False, False]]), torch.tensor([[True, True, False]])
-    d = truth.Displacement(("shade", "sky=0", "sky=1"), torch.zeros(1, 3), on, on, torch.tensor([[False, False, True]]),
+    d = displacement.Displacement(("shade", "sky=0", "sky=1"), torch.zeros(1, 3), on, on, torch.tensor([[False, False, True]]),
                            torch.tensor([False]))
     assert [v.item() for v in d.of("sky")] == [False, False] and [v.item() for v in d.of("shade")] == [True, True]
     uses = {"shade": {"r": 0.0, "flips": 1.0}, "sky": {"r": 0.0, "flips": 1.0}}
-    assert truth.unused_factor_moved(d, uses).item() == 1.0 and truth.used_factor_moved(d, uses).item() == 1.0
+    assert displacement.unused_factor_moved(d, uses).item() == 1.0 and displacement.used_factor_moved(d, uses).item() == 1.0
     whole = dataclasses.replace(d, unread=off)
-    assert [v.item() for v in whole.of("sky")] == [True, True] and truth.unused_factor_moved(whole, uses).item() == 1.0
+    assert [v.item() for v in whole.of("sky")] == [True, True] and displacement.unused_factor_moved(whole, uses).item() == 1.0
     with pytest.raises(ValueError, match=r"uses: no factor changes the probability by less than 0\.05"):
-        truth.unused_factor_moved(d, {"shade": {"r": 0.9, "flips": 1.0}})
+        displacement.unused_factor_moved(d, {"shade": {"r": 0.9, "flips": 1.0}})
 
 
 def test_displacement_is_the_change_of_the_factor_and_only_that_counts_as_moved(toy):
     rows, f, target = toy
     to = 1 - rows.factors["right"]
-    d = truth.displacement(result(rows, f, moved_render(rows, right=to), target), Perfect())
+    d = displacement.displacement(result(rows, f, moved_render(rows, right=to), target), Perfect())
     expected = torch.stack([torch.zeros(24), to - rows.factors["right"], torch.zeros(24)], 1)
     torch.testing.assert_close(d.value, expected, atol=1e-4, rtol=0)
     assert torch.equal(d.moved, expected.abs() > 0.02) and not d.unread.any()
-    coarse = truth.displacement(result(rows, f, moved_render(rows, right=to), target), Perfect(), torch.full((3,), 9.0))
+    coarse = displacement.displacement(result(rows, f, moved_render(rows, right=to), target), Perfect(), torch.full((3,), 9.0))
     assert not coarse.moved.any()                                       # another generator's null
 
 
@@ -121,19 +123,19 @@ def test_where_the_members_disagree_nothing_is_read(toy):
     rows, f, target = toy
     cf = moved_render(rows, left=0.9, right=0.9)
     cf[:5, :, 0, 0] = 1.0
-    d = truth.displacement(result(rows, f, cf, target), Perfect())
+    d = displacement.displacement(result(rows, f, cf, target), Perfect())
     assert d.unread[:5].tolist() == [[True, False, True]] * 5 and not d.unread[5:].any()
     assert not d.moved[:5, 0].any() and d.moved[:5, 1].any()
-    torch.testing.assert_close(truth.unread(d), torch.tensor([2 / 3] * 5 + [0.0] * 19, dtype=torch.float64))
-    assert truth.used_factor_moved(d, USES)[:5].isnan().all()           # the used factor was not read
-    assert truth.unused_factor_moved(d, USES)[:5].tolist() == d.moved[:5, 1].double().tolist()     # the shade was not
+    torch.testing.assert_close(displacement.unread(d), torch.tensor([2 / 3] * 5 + [0.0] * 19, dtype=torch.float64))
+    assert displacement.used_factor_moved(d, USES)[:5].isnan().all()           # the used factor was not read
+    assert displacement.unused_factor_moved(d, USES)[:5].tolist() == d.moved[:5, 1].double().tolist()     # the shade was not
 
 
 def test_null_is_the_root_mean_square_of_reading_nothing(toy):
     x = toy[0].x
     up = x.clone()
     up[..., STRIPES["right"]] += 0.06 * torch.tensor([1.0, -1.0]).repeat(12)[:, None, None, None]
-    torch.testing.assert_close(truth.null_sd(Perfect(), x, up), torch.tensor([0.0, 0.1, 0.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(displacement.null_sd(Perfect(), x, up), torch.tensor([0.0, 0.1, 0.0]), atol=1e-5, rtol=0)
 
 
 def test_moved_is_over_two_null_sd_and_firm_over_two_sd_of_the_error_too(toy):
@@ -142,22 +144,22 @@ def test_moved_is_over_two_null_sd_and_firm_over_two_sd_of_the_error_too(toy):
     start = rows.factors.move("left", 0.5)
     for size, null, moved, firm in ((0.018, 0.01, 0, 0), (0.022, 0.01, 1, 0), (0.045, 0.01, 1, 1), (0.045, 0.03, 0, 0)):
         x, there = (rows.factors.world.render(one, noise=False) for one in (start, start.move("left", 0.5 + size)))
-        seen = truth.displacement(dataclasses.replace(result(rows, f, there, target), query=x), Perfect(), torch.full((3,), null))
+        seen = displacement.displacement(dataclasses.replace(result(rows, f, there, target), query=x), Perfect(), torch.full((3,), null))
         assert seen.moved[:, 0].eq(bool(moved)).all() and seen.firm[:, 0].eq(bool(firm)).all(), size
 
 
 def test_used_and_unused_factors_by_hand(toy):
     rows, f, target = toy
-    one, other = (truth.displacement(result(rows, f, moved_render(rows, **{k: 1 - rows.factors[k]}), target), Perfect())
+    one, other = (displacement.displacement(result(rows, f, moved_render(rows, **{k: 1 - rows.factors[k]}), target), Perfect())
                   for k in ("left", "shade"))
     far = ((1 - 2 * rows.factors["left"]).abs() > 0.03)
-    assert (truth.used_factor_moved(one, USES)[far] == 1).all() and (truth.unused_factor_moved(one, USES) == 0).all()
-    assert (truth.used_factor_moved(other, USES) == 0).all()
+    assert (displacement.used_factor_moved(one, USES)[far] == 1).all() and (displacement.unused_factor_moved(one, USES) == 0).all()
+    assert (displacement.used_factor_moved(other, USES) == 0).all()
     far = (1 - 2 * rows.factors["shade"]).abs() > 0.03
-    assert (truth.unused_factor_moved(other, USES)[far] == 0.5).all()   # one of two
-    assert truth.used(USES) == ("left",) and truth.unused(USES) == ("right", "shade")
+    assert (displacement.unused_factor_moved(other, USES)[far] == 0.5).all()   # one of two
+    assert displacement.used(USES) == ("left",) and displacement.unused(USES) == ("right", "shade")
     with pytest.raises(ValueError, match="uses"):
-        truth.used_factor_moved(one, USES, least=0.95)
+        displacement.used_factor_moved(one, USES, least=0.95)
 
 
 def test_items_with_nothing_to_explain_are_not_defined(toy):
@@ -165,21 +167,21 @@ def test_items_with_nothing_to_explain_are_not_defined(toy):
     same = target.clone()
     same[3] = 1 - same[3]
     cfs = result(rows, f, moved_render(rows, left=1 - rows.factors["left"]), same)
-    d = truth.displacement(cfs, Perfect())
-    for values in (truth.used_factor_moved(d, USES), truth.unused_factor_moved(d, USES),
-                   truth.semantic_validity(cfs, rows.factors, f, d)):
+    d = displacement.displacement(cfs, Perfect())
+    for values in (displacement.used_factor_moved(d, USES), displacement.unused_factor_moved(d, USES),
+                   displacement.semantic_validity(cfs, rows.factors, f, d)):
         assert values.isnan().nonzero().flatten().tolist() == [3]
-    assert 3 not in true_set.true_counterfactuals(cfs, rows.factors, f, USES).item
+    assert 3 not in true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES).item
 
 
 def test_semantic_validity_knows_a_change_from_noise():
     rows, f = data(), Stripe(brittle=600.0)
     target = 1 - f(rows.x).argmax(1)
     assert (f(rows.x).argmax(1) == rows.y).double().mean() > 0.5        # the camera's noise disturbs it: brittle
-    found = anchors.anchors(f, rows, target, USES, eps=8 / 255)
+    found = baselines.anchors(f, rows, target, USES, eps=8 / 255)
     assert set(found) == {"no change", "PGD", "true"}
     assert found["PGD"].valid.all() and found["true"].valid.all() and not found["no change"].valid.any()
-    score = {k: truth.semantic_validity(c, rows.factors, f, truth.displacement(c, Perfect())) for k, c in found.items()}
+    score = {k: displacement.semantic_validity(c, rows.factors, f, displacement.displacement(c, Perfect())) for k, c in found.items()}
     assert (score["no change"] == 0).all() and score["true"].mean() > 0.85             # measured 1.0
     assert score["PGD"].mean() < 0.15                                    # measured 0.0
 
@@ -192,7 +194,7 @@ def test_semantic_validity_needs_the_change_to_be_large_enough(toy):
         cfs = result(rows, f, moved_render(rows, left=to), target)
         cfs = dataclasses.replace(cfs, valid=torch.ones(24, dtype=torch.bool))         # the metric asks f itself
         far = (to - rows.factors["left"]).abs() > 0.045
-        assert (truth.semantic_validity(cfs, rows.factors, f, truth.displacement(cfs, Perfect()))[far] == expected).all()
+        assert (displacement.semantic_validity(cfs, rows.factors, f, displacement.displacement(cfs, Perfect()))[far] == expected).all()
 
 
 def test_a_change_within_the_oracles_error_has_no_semantic_validity(toy):
@@ -201,18 +203,18 @@ def test_a_change_within_the_oracles_error_has_no_semantic_validity(toy):
     start = rows.factors.move("left", 0.485)
     x, there = (start.world.render(one, noise=False) for one in (start, start.move("left", 0.515)))
     cfs = dataclasses.replace(result(rows, f, there, 1 - f(x).argmax(1)), query=x, valid=torch.ones(24, dtype=torch.bool))
-    seen = truth.displacement(cfs, Perfect())
-    assert seen.moved[:, 0].all() and truth.semantic_validity(cfs, start, f, seen).nanmean() == 0
+    seen = displacement.displacement(cfs, Perfect())
+    assert seen.moved[:, 0].all() and displacement.semantic_validity(cfs, start, f, seen).nanmean() == 0
     sure = dataclasses.replace(seen, firm=seen.moved)
-    assert truth.semantic_validity(cfs, start, f, sure).nanmean() == 1
+    assert displacement.semantic_validity(cfs, start, f, sure).nanmean() == 1
 
 
 def test_a_failed_explanation_has_no_semantic_validity(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=target.float()), target)
-    assert truth.semantic_validity(cfs, rows.factors, f, truth.displacement(cfs, Perfect())).mean() == 1
+    assert displacement.semantic_validity(cfs, rows.factors, f, displacement.displacement(cfs, Perfect())).mean() == 1
     failed = dataclasses.replace(cfs, valid=~cfs.valid)
-    assert truth.semantic_validity(failed, rows.factors, f, truth.displacement(failed, Perfect())).mean() == 0
+    assert displacement.semantic_validity(failed, rows.factors, f, displacement.displacement(failed, Perfect())).mean() == 0
 
 
 def test_columns_and_displacements_of_categories_and_bundles():
@@ -258,13 +260,13 @@ def test_the_true_counterfactual_is_the_closed_form_at_the_explanations_own_scor
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
     assert cfs.valid.all()
-    members = true_set.true_counterfactuals(cfs, rows.factors, f, USES, steps=10)
+    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=10)
     assert members.item.tolist() == list(range(24)) and set(members.factor) == {"left"} and members.reached.all()
     torch.testing.assert_close(members.value.double(), torch.where(target == 1, 0.7, 0.3).double(), atol=2e-3, rtol=0)
     torch.testing.assert_close(members.value.double(), place(cfs.score, target), atol=2e-3, rtol=0)
     assert (members.score >= cfs.score.double() - 1e-6).all()
     assert torch.equal(members.image, TOY.render(members.table(rows.factors)))          # the same streams: bit-equal
-    lax = true_set.true_counterfactuals(dataclasses.replace(cfs, score=torch.full((24,), 0.1)), rows.factors, f, USES, steps=10)
+    lax = true_counterfactuals.true_counterfactuals(dataclasses.replace(cfs, score=torch.full((24,), 0.1)), rows.factors, f, USES, steps=10)
     torch.testing.assert_close(lax.value, torch.full((24,), 0.5), atol=2e-3, rtol=0)    # a failure is held to the boundary
 
 
@@ -272,7 +274,7 @@ def test_a_score_out_of_reach_ends_at_the_best_place():
     rows, f = data(), Stripe(gain=4.0)                                   # at most p = 0.77
     target = 1 - f(rows.x).argmax(1)
     cfs = dataclasses.replace(result(rows, f, rows.x, target), score=torch.full((24,), 0.999))
-    members = true_set.true_counterfactuals(cfs, rows.factors, f, USES)
+    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES)
     assert not members.reached.any() and torch.equal(members.value, target.float())
     assert members.score == pytest.approx(1 / (1 + math.exp(-4 * 0.3)), abs=0.01)
 
@@ -284,27 +286,27 @@ def test_the_set_holds_each_way_and_the_gain_takes_the_nearest():
     n = len(rows)
     for name in ("left", "right"):                                      # either stripe is an explanation
         cfs = result(rows, f, moved_render(rows, **{name: torch.full((n,), 0.8)}), target)
-        members = true_set.true_counterfactuals(cfs, rows.factors, f, BOTH, steps=12)
+        members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, BOTH, steps=12)
         assert len(members) == 2 * n and sorted(set(members.factor)) == ["left", "right"]
-        gain = true_set.true_gain(cfs, members)
+        gain = true_counterfactuals.true_gain(cfs, members)
         assert (gain > 0.98).all() and (gain <= 1).all()
-        regions = true_set.member_regions(members, rows.factors)
-        both = true_set.true_region(members, regions)
+        regions = true_counterfactuals.member_regions(members, rows.factors)
+        both = true_counterfactuals.true_region(members, regions)
         assert both[..., :12].all() and not both[..., 12:].any()
-        assert (true_set.true_gain(cfs, members, regions) > 0.98).all()
-        only = true_set.true_counterfactuals(cfs, rows.factors, f, USES, steps=12)
-        assert ((true_set.true_gain(cfs, only) > 0.98) == (name == "left")).all()
+        assert (true_counterfactuals.true_gain(cfs, members, regions) > 0.98).all()
+        only = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=12)
+        assert ((true_counterfactuals.true_gain(cfs, only) > 0.98) == (name == "left")).all()
 
 
 def test_gain_of_nothing_is_zero_of_half_is_half_and_of_harm_is_negative(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
-    members = true_set.true_counterfactuals(cfs, rows.factors, f, USES, steps=14)
-    regions = true_set.member_regions(members, rows.factors)
+    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=14)
+    regions = true_counterfactuals.member_regions(members, rows.factors)
     assert regions[..., :6].all() and not regions[..., 6:].any()
 
     def gain(x, region=None, **how):
-        return true_set.true_gain(dataclasses.replace(cfs, counterfactual=x), members, region, **how)
+        return true_counterfactuals.true_gain(dataclasses.replace(cfs, counterfactual=x), members, region, **how)
     step = members.image - rows.x
     for region in (None, regions):
         torch.testing.assert_close(gain(rows.x, region), torch.zeros(24, dtype=torch.float64))
@@ -325,18 +327,18 @@ def test_gain_of_nothing_is_zero_of_half_is_half_and_of_harm_is_negative(toy):
 def test_rows_depend_neither_on_their_batch_nor_on_the_order(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
-    whole, order = true_set.true_counterfactuals(cfs, rows.factors, f, USES), torch.tensor([5, 0, 17])
-    some = true_set.true_counterfactuals(cfs.select(order), rows.factors.take(order), f, USES)
+    whole, order = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES), torch.tensor([5, 0, 17])
+    some = true_counterfactuals.true_counterfactuals(cfs.select(order), rows.factors.take(order), f, USES)
     assert torch.equal(some.value, whole.value[order]) and torch.equal(some.image, whole.image[order])
-    d, few = (truth.displacement(c, Perfect()) for c in (cfs, cfs.select(order)))
-    a = truth.semantic_validity(cfs, rows.factors, f, d)
-    assert torch.equal(truth.semantic_validity(cfs.select(order), rows.factors.take(order), f, few), a[order])
+    d, few = (displacement.displacement(c, Perfect()) for c in (cfs, cfs.select(order)))
+    a = displacement.semantic_validity(cfs, rows.factors, f, d)
+    assert torch.equal(displacement.semantic_validity(cfs.select(order), rows.factors.take(order), f, few), a[order])
 
 
 def test_the_true_change_is_an_explainer_that_reaches_its_score(toy):
     rows, f, target = toy
     scores = torch.linspace(0.6, 0.95, 24)
-    explain = anchors.TrueChange(renderer=anchors.Renderer(rows.factors), names=("left",), scores=scores, tau=0.55)
+    explain = baselines.TrueChange(renderer=baselines.Renderer(rows.factors), names=("left",), scores=scores, tau=0.55)
     cfs = explain(f, rows.x, target, rows.ids)
     assert cfs.reached.all() and (cfs.score >= scores - 1e-4).all() and (cfs.score < scores + 0.05).all()
     order = torch.tensor([7, 2])                                          # by id, not by position
@@ -353,7 +355,7 @@ def test_the_true_change_is_an_explainer_that_reaches_its_score(toy):
 def test_of_several_true_changes_the_smallest_is_shown():
     rows, f = data(40), Stripe(also=True)
     rows = rows.take((f(rows.x).argmax(1) == 0).nonzero().flatten())
-    explain = anchors.TrueChange(renderer=anchors.Renderer(rows.factors), names=("left", "right"))
+    explain = baselines.TrueChange(renderer=baselines.Renderer(rows.factors), names=("left", "right"))
     cfs = explain(f, rows.x, torch.ones(len(rows), dtype=torch.int64), rows.ids)
     change = (cfs.counterfactual - rows.x).abs().sum((1, 2))             # by column
     nearer = rows.factors["left"] > rows.factors["right"]
@@ -364,13 +366,13 @@ def test_of_several_true_changes_the_smallest_is_shown():
 def test_pgd_of_a_linear_model_is_the_corner_of_its_ball(toy):
     rows, f, target = toy
     eps = 0.05
-    cfs = anchors.PGD(eps=eps)(f, rows.x, target, rows.ids)
+    cfs = baselines.PGD(eps=eps)(f, rows.x, target, rows.ids)
     sign = (2 * target - 1).float()[:, None, None, None]
     torch.testing.assert_close(cfs.counterfactual[..., :6], (rows.x + eps * sign)[..., :6], atol=1e-6, rtol=0)
     assert torch.equal(cfs.counterfactual[..., 6:], rows.x[..., 6:])      # no gradient there
     assert (cfs.n_forward == 22).all() and (cfs.n_backward == 20).all()
     with pytest.raises(ValueError, match="eps"):
-        anchors.PGD(eps=0.0)(f, rows.x, target)
+        baselines.PGD(eps=0.0)(f, rows.x, target)
 
 
 # maps
@@ -380,24 +382,24 @@ def test_share_inside_and_area_by_hand():
     region[:2, :, :2] = True
     maps = torch.ones(3, 4, 4)
     maps[1, :2] = 3.0
-    share = true_set.share_inside(maps, region)
+    share = true_counterfactuals.share_inside(maps, region)
     torch.testing.assert_close(share[:2], torch.tensor([0.5, 0.75], dtype=torch.float64))
-    assert share[2].isnan() and true_set.area(region)[2].isnan() and true_set.area(region)[0] == 0.5
-    assert true_set.share_inside(torch.zeros(3, 4, 4), region).isnan().all()
+    assert share[2].isnan() and true_counterfactuals.area(region)[2].isnan() and true_counterfactuals.area(region)[0] == 0.5
+    assert true_counterfactuals.share_inside(torch.zeros(3, 4, 4), region).isnan().all()
     with pytest.raises(ValueError, match="negative"):
-        true_set.share_inside(-maps, region)
+        true_counterfactuals.share_inside(-maps, region)
 
 
 def test_pixel_auroc_is_that_of_scikit_learn_with_ties():
     gen = torch.Generator().manual_seed(0)
     maps = (torch.randn(6, 8, 8, generator=gen) * 3).round()
     region = torch.rand(6, 1, 8, 8, generator=gen) < torch.tensor([0.1, 0.5, 0.9, 0.3, 0.0, 1.0])[:, None, None, None]
-    found = true_set.pixel_auroc(maps, region)
+    found = true_counterfactuals.pixel_auroc(maps, region)
     for i in range(4):
         expected = roc_auc_score(region[i].flatten().numpy(), maps[i].flatten().numpy())
         assert found[i].item() == pytest.approx(expected, abs=1e-12)
     assert found[4:].isnan().all()
-    assert np.allclose(true_set.pixel_auroc(torch.ones(6, 8, 8), region)[:4], 0.5)
+    assert np.allclose(true_counterfactuals.pixel_auroc(torch.ones(6, 8, 8), region)[:4], 0.5)
 
 
 def test_pixels_beside_a_region_count_on_neither_side():
@@ -405,13 +407,13 @@ def test_pixels_beside_a_region_count_on_neither_side():
     maps = (torch.randn(5, 8, 8, generator=gen) * 3).round()
     region, beside = (torch.rand(5, 1, 8, 8, generator=gen) < 0.3 for _ in range(2))
     beside[4] = True                                                    # nothing is left outside
-    found = true_set.pixel_auroc(maps, region, beside)
+    found = true_counterfactuals.pixel_auroc(maps, region, beside)
     for i in range(4):
         kept = region[i] | ~beside[i]
         expected = roc_auc_score(region[i][kept].numpy(), maps[i][kept[0]].numpy())
         assert found[i].item() == pytest.approx(expected, abs=1e-12)
     assert found[4].isnan()
-    torch.testing.assert_close(true_set.pixel_auroc(maps, region, region), true_set.pixel_auroc(maps, region))
+    torch.testing.assert_close(true_counterfactuals.pixel_auroc(maps, region, region), true_counterfactuals.pixel_auroc(maps, region))
 
 
 class Weighted(nn.Module):
@@ -437,8 +439,8 @@ def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_par
     image, query = (torch.ones(len(v), 1, 6, 9) * torch.tensor(v)[:, None, None, None]
                     for v in ([0.7, 2.2, 1.3, 1.0, 0.7], [0.0, 0.05, 1.0]))
     item, none = torch.tensor([2, 0, 1, 0, 0]), torch.zeros(5)
-    members = true_set.TrueSet(item, ("k",) * 5, none, image, none, none == 0, 3)
-    found = true_set.decisive(members, regions, query, torch.tensor([1, 1, 0]), Weighted(weight))
+    members = true_counterfactuals.TrueSet(item, ("k",) * 5, none, image, none, none == 0, 3)
+    found = true_counterfactuals.decisive(members, regions, query, torch.tensor([1, 1, 0]), Weighted(weight))
     # to class 0 from 1.2: 1.05, 0.93; 2.2 x 0.5 > 1; 0.06 + 1.25 x 0.5 < 1, x 0.9 > 1; empty; 0.7 x 1.2 < 1
     for m, names in enumerate(("cb", "c", "cb", "", "abc")):
         expected = torch.zeros(6, 9, dtype=torch.bool)
@@ -450,10 +452,10 @@ def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_par
 def test_rows_of_other_images_are_refused(toy):
     rows, f, target = toy
     cfs = result(rows, f, rows.x, target)
-    d = truth.displacement(cfs, Perfect())
+    d = displacement.displacement(cfs, Perfect())
     with pytest.raises(ValueError, match="factors"):
-        truth.semantic_validity(cfs, rows.factors.take(range(3)), f, d)
+        displacement.semantic_validity(cfs, rows.factors.take(range(3)), f, d)
     with pytest.raises(ValueError, match="ids"):
-        true_set.true_counterfactuals(cfs, rows.factors.take(range(23, -1, -1)), f, USES)
+        true_counterfactuals.true_counterfactuals(cfs, rows.factors.take(range(23, -1, -1)), f, USES)
     with pytest.raises(ValueError, match="factor"):
         d.of("smile")

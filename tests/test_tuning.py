@@ -13,18 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cf_utils import cases, core, io, oracles
+from cf_utils import core
+from cf_utils.core import files
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
-from cf_utils.generators import ddpm
-from cf_utils.tuning import __main__ as command
-from cf_utils.tuning import tuner as tuner_file
-from cf_utils.tuning.grids import GRIDS, METHODS, PAPER, crossed, papers
-from cf_utils.tuning.record import best_of, choose, lost, record_of, settled, shown, stale
-from cf_utils.tuning.tuner import Tuner, tune
+from cf_utils.harness import cases
+from cf_utils.models import oracles
+from cf_utils.models.generators import diffusion
+from cf_utils.training.tuning import __main__ as command
+from cf_utils.training.tuning import tuner as tuner_file
+from cf_utils.training.tuning.grids import GRIDS, METHODS, PAPER, crossed, papers
+from cf_utils.training.tuning.record import best_of, choose, lost, record_of, settled, shown, stale
+from cf_utils.training.tuning.tuner import Tuner, tune
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
-RECORDS = sorted((io.ROOT / "results" / "tuning").glob("*.json"))
+RECORDS = sorted((files.ROOT / "results" / "tuning").glob("*.json"))
 
 
 def rows(*measured, items=None):
@@ -112,7 +115,7 @@ class Silent(nn.Module):
 
 def both(world, method):
     """(shared search, whole) of each setting, with a prior of the world's size."""
-    prior = ddpm.DDPM(Silent(), SIZES[world], 500)
+    prior = diffusion.DDPM(Silent(), SIZES[world], 500)
     return prior, [METHODS[method].explainers(prior, 3, s) for s in GRIDS[world][method]]
 
 
@@ -177,7 +180,7 @@ def case():
     """Twelve renders of stripes, and a classifier that a change of the left one turns, helped by a pattern that nothing makes."""
     found = data(12)
     found = dataclasses.replace(found, x=found.x.double())
-    return cases.Case("stripes", found, Stripe(brittle=40.0), ddpm.DDPM(Silent(), (16, 16), 50), None, None, None, USES)
+    return cases.Case("stripes", found, Stripe(brittle=40.0), diffusion.DDPM(Silent(), (16, 16), 50), None, None, None, USES)
 
 
 def tuner_of(case, folder, method="ace", grid=SETTINGS, **changes):
@@ -193,7 +196,7 @@ def by_hand(case, setting, read=(1, 2)):
     `read`: the unused stripes that the oracle can read."""
     f, x, ids, factors = case.classifier, case.data.x, case.data.ids, case.data.factors
     cfs = ACE(prior=case.prior, **setting)(f, x, 1 - f(x).argmax(1), ids)
-    same = case.prior.chain(setting["spacing"]).filter(x, setting["steps"], ddpm.noise_of(0, ids, x, "null"))
+    same = case.prior.chain(setting["spacing"]).filter(x, setting["steps"], diffusion.noise_of(0, ids, x, "null"))
     null = (reading(same) - reading(x)).square().mean(0).sqrt()
     change = reading(cfs.counterfactual) - reading(x)
     moved = change.abs() > 2 * null
@@ -218,7 +221,7 @@ def test_a_tuning_measures_what_it_says(case, tmp_path):
     found = {(r["flip_rate"], r["semantic_validity"]) for r in measured}
     assert len(found) >= 3 and any(sv < fr for fr, sv in found), found      # the settings differ: the test above says something
     record = tune(tuner, MADE_ON, range(6), path)
-    assert io.read_json(path) == record and record["left"] == [] and record["queries"] == io.sha256(case.data.x)[:16]
+    assert files.read_json(path) == record and record["left"] == [] and record["queries"] == files.sha256(case.data.x)[:16]
     chosen = choose(measured, 0.95)
     assert (record["chosen"], record["verdict"] == "floor missed") == (chosen[0]["number"], chosen[1])
     table = shown(record).splitlines()
@@ -350,15 +353,15 @@ def test_the_command_writes_a_record_and_prints_it(case, tmp_path, monkeypatch, 
     asked = []
     monkeypatch.setattr(cases, "rendered_case", lambda *given: asked.append(given) or case)
     monkeypatch.setattr(oracles, "load", lambda name: Perfect())
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "run"))
     monkeypatch.setitem(GRIDS["faces"], "ace", SETTINGS)
     for name in ("faces_smile_causal", "faces_ddpm", "faces_oracle"):
-        io.write_json(tmp_path / f"{name}.json", {"sha256": f"hash of {name}"})
+        files.write_json(tmp_path / f"{name}.json", {"sha256": f"hash of {name}"})
     out = ["--out", str(tmp_path / "out"), "--n", "12", "--batch", "5", "--device", "cpu"]
     assert command.main(["faces", "--method", "ace", "--settings", "1, 0", *out]) == 0
     assert asked == [("faces", "smile", "causal", 12, "validation", 0, torch.device("cpu"))]
-    record = io.read_json(tmp_path / "out" / "faces_smile_causal_ace.json")
+    record = files.read_json(tmp_path / "out" / "faces_smile_causal_ace.json")
     assert record["checkpoints"]["faces_oracle"] == "hash of faces_oracle" and record["left"] == [2, 3, 4, 5]
     assert record["n"] == 12 and record["method"] == "ace" and record["split"] == "validation"
     assert (tmp_path / "run" / "tuning" / "faces_smile_causal").is_dir()
@@ -376,15 +379,15 @@ def test_the_command_refuses_before_any_work(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             command.main(["faces", "--method", "ace", *options])
         assert said in capsys.readouterr().err
-    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="faces_oracle"):
         command.main(["faces", "--method", "ace"])
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
 def test_a_published_record_stands_on_the_shipped_checkpoints(path):
-    record = io.read_json(path)
-    now = {name: io.read_json(io.CHECKPOINTS / f"{name}.json")["sha256"] for name in record["checkpoints"]}
+    record = files.read_json(path)
+    now = {name: files.read_json(files.CHECKPOINTS / f"{name}.json")["sha256"] for name in record["checkpoints"]}
     assert record["checkpoints"] == now and record["n"] == 64 and record["left"] == []
     assert choose(record["rows"], METHODS[record["method"]].floor)[0]["number"] == record["chosen"]
     preset = {("faces", "ace"): ACE.faces, ("faces", "dime"): DiME.faces,                      # ACE.roads: by hand, see there

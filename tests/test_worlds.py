@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cf_utils import io, worlds
+from cf_utils import worlds
+from cf_utils.core import files
 from cf_utils.datasets import rendered
-from cf_utils.worlds import base, card, draw, faces_frame
+from cf_utils.training import world_card
+from cf_utils.worlds import base, draw, faces_frame
 from cf_utils.worlds.__main__ import main
 
 NAMES = worlds.NAMES
@@ -312,32 +314,32 @@ def test_readers_of_the_card_find_what_is_there_and_only_that():
     bright[y == 1] += 0.1
     placed[y == 1, :, 3:6] += 0.1
     placed[y == 0, :, 9:12] += 0.1
-    assert card.from_histogram(bright[:300], y[:300], bright[300:], y[300:]) > 0.95
-    assert 0.35 < card.from_histogram(placed[:300], y[:300], placed[300:], y[300:]) < 0.65
-    assert card.from_pixels(placed[:300], y[:300], placed[300:], y[300:]) > 0.95
-    assert 0.35 < card.from_pixels(x[:300], y[:300], x[300:], y[300:]) < 0.65
-    assert card.nearest(x[:300], x[300:], 50) == pytest.approx(1, abs=0.03)
-    assert card.nearest(x[300:350], x[300:], 50) == 0                     # copies of the queries in the training set
+    assert world_card.from_histogram(bright[:300], y[:300], bright[300:], y[300:]) > 0.95
+    assert 0.35 < world_card.from_histogram(placed[:300], y[:300], placed[300:], y[300:]) < 0.65
+    assert world_card.from_pixels(placed[:300], y[:300], placed[300:], y[300:]) > 0.95
+    assert 0.35 < world_card.from_pixels(x[:300], y[:300], x[300:], y[300:]) < 0.65
+    assert world_card.nearest(x[:300], x[300:], 50) == pytest.approx(1, abs=0.03)
+    assert world_card.nearest(x[300:350], x[300:], 50) == 0                     # copies of the queries in the training set
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
     weak, strong = (x - x.mean()) * 0 + 0.5, torch.full_like(x, 0.5)
     with torch.no_grad():
         linear[1].weight.copy_(torch.stack([torch.zeros(768), torch.ones(768)]))
         linear[1].bias.copy_(torch.tensor([0.0, -384.0 + 4.0]))           # margin 4; an eps in every pixel moves 768 eps
-    assert card.flipped(linear, weak[:8]) == 1.0                          # 768 * 2 / 255 = 6.0 > 4
-    assert card.flipped(linear, strong[:8], eps=1 / 255) == 0.0           # 3.0 < 4
-    assert card.auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], draws=1)[0] == 0.75
+    assert world_card.flipped(linear, weak[:8]) == 1.0                          # 768 * 2 / 255 = 6.0 > 4
+    assert world_card.flipped(linear, strong[:8], eps=1 / 255) == 0.0           # 3.0 < 4
+    assert world_card.auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], draws=1)[0] == 0.75
 
 
 # Still open on faces: the strokes of age are strong, so that its reader is hard to fool (0.81 to 0.86; bound 0.9).
 OPEN = {("age:", "flipped_by_pgd")}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in card.FOLDER.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in world_card.FOLDER.glob("*.json")))
 def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
-    found = io.read_json(card.FOLDER / f"{name}.json")
+    found = files.read_json(world_card.FOLDER / f"{name}.json")
     assert found["sha256"] == worlds.get(name).sha256(), f"the world changed: python -m cf_utils.worlds check {name}"
-    assert tuple(found["checked"]) == card.CHECKED[name]
-    assert card.outside(found["checked"]) == found["outside"]
+    assert tuple(found["checked"]) == world_card.CHECKED[name]
+    assert world_card.outside(found["checked"]) == found["outside"]
     own = {tuple(line.split(" ")[:2]) for line in found["outside"]}
     assert own <= OPEN, f"outside its bounds: {found['outside']}"
 
@@ -345,9 +347,9 @@ def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
 def test_a_value_outside_its_bounds_is_named_and_ends_non_zero(monkeypatch, tmp_path, capsys):
     row = {"auc_neutralised": 0.5, "auc_histogram": 0.61, "auc_pixels": 0.7, "auc_cnn": 0.98, "flipped_by_pgd": 0.95,
            "nearest_train_over_test": 1.0}
-    monkeypatch.setattr(card, "FOLDER", tmp_path)
-    monkeypatch.setattr(card, "check", lambda name, n: {"checked": {"smile": row}, "outside": card.outside({"smile": row}),
+    monkeypatch.setattr(world_card, "FOLDER", tmp_path)
+    monkeypatch.setattr(world_card, "check", lambda name, n: {"checked": {"smile": row}, "outside": world_card.outside({"smile": row}),
                                                         "cpu_ms_per_image": 4.0, "seconds": 1.0})
     assert main(["check", "faces"]) == 1
     assert "outside: smile: auc_histogram 0.610 is outside [0.0, 0.6]" in capsys.readouterr().out
-    assert io.read_json(tmp_path / "faces.json")["checked"] == {"smile": row}
+    assert files.read_json(tmp_path / "faces.json")["checked"] == {"smile": row}

@@ -1,17 +1,37 @@
 """The contracts every method shares: the call, the result, the checks, the noise, and what a pass costs."""
 
 from cf_utils.core.batches import explain_in_batches
-from cf_utils.core.blackbox import BlackBox, frozen
 from cf_utils.core.blocks import block_index, block_mean, total_variation
 from cf_utils.core.checks import check_query
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.deviation import median_absolute_deviation
-from cf_utils.core.explainer import Explainer, Found, describe
+from cf_utils.core.explainer import Explainer, SearchResult, describe
+from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import device_of, headless, item_noise, pick_device, progress, seed_everything
 
 __all__ = [
-    "ALREADY", "BELOW", "NAN", "OTHER", "BlackBox", "Constraints", "Counterfactuals", "Explainer", "Found", "block_index",
-    "block_mean", "check_query", "describe", "device_of", "explain_in_batches", "frozen", "headless", "item_noise",
-    "median_absolute_deviation", "pick_device", "progress", "seed_everything", "total_variation",
+    "ALREADY",
+    "BELOW",
+    "NAN",
+    "OTHER",
+    "Constraints",
+    "Counterfactuals",
+    "Explainer",
+    "PassCounter",
+    "SearchResult",
+    "block_index",
+    "block_mean",
+    "check_query",
+    "describe",
+    "device_of",
+    "explain_in_batches",
+    "frozen",
+    "headless",
+    "item_noise",
+    "median_absolute_deviation",
+    "pick_device",
+    "progress",
+    "seed_everything",
+    "total_variation",
 ]

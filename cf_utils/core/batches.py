@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cf_utils import io
+from cf_utils.core import files
 from cf_utils.core.checks import check_query, listed
 from cf_utils.core.explainer import Explainer, describe
 from cf_utils.core.result import Counterfactuals
@@ -37,7 +37,7 @@ def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, tar
         rows = slice(at, at + batch_size)
         where = None
         if folder is not None:
-            key = io.sha256(setting, x[rows], target[rows], *map(str, listed(ids[rows])))
+            key = files.sha256(setting, x[rows], target[rows], *map(str, listed(ids[rows])))
             where = Path(folder) / f"{at:06d}-{key[:16]}"
             if (where / "result.json").exists():
                 parts.append(Counterfactuals.load(where))

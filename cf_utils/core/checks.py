@@ -55,6 +55,6 @@ def listed(ids) -> list:
 def check_logits(logits: Tensor, x: Tensor, target: Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(f"classifier: gave {tuple(logits.shape)} for {len(x)} rows, expected logits (B, K) with K >= 2 "
-                         "(cf_utils.classifiers.OneOutput wraps a single sigmoid output)")
+                         "(cf_utils.models.classifiers.OneOutput wraps a single sigmoid output)")
     if (target < 0).any() or (target >= logits.shape[1]).any():
         raise ValueError(f"target: values from {target.min()} to {target.max()}, expected 0 to {logits.shape[1] - 1}")

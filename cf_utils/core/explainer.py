@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from cf_utils import io
-from cf_utils.core.blackbox import BlackBox, frozen
+from cf_utils.core import files
 from cf_utils.core.checks import check_logits, check_query
 from cf_utils.core.constraints import Constraints
+from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import device_of
 
@@ -22,7 +22,7 @@ _RESULTS: WeakKeyDictionary[Counterfactuals, dict] = WeakKeyDictionary()    # de
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What a method's `search` hands back; rows are those that it was given."""
 
     counterfactual: Tensor
@@ -30,7 +30,7 @@ class Found:
     path: Tensor | None = None                      # (B, steps, ...), without the query
     path_len: Tensor | None = None                  # states in `path`, without the query
     reason: list[str] | None = None                 # a method's own word on a failure, "" to leave it to the call
-    generator: BlackBox | None = None
+    generator: PassCounter | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,7 +38,7 @@ class Explainer(ABC):
     """Base of every method: `explain = Method(settings); cfs = explain(classifier, x, target)`.
 
     Derived classes are frozen dataclasses whose fields are settings and prepared parts, and implement
-    `search(f, x, target, ids, tau) -> Found`, a batched computation in which rows do not influence each other.
+    `search(f, x, target, ids, tau) -> SearchResult`, a batched computation in which rows do not influence each other.
     """
 
     tau: float = 0.5                                # wanted probability of the target
@@ -53,7 +53,7 @@ class Explainer(ABC):
         return y if self.constraints is None else self.constraints.snap(y, x)
 
     @abstractmethod
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         """The method itself, on the rows that are neither done nor broken. A class without one cannot be made."""
 
     def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027  (a hook: not every method has something of its own)
@@ -71,7 +71,7 @@ class Explainer(ABC):
         self._check_constraints(x)
         place = device_of(classifier, x.device)
         tau, x, target = self.tau if score is None else score, x.detach().to(place), target.to(place)
-        first = BlackBox(classifier, len(x))
+        first = PassCounter(classifier, len(x))
         with frozen(classifier):
             with torch.no_grad():
                 logits = _asked(first, x)
@@ -82,8 +82,8 @@ class Explainer(ABC):
             done = (source == target) & (p >= tau) & ~broken
             todo = (~done & ~broken).nonzero().flatten()
             first.flush()
-            search = BlackBox(classifier, len(todo))
-            found = Found(x[:0])
+            search = PassCounter(classifier, len(todo))
+            found = SearchResult(x[:0])
             if len(todo):
                 own = ids[todo.cpu()] if isinstance(ids, Tensor) else tuple(ids[i] for i in todo.tolist())
                 with torch.enable_grad():           # a caller's no_grad is about its own graph
@@ -121,7 +121,7 @@ class Explainer(ABC):
             raise ValueError(f"constraints: for {len(self.constraints.low)} features, got x of shape {tuple(x.shape)}")
 
     @staticmethod
-    def _spread(found: Found, x: Tensor, todo: Tensor) -> dict[str, Tensor]:
+    def _spread(found: SearchResult, x: Tensor, todo: Tensor) -> dict[str, Tensor]:
         """Give mask, path and generator passes of the searched rows to all rows (none, the query alone, zero)."""
         out: dict[str, Tensor] = {}
         if found.mask is not None:
@@ -139,7 +139,7 @@ class Explainer(ABC):
         return out
 
 
-def _asked(first: BlackBox, x: Tensor) -> Tensor:
+def _asked(first: PassCounter, x: Tensor) -> Tensor:
     """The first question to the classifier; what it says of an x that it does not take becomes a ValueError that names x."""
     try:
         return first(x, torch.arange(len(x)))
@@ -153,9 +153,9 @@ def _asked(first: BlackBox, x: Tensor) -> Tensor:
 def describe(thing: Any) -> Any:
     """Plain JSON of a setting: dataclasses field by field, tensors and modules by name and SHA-256."""
     if isinstance(thing, Tensor):
-        return {"tensor": list(thing.shape), "sha256": io.sha256(thing)[:16]}
+        return {"tensor": list(thing.shape), "sha256": files.sha256(thing)[:16]}
     if isinstance(thing, nn.Module):
-        return {"module": type(thing).__name__, "sha256": io.module_sha256(thing)[:16]}
+        return {"module": type(thing).__name__, "sha256": files.module_sha256(thing)[:16]}
     if isinstance(thing, Counterfactuals):
         if thing not in _RESULTS:
             _RESULTS[thing] = _fields(thing)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cf_utils import io
+from cf_utils.core import files
 from cf_utils.core.checks import listed
 
 ALREADY, NAN, BELOW, OTHER = "already target", "classifier returned NaN", "score below tau", "decision is not the target"
@@ -127,11 +127,11 @@ class Counterfactuals:
         """Write `result.json` and the tensors file that it names; a kill at any moment leaves the old pair or the new one."""
         folder = Path(folder)
         tensors = {n: v.cpu() for n in self._per_item() if isinstance(v := getattr(self, n), Tensor)}
-        name = f"tensors-{io.sha256(*(p for k in sorted(tensors) for p in (k, tensors[k])))[:16]}.safetensors"
-        io.write_tensors(folder / name, tensors)
+        name = f"tensors-{files.sha256(*(p for k in sorted(tensors) for p in (k, tensors[k])))[:16]}.safetensors"
+        files.write_tensors(folder / name, tensors)
         plain = {"reason": self.reason, "ids": None if isinstance(self.ids, Tensor) else self.ids, "settings": self.settings,
                  "seed": self.seed, "row_ids": self.row_ids}
-        io.write_json(folder / "result.json", {"tensors": name, "sha256": io.sha256(folder / name), **plain})
+        files.write_json(folder / "result.json", {"tensors": name, "sha256": files.sha256(folder / name), **plain})
         for stale in folder.glob("tensors-*.safetensors"):
             if stale.name != name:
                 stale.unlink()
@@ -142,10 +142,10 @@ class Counterfactuals:
         folder = Path(folder)
         if not (folder / "result.json").exists():
             raise FileNotFoundError(f"{folder / 'result.json'} is missing: no saved result there")
-        plain = io.read_json(folder / "result.json")
+        plain = files.read_json(folder / "result.json")
         file, expected = folder / plain.pop("tensors"), plain.pop("sha256")
-        if not file.exists() or io.sha256(file) != expected:
+        if not file.exists() or files.sha256(file) != expected:
             raise ValueError(f"{file} is missing or not the one that result.json names")
         plain["reason"] = tuple(plain["reason"])
         ids = plain.pop("ids")
-        return cls(**io.read_tensors(file), **plain, **({} if ids is None else {"ids": tuple(ids)}))
+        return cls(**files.read_tensors(file), **plain, **({} if ids is None else {"ids": tuple(ids)}))

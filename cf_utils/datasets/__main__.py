@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from cf_utils.datasets import bdd, celeba, celebahq, german_credit, glove, heloc, imagenet_pairs, imdb, mnist, uci_credit
-
-SETS = {"mnist": mnist, "imdb": imdb, "glove": glove, "heloc": heloc, "uci_credit": uci_credit, "german_credit": german_credit,
-        "celeba": celeba, "celebahq": celebahq, "bdd": bdd, "imagenet_pairs": imagenet_pairs}
-FETCHED = sorted(name for name, module in SETS.items() if hasattr(module, "fetch"))         # only these may be fetched
+from cf_utils.datasets.catalog import FETCHABLE, SETS
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cf_utils.datasets", description=__doc__)
     parser.add_argument("--data", default="", help="data root; empty means the embedded default")
-    parser.add_argument("--fetch", metavar="NAME", choices=FETCHED, help="download this set to --data, checksums verified")
+    parser.add_argument("--fetch", metavar="NAME", choices=FETCHABLE, help="download this set to --data, checksums verified")
     args = parser.parse_args(argv)
     if args.fetch:
         if not args.data:

@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cf_utils import io
+from cf_utils.core import files
 from cf_utils.datasets.base import Status, missing
 
 LEAST, TAIL = 5, 5             # words a review has at least; zero vectors after its last word, as many as the widest window
-DIMENSIONS, CACHE = (50, 100, 200, 300), io.ROOT / "data" / "cache"
+DIMENSIONS, CACHE = (50, 100, 200, 300), files.ROOT / "data" / "cache"
 TOKEN = re.compile(r"[a-z0-9]+(?=n't)|n't|'(?:s|m|re|ve|ll|d)\b|[^\W_]+")       # as GloVe's corpus was cut: do n't, it 's
 BREAK = re.compile(r"<br ?/?>")
 
@@ -93,7 +93,7 @@ def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
     """One official text file. ValueError with file, line number and reason where a line is broken."""
     file = Path(file)
     about = file.stat()
-    stem = f"{file.name}-{io.sha256(f'{file.resolve()}|{about.st_size}|{about.st_mtime_ns}|{dim}')[:12]}"
+    stem = f"{file.name}-{files.sha256(f'{file.resolve()}|{about.st_size}|{about.st_mtime_ns}|{dim}')[:12]}"
     table, names = cache / f"{stem}.npy", cache / f"{stem}.words"
     if not (table.exists() and names.exists()):
         words, rows = [], []
@@ -102,9 +102,9 @@ def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
             rows.append(vector)
         if not words:
             raise ValueError(f"{file}: no line in it, expected lines of a word and {dim} numbers")
-        with io.whole_file(table) as part, open(part, "wb") as out:
+        with files.whole_file(table) as part, open(part, "wb") as out:
             np.save(out, np.stack(rows))
-        io.write_text(names, "\n".join(words))
+        files.write_text(names, "\n".join(words))
     return Glove(names.read_text(encoding="utf-8").split("\n"), _mapped(table), "official")
 
 

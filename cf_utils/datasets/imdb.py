@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cf_utils import io
+from cf_utils.core import files
 from cf_utils.datasets.base import Status, missing
 
 NAMES, SPLITS = ("negative", "positive"), ("train", "validation", "test")
@@ -73,7 +73,7 @@ def load(root: str = "", split: str = "test") -> Reviews:
     whole = Reviews(texts, y, ids, source)
     if split == "test":
         return whole
-    held = torch.tensor([int(io.sha256(t)[:8], 16) % 10 == 0 for t in texts])
+    held = torch.tensor([int(files.sha256(t)[:8], 16) % 10 == 0 for t in texts])
     return whole.take((held if split == "validation" else ~held).nonzero().flatten())
 
 
@@ -82,10 +82,10 @@ def _half(tree: Path, half: str) -> tuple[tuple[str, ...], Tensor, Tensor]:
     texts, y, ids = [], [], []
     for label, kind in enumerate(("neg", "pos")):
         folder = tree / half / kind
-        files = sorted(folder.glob("*.txt"), key=_number)
-        if not files:
+        paths = sorted(folder.glob("*.txt"), key=_number)
+        if not paths:
             raise FileNotFoundError(missing("imdb", folder, "no review in this folder"))
-        for file in files:
+        for file in paths:
             text = file.read_text(encoding="utf-8").strip()
             if not text:
                 raise ValueError(f"{file}: the review is empty")
@@ -118,7 +118,7 @@ def _table(file) -> pd.DataFrame:
 
 def _kaggle(file: Path, test: bool) -> tuple[tuple[str, ...], Tensor, Tensor]:
     table = _table(file).drop_duplicates("review")
-    in_test = table["review"].map(lambda t: int(io.sha256(t)[8:16], 16) % 2 == 1)
+    in_test = table["review"].map(lambda t: int(files.sha256(t)[8:16], 16) % 2 == 1)
     table = table[in_test if test else ~in_test]
     return tuple(table["review"]), torch.tensor((table["sentiment"] == "positive").to_numpy()).long(), torch.tensor(table.index)
 
@@ -151,7 +151,7 @@ def find_embedded_rows(root: str) -> list[int]:
     `python -m cf_utils.datasets.imdb <root>`.
     """
     def plain(text: str) -> str:
-        return io.sha256("".join(c for c in text.lower().replace("<br />", " ") if c.isascii() and c.isalnum()))
+        return files.sha256("".join(c for c in text.lower().replace("<br />", " ") if c.isascii() and c.isalnum()))
 
     test = {plain(t) for t in load(root, "test").texts}
     train = {plain(t) for s in ("train", "validation") for t in load(root, s).texts}
@@ -171,4 +171,4 @@ def status(root: str = "") -> Status:
 
 
 if __name__ == "__main__":
-    io.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")
+    files.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")

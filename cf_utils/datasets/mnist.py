@@ -77,14 +77,14 @@ def fetch(root: str) -> None:
     """Download the four official files to <root>/MNIST/raw, each checked; what is there and whole is kept."""
     import urllib.request
 
-    from cf_utils import io
+    from cf_utils.core import files
     folder = Path(root) / "MNIST" / "raw"
     for name, (md5, *_) in RAW.items():
         path = folder / f"{name}.gz"
         with contextlib.suppress(FileNotFoundError, ValueError):       # absent or broken: fetched
             if hashlib.md5(_unzipped(path)).hexdigest() == md5:
                 continue
-        with io.whole_file(path) as part:
+        with files.whole_file(path) as part:
             with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as source:
                 part.write_bytes(source.read())
             if hashlib.md5(_unzipped(part, zipped=True)).hexdigest() != md5:
@@ -176,5 +176,5 @@ def _scaled(x: Tensor) -> Tensor:
 if __name__ == "__main__":
     import sys
 
-    from cf_utils import io
-    io.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")
+    from cf_utils.core import files
+    files.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")

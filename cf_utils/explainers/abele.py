@@ -29,7 +29,7 @@ import torch
 from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
-from cf_utils.core import BlackBox, Explainer, Found, frozen, item_noise
+from cf_utils.core import Explainer, PassCounter, SearchResult, frozen, item_noise
 
 NO_RULE, NO_EXEMPLAR = "no counter-rule: no accepted neighbour is decided as the target", "no valid counter-exemplar"
 
@@ -108,7 +108,7 @@ def rules(tree: DecisionTreeClassifier, z: np.ndarray) -> list[Rule]:
 # ---------------------------------------------------------------- the method
 
 @dataclass(frozen=True, eq=False)
-class Abele(Explainer):
+class ABELE(Explainer):
     """Nearest valid counter-exemplar in the latent space of an adversarial autoencoder.
 
     x (B, *aae.shape). `aae` has `shape`, `latent`, `encoder`, `decoder` and `discriminator` (logits (B,)), see
@@ -142,9 +142,9 @@ class Abele(Explainer):
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a probability in [0, 1]")
 
     @torch.no_grad()
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         kind = next(self.aae.parameters(), x)
-        enc, dec = BlackBox(self.aae.encoder, len(x)), BlackBox(self.aae.decoder, len(x))
+        enc, dec = PassCounter(self.aae.encoder, len(x)), PassCounter(self.aae.decoder, len(x))
         with frozen(self.aae):
             every = torch.arange(len(x))
             source, z0 = f(x, every).argmax(1), enc(x.to(kind), every)               # (B,), (B, d)
@@ -194,7 +194,7 @@ class Abele(Explainer):
         enc.flush()
         dec.flush()
         dec.n_forward += enc.n_forward
-        return Found(result, reason=why, generator=dec)
+        return SearchResult(result, reason=why, generator=dec)
 
     def _neighbourhood(self, look, z0: Tensor, source: Tensor, target: Tensor, ids, tau: float):
         """Evolve, per item, one population decided as the query and one as the target: (B, 2 population, d) and its

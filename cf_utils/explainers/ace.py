@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen
-from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
-from cf_utils.generators.ddpm import DDPM, noise_of
+from cf_utils.core import NAN, Counterfactuals, Explainer, PassCounter, SearchResult, frozen
+from cf_utils.explainers.shared.diffusion import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
+from cf_utils.explainers.shared.inpaint import change_mask, inpaint
+from cf_utils.models.generators.diffusion import DDPM, noise_of
 
 ATTACKS, DISTANCES, STAGES = ("pgd", "gd", "cw"), ("l1", "l2"), ("ace", "pre", "fr", "f")
 
@@ -141,7 +141,7 @@ class ACE(Explainer):
         check_prior(self.prior, x, self.bounds, steps=first, refine=self.refine or first)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
 
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         generator = counted(self.prior, len(x), self.bfloat16)
         with frozen(self.prior):
             if self.attacked is None:
@@ -156,10 +156,10 @@ class ACE(Explainer):
         reason = [why or ("" if ok else NAN_PRIOR) for why, ok in zip(reason, fine.tolist(), strict=True)]
         result = torch.where(torch.tensor([not why for why in reason], device=x.device).view(-1, 1, 1, 1), result, x)
         path = torch.stack([*states, pre, result], 1)
-        return Found(result, mask=mask, path=path, path_len=torch.full((len(x),), path.shape[1]),
+        return SearchResult(result, mask=mask, path=path, path_len=torch.full((len(x),), path.shape[1]),
                      reason=reason, generator=generator)
 
-    def _attack(self, f: BlackBox, generator: BlackBox, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], list[str]]:
+    def _attack(self, f: PassCounter, generator: PassCounter, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], list[str]]:
         """Eq. 3: (pre-explanations (B, ...), states on the way, whose NaN an item met, or "" (B))."""
         pre, states, reason = x.clone(), [], [""] * len(x)
         rows = torch.arange(len(x))                             # still attacked; all below is theirs
@@ -210,7 +210,7 @@ class ACE(Explainer):
         square = away.square().sum(1)                           # the norm has no gradient at 0: it is 0 there
         return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
-    def _finish(self, generator: BlackBox, x: Tensor, pre: Tensor, ids) -> tuple[Tensor, Tensor | None]:
+    def _finish(self, generator: PassCounter, x: Tensor, pre: Tensor, ids) -> tuple[Tensor, Tensor | None]:
         """The stage's image from the pre-explanation, and the mask where there is one."""
         if self.stage == "pre":
             return pre, None

@@ -33,7 +33,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import NAN, BlackBox, Explainer, Found, frozen
+from cf_utils.core import NAN, Explainer, PassCounter, SearchResult, frozen
 
 
 def shrink(d: Tensor, by: float | Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class CEM(Explainer):
     def check(self, x, logits):
         if self.gamma > 0 and self.autoencoder is None:
             raise ValueError(f"autoencoder: None, but gamma = {self.gamma} weighs its error; pass one (for digits "
-                             "cf_utils.generators.autoencoder.load()) or gamma=0")
+                             "cf_utils.models.generators.autoencoder.load()) or gamma=0")
         if self.steps < 1 or self.tries < 1:
             raise ValueError(f"steps, tries: got {self.steps}, {self.tries}, expected at least 1")
         if self.c <= 0 or self.lr <= 0 or self.beta < 0 or self.gamma < 0 or (self.kappa is not None and self.kappa < 0):
@@ -96,13 +96,13 @@ class CEM(Explainer):
         if self.threshold not in ("paper", "prox"):
             raise ValueError(f"threshold: got {self.threshold!r}, expected 'paper' or 'prox'")
 
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         use_ae = self.gamma > 0
-        ae = BlackBox(self.autoencoder, len(x)) if use_ae else None
+        ae = PassCounter(self.autoencoder, len(x)) if use_ae else None
         with frozen(*([self.autoencoder] if use_ae else [])):
             return self._search(f, ae, x, target, tau)
 
-    def _search(self, f: BlackBox, ae: BlackBox | None, x: Tensor, target: Tensor, tau: float) -> Found:
+    def _search(self, f: PassCounter, ae: PassCounter | None, x: Tensor, target: Tensor, tau: float) -> SearchResult:
         wide = (-1, *[1] * (x.ndim - 1))
         low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x)
                      for b in self.bounds or (-torch.inf, torch.inf))
@@ -159,7 +159,7 @@ class CEM(Explainer):
             why += "" if self.constraints is None else ", inside the constraints"
             self._book(rows, every, best, nearest, state, why, result, reason)
             path[rows.to(x.device), -1] = result[rows.to(x.device)]
-        return Found(result, path=path, path_len=n_tries, reason=reason, generator=ae)
+        return SearchResult(result, path=path, path_len=n_tries, reason=reason, generator=ae)
 
     @staticmethod
     def _book(rows, which, best, nearest, else_, why, result, reason) -> None:

@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import NAN, BlackBox, Counterfactuals, Explainer, Found, frozen, progress
-from cf_utils.explainers.inpaint import change_mask, inpaint
-from cf_utils.explainers.through_prior import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
-from cf_utils.generators.ddpm import DDPM, noise_of, to_image, to_model
+from cf_utils.core import NAN, Counterfactuals, Explainer, PassCounter, SearchResult, frozen, progress
+from cf_utils.explainers.shared.diffusion import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
+from cf_utils.explainers.shared.inpaint import change_mask, inpaint
+from cf_utils.models.generators.diffusion import DDPM, noise_of, to_image, to_model
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,7 +112,7 @@ class DiME(Explainer):
         check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
 
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         generator = counted(self.prior, len(x), self.bfloat16)
         mask = x.new_zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
         with frozen(self.prior, *([] if self.perceptual is None else [self.perceptual])), torch.no_grad():
@@ -126,7 +126,7 @@ class DiME(Explainer):
                 result, mask = self._paste(generator, x, path[-1], ids)
                 path.append(result)
                 tried = torch.full((len(x),), len(path))
-        return Found(path[-1], mask=mask.expand_as(x) if self.pasted or self.own_mask else None, path=torch.stack(path, 1),
+        return SearchResult(path[-1], mask=mask.expand_as(x) if self.pasted or self.own_mask else None, path=torch.stack(path, 1),
                      path_len=tried, reason=reason, generator=generator)
 
     def _search(self, f, generator, x, target, ids, tau, mask) -> tuple[list[Tensor], Tensor, list[str]]:
@@ -182,7 +182,7 @@ class DiME(Explainer):
         y = to_image(z).clamp(0, 1)
         return (y if kept is None else torch.where(kept, y, x)), kept, broken
 
-    def _gradient(self, f: BlackBox, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor,
+    def _gradient(self, f: PassCounter, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor,
                   scale: float) -> tuple[Tensor, Tensor]:
         """Of s L_class + p L_perc, at clean images in [-1, 1]; and for which items it and the logits are finite (B,)."""
         with torch.enable_grad():
@@ -196,7 +196,7 @@ class DiME(Explainer):
             g = f.grad(loss.sum(), z)
         return g, g.flatten(1).isfinite().all(1) & logits.detach().isfinite().all(1)
 
-    def _paste(self, generator: BlackBox, x: Tensor, y: Tensor, ids) -> tuple[Tensor, Tensor]:
+    def _paste(self, generator: PassCounter, x: Tensor, y: Tensor, ids) -> tuple[Tensor, Tensor]:
         """ACE's last stage on the images y: (result, mask (B, 1, H, W))."""
         spacing, steps = self.refine
         mask = change_mask(x, y, self.threshold, self.dilation)

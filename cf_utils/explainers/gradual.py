@@ -28,20 +28,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cf_utils.classifiers import predict
 from cf_utils.core import (
     BELOW,
     NAN,
-    BlackBox,
     Constraints,
     Counterfactuals,
     Explainer,
-    Found,
+    PassCounter,
+    SearchResult,
     block_index,
     block_mean,
     item_noise,
 )
-from cf_utils.explainers.objective import TERMS, class_term, pull
+from cf_utils.explainers.shared.objective import TERMS, class_term, pull
+from cf_utils.models.classifiers import predict
 
 PROBES = 9          # values of a feature that `ranking="probe"` tries
 TINY = 1e-30        # for 0 under Adam's root: the root of exact zeros takes eight times as long (MKL), that of this none
@@ -178,7 +178,7 @@ class GradualConstruction(Explainer):
         if self.bounds is None and (self.clamp or self.init == "uniform"):
             raise ValueError("bounds: None, but clamp and a uniform composite need a range")
 
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         mean, own = self.prototypes.to(x)[target], self._own_score(x, target, tau)    # (B, K), (B,)
         index, n_blocks = block_index(x.shape[1:], self.block)
         index, budget = index.to(x.device), min(self.max_blocks or n_blocks, n_blocks)
@@ -272,7 +272,7 @@ class GradualConstruction(Explainer):
                 z = torch.maximum(torch.minimum(z, high), low)
         n_done = n_done.clamp(min=1)
         last = torch.minimum(torch.arange(int(n_done.max()))[None], n_done[:, None] - 1)             # padded with the last state
-        return Found(result, mask=mask, path=path[torch.arange(len(x))[:, None], last], path_len=n_done, reason=failed)
+        return SearchResult(result, mask=mask, path=path[torch.arange(len(x))[:, None], last], path_len=n_done, reason=failed)
 
     def _own_score(self, x: Tensor, target: Tensor, tau: float) -> Tensor:
         """The target's score of its mean logits themselves, (B,): where the loss pulls. Warns where that is below tau."""
@@ -308,13 +308,13 @@ class GradualConstruction(Explainer):
         low, high = self.constraints.box(x)
         return block_mean((high > low).to(x), index, n_blocks) == 0
 
-    def _rank(self, f: BlackBox, z: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
+    def _rank(self, f: PassCounter, z: Tensor, target: Tensor, rows: Tensor, index: Tensor, n_blocks: int) -> Tensor:
         """Eq. 5: mean |d log f_t / d z| of each block, (B, n_blocks)."""
         z = z.detach().requires_grad_(True)
         g = f.grad(f(z, rows).log_softmax(1).gather(1, target[:, None]).sum(), z)
         return block_mean(g.abs(), index, n_blocks)
 
-    def _probe(self, f: BlackBox, z: Tensor, x: Tensor, target: Tensor, rows: Tensor, index: Tensor,
+    def _probe(self, f: PassCounter, z: Tensor, x: Tensor, target: Tensor, rows: Tensor, index: Tensor,
                n_blocks: int) -> tuple[Tensor, Tensor]:
         """Eq. 5's question asked of the black box itself: the highest log f_t that each block reaches when it alone takes each of
         PROBES values of its allowed range, (B, n_blocks); and z with each block at that value, (B, n_blocks, ...)."""

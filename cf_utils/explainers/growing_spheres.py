@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cf_utils.core import BlackBox, Explainer, Found, item_noise
+from cf_utils.core import Explainer, PassCounter, SearchResult, item_noise
 
 POINTS = 2 ** 13            # in one pass of the classifier; more (2 ** 16) was no faster, and takes memory
 
@@ -92,7 +92,7 @@ class GrowingSpheres(Explainer):
             raise ValueError("bounds: None, but clamp needs a range")
 
     @torch.no_grad()
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         free = torch.arange(x.shape[1], device=x.device)
         if self.constraints is not None:
             free = free[~self.constraints.immutable.to(x.device)]
@@ -119,7 +119,7 @@ class GrowingSpheres(Explainer):
         within = "" if self.constraints is None else ", inside the constraints"
         why = [f"no enemy out to radius {r:.3g} in {k} layers of {self.n} draws{within}" if len(free)
                else "every feature is immutable" for r in inner.tolist()]
-        return Found(fewer, path=torch.stack([enemy, fewer], 1), path_len=2 * found.long(),
+        return SearchResult(fewer, path=torch.stack([enemy, fewer], 1), path_len=2 * found.long(),
                      reason=["" if ok else w for ok, w in zip(found.tolist(), why, strict=True)])
 
     def _draw(self, f, x, target, ids, tau, rows, inner, outer, free, k) -> tuple[Tensor, Tensor]:
@@ -166,6 +166,6 @@ class GrowingSpheres(Explainer):
         return torch.linalg.vector_norm(torch.maximum(high - x, x - low), dim=1)
 
     @staticmethod
-    def _enemies(f: BlackBox, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
+    def _enemies(f: PassCounter, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
         logits = f(y, rows)
         return (logits.argmax(1) == target) & (logits.softmax(1).gather(1, target[:, None])[:, 0] >= tau)

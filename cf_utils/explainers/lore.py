@@ -35,9 +35,9 @@ import torch
 from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
-from cf_utils.core import BlackBox, Explainer, Found, check_query, frozen, item_noise
+from cf_utils.core import Explainer, PassCounter, SearchResult, check_query, frozen, item_noise
 from cf_utils.core.checks import check_logits
-from cf_utils.explainers.rules import Rules, least_move, leaves, nearest_move
+from cf_utils.explainers.shared.rules import Rules, least_move, leaves, nearest_move
 
 POINTS = 2 ** 15            # neighbours in memory at once
 
@@ -83,7 +83,7 @@ class LORE(Explainer):
             raise ValueError(f"categorical: got {self.categorical}, expected features 0 to {x.shape[1] - 1}")
 
     @torch.no_grad()
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         result, reason = x.clone(), []
         for i, rules in enumerate(self._explain(f, x, target, ids, tau)):
             if rules.best is not None:
@@ -91,21 +91,21 @@ class LORE(Explainer):
             within = "" if self.constraints is None else ", inside the constraints"
             reason.append("" if rules.best is not None else "no neighbour is decided as the target" if not rules.both
                           else f"none of {len(rules.holds)} counterfactual rules holds on the classifier{within}")
-        return Found(result, reason=reason)
+        return SearchResult(result, reason=reason)
 
     @torch.no_grad()
     def rules(self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None) -> list[Rules]:
         """The rules behind what the call returns, row by row, for rows that are not decided as the target yet."""
         ids = check_query(x, target, ids, self.bounds, score)
         self._check_constraints(x)
-        f = BlackBox(classifier, len(x))
+        f = PassCounter(classifier, len(x))
         with frozen(classifier):
             logits = f(x, torch.arange(len(x)))
             check_logits(logits, x, target)
             self.check(x, logits)
             return self._explain(f, x, target, ids, self.tau if score is None else score)
 
-    def _explain(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> list[Rules]:
+    def _explain(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> list[Rules]:
         out = []
         for part in torch.arange(len(x)).split(max(1, POINTS // self.population)):
             q, t = x[part.to(x.device)], target[part.to(x.device)]
@@ -185,6 +185,6 @@ class LORE(Explainer):
         return DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed % 2 ** 32).fit(z, wanted)
 
     @staticmethod
-    def _wanted(f: BlackBox, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
+    def _wanted(f: PassCounter, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
         logits = f(y, rows)
         return (logits.argmax(1) == target) & (logits.softmax(1).gather(1, target[:, None])[:, 0] >= tau)

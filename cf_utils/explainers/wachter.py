@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cf_utils.core import NAN, BlackBox, Explainer, Found
+from cf_utils.core import NAN, Explainer, PassCounter, SearchResult
 
 TERMS, DISTANCES = ("probability", "log_odds"), ("l1", "l2")
 
@@ -99,7 +99,7 @@ class Wachter(Explainer):
                 raise ValueError(f"mad: got shape {tuple(self.mad.shape)}, smallest {self.mad.min():.3g}, expected finite, > 0 "
                                  f"and for items of shape {tuple(x.shape[1:])}")
 
-    def search(self, f: BlackBox, x: Tensor, target: Tensor, ids, tau: float) -> Found:
+    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         aim = min(tau + self.tolerance, (1 + tau) / 2)
         goal = torch.logit(torch.tensor(aim, dtype=torch.float64)).item() if self.term == "log_odds" else aim
         scale = None if self.mad is None else self.mad.to(x)
@@ -153,7 +153,7 @@ class Wachter(Explainer):
                 if not len(rows):
                     break
             lam *= self.factor
-        return Found(result, path=torch.stack(path, 1), path_len=n_rounds, reason=reason)
+        return SearchResult(result, path=torch.stack(path, 1), path_len=n_rounds, reason=reason)
 
     def _walls(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Lowest and highest value: (), (F,) or like one row where only bounds hold, (B, F) under constraints; None: no walls."""

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cf_utils import core, io
+from cf_utils import core
+from cf_utils.core import files
 
 SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}       # the first id of each
 ROLES = ("cause", "child", "identity", "nuisance")
@@ -259,4 +260,4 @@ class World:
     def sha256(self) -> str:
         """Hash of all that an image depends on: this world's code, the drawing tools, this file."""
         here = Path(__file__).parent
-        return io.sha256(Path(__file__), here / "draw.py", *sorted(here.glob(f"{self.name}*.py")))
+        return files.sha256(Path(__file__), here / "draw.py", *sorted(here.glob(f"{self.name}*.py")))
