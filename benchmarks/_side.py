@@ -19,20 +19,29 @@ from torch import Tensor, nn
 from cf_utils import core
 from cf_utils.core import files
 
-Bounds = Mapping[str, tuple[float | None, float | None]]       # lowest and highest; None: no bound on that side
-ROUNDING = 1e-9                                                 # of the sums of shares
+Bounds = Mapping[
+    str, tuple[float | None, float | None]
+]  # lowest and highest; None: no bound on that side
+ROUNDING = 1e-9  # of the sums of shares
 
 
-def timed(explain, model: nn.Module, x: Tensor, target: Tensor, ids) -> tuple[core.Counterfactuals, float]:
+def timed(
+    explain, model: nn.Module, x: Tensor, target: Tensor, ids
+) -> tuple[core.Counterfactuals, float]:
     began = time.perf_counter()
     cfs = explain(model, x, target, ids)
-    cfs.score.tolist()                                          # a GPU is done only then
+    cfs.score.tolist()  # a GPU is done only then
     return cfs, time.perf_counter() - began
 
 
-def one_by_one(explain, model: nn.Module, x: Tensor, target: Tensor, ids) -> tuple[core.Counterfactuals, float]:
+def one_by_one(
+    explain, model: nn.Module, x: Tensor, target: Tensor, ids
+) -> tuple[core.Counterfactuals, float]:
     """Sorted by id; joining is not part of the time."""
-    parts = [timed(explain, model, x[i:i + 1], target[i:i + 1], ids[i:i + 1]) for i in range(len(x))]
+    parts = [
+        timed(explain, model, x[i : i + 1], target[i : i + 1], ids[i : i + 1])
+        for i in range(len(x))
+    ]
     whole = parts[0][0]
     for part, _ in parts[1:]:
         whole = whole + part
@@ -43,7 +52,15 @@ class Passes:
     """The passes of a classifier (and of a generator, module of (z, t)) during a call, by hooks of our own: [module, batch
     size, was there a way back] each."""
 
-    def __init__(self, explain, model: nn.Module, x: Tensor, target: Tensor, ids=None, generator: nn.Module | None = None):
+    def __init__(
+        self,
+        explain,
+        model: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        ids=None,
+        generator: nn.Module | None = None,
+    ):
         self.model, self.generator, self.x, self.made = model, generator, x, []
         hooks = [m.register_forward_hook(self._count) for m in (model, generator) if m is not None]
         self.cfs, _ = timed(explain, model, x, target, ids)
@@ -86,7 +103,9 @@ def peak_mib(explain, model, x, target, ids=None) -> float:
 
 
 def _growth(explain, model, x, target, ids) -> float:
-    timed(explain, model, x[:1], target[:1], None if ids is None else ids[:1])      # what is loaded once is not the call's
+    timed(
+        explain, model, x[:1], target[:1], None if ids is None else ids[:1]
+    )  # what is loaded once is not the call's
     process, done, peak = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
 
@@ -104,8 +123,14 @@ def _growth(explain, model, x, target, ids) -> float:
     return max(0, peak[0] - before) / 2**20
 
 
-def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: argparse.Namespace,
-           device: torch.device | str = "cpu", **record) -> int:
+def report(
+    figures: Mapping[str, float],
+    bounds: Bounds,
+    began: float,
+    args: argparse.Namespace,
+    device: torch.device | str = "cpu",
+    **record,
+) -> int:
     """Print the table, write the record to args.out; 1 where a bound is missed (0 under --quick, which judges none)."""
     missed = []
     print(f"{'figure':<34}{'value':>12}  bound")
@@ -116,11 +141,27 @@ def report(figures: Mapping[str, float], bounds: Bounds, began: float, args: arg
         bound = " and ".join(f"{s} {b:g}" for s, b in ((">=", low), ("<=", high)) if b is not None)
         print(f"{name:<34}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
     device = torch.device(device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {platform.machine()}"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device} {platform.machine()}"
+    )
     seconds, out = time.perf_counter() - began, Path(args.out)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "data", "device", "quick")}
-    files.write_json(out, {**figures, "missed": missed, "quick": args.quick, **record, "settings": settings, "device": where,
-                        "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": seconds})
+    files.write_json(
+        out,
+        {
+            **figures,
+            "missed": missed,
+            "quick": args.quick,
+            **record,
+            "settings": settings,
+            "device": where,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "seconds": seconds,
+        },
+    )
     print(f"{seconds:.0f} s, {torch.get_num_threads()} threads, {where}; written to {out}")
     if missed and not args.quick:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)

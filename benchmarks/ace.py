@@ -29,8 +29,15 @@ from cf_utils.explainers.ace import ACE
 from cf_utils.models import classifiers
 from cf_utils.models.generators import diffusion
 
-TINY = {"size": (16, 16), "steps": 100, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
-        "blocks": 1}
+TINY = {
+    "size": (16, 16),
+    "steps": 100,
+    "widths": (16, 32),
+    "attention": (False, True),
+    "head_width": 16,
+    "groups": 8,
+    "blocks": 1,
+}
 
 
 def small(n: int) -> tuple[ACE, nn.Module, torch.Tensor, torch.Tensor]:
@@ -38,9 +45,16 @@ def small(n: int) -> tuple[ACE, nn.Module, torch.Tensor, torch.Tensor]:
     gen = core.seed_everything(0)
     prior = diffusion.build(**TINY).double()
     nn.init.normal_(prior.unet.conv_out.weight, std=0.05)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(392, 2)).double()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(392, 2)
+    ).double()
     x = torch.rand(n, 3, 16, 16, generator=gen, dtype=torch.float64)
-    return ACE(prior=prior, iterations=10, dilation=3), model, x, 1 - classifiers.predict(model, x).argmax(1)
+    return (
+        ACE(prior=prior, iterations=10, dilation=3),
+        model,
+        x,
+        1 - classifiers.predict(model, x).argmax(1),
+    )
 
 
 def difference(a: core.Counterfactuals, b: core.Counterfactuals) -> float:
@@ -56,25 +70,52 @@ def overhead(explain, model, x, target, repeats: int) -> dict[str, float]:
         raise RuntimeError("the explainer counts other passes than the hook")
     best = [float("inf")] * 2
     for _ in range(repeats):
-        best = [min(best[0], timed(explain, model, x, target, None)[1]), min(best[1], passes.bare())]
-    return {"overhead": best[0] / best[1], "unet_passes_an_image": made / len(x), "seconds_an_image": best[0] / len(x)}
+        best = [
+            min(best[0], timed(explain, model, x, target, None)[1]),
+            min(best[1], passes.bare()),
+        ]
+    return {
+        "overhead": best[0] / best[1],
+        "unet_passes_an_image": made / len(x),
+        "seconds_an_image": best[0] / len(x),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=24, help="faces explained with and without leaving (default 24)")
-    parser.add_argument("--iterations", type=int, default=50, help="of the attack (default 50, the paper's)")
-    parser.add_argument("--margin", type=float, default=10.0, help="of logits, to leave early (default 10; at 3 a third is lost)")
-    parser.add_argument("--repeats", type=int, default=3, help="of the overhead; the best counts (default 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--n", type=int, default=24, help="faces explained with and without leaving (default 24)"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=50, help="of the attack (default 50, the paper's)"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=10.0,
+        help="of logits, to leave early (default 10; at 3 a third is lost)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of the overhead; the best counts (default 3)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="2 faces, 3 iterations, 1 repeat: does it run?")
-    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "ace.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 faces, 3 iterations, 1 repeat: does it run?"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "ace.json"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.iterations, args.repeats = 2, 3, 1
     began, device = time.perf_counter(), core.pick_device(args.device)
-    prior, model = diffusion.load("faces_ddpm", device), classifiers.OneOutput(classifiers.load("faces_smile_causal", device))
+    prior, model = (
+        diffusion.load("faces_ddpm", device),
+        classifiers.OneOutput(classifiers.load("faces_smile_causal", device)),
+    )
     data = rendered.load("faces", "test", n=args.n)
     x, ids = data.x.to(device), data.ids
     target = 1 - classifiers.predict(model, x).argmax(1)
@@ -82,31 +123,54 @@ def main(argv: list[str] | None = None) -> int:
     explain = ACE.faces(prior, iterations=args.iterations, margin=None, seed=args.seed)
     short = explain.with_(iterations=min(args.iterations, 4), trace=2)
 
-    timed(short.with_(iterations=1), model, x[:1], target[:1], None)        # warm up: libraries are loaded, kernels chosen
+    timed(
+        short.with_(iterations=1), model, x[:1], target[:1], None
+    )  # warm up: libraries are loaded, kernels chosen
     cost = overhead(short, model, x[few], target[few], args.repeats)
     batch, together = timed(short, model, x[few], target[few], ids[few])
     one, alone = one_by_one(short, model, x[few], target[few], ids[few])
     again, _ = timed(short.with_(checkpoint=True), model, x[few], target[few], ids[few])
-    memory = {f"peak_mib{tag}": peak_mib(short.with_(iterations=1, checkpoint=on), model, x[few], target[few])
-              for tag, on in (("_checkpoint", True), ("", False))}
+    memory = {
+        f"peak_mib{tag}": peak_mib(
+            short.with_(iterations=1, checkpoint=on), model, x[few], target[few]
+        )
+        for tag, on in (("_checkpoint", True), ("", False))
+    }
 
     tiny, net, z, to = small(len(x[few]))
     rows = torch.arange(len(z))
-    exact = [one_by_one(tiny, net, z, to, rows)[0],
-             *(timed(tiny.with_(checkpoint=on), net, z, to, rows)[0] for on in (False, True))]
+    exact = [
+        one_by_one(tiny, net, z, to, rows)[0],
+        *(timed(tiny.with_(checkpoint=on), net, z, to, rows)[0] for on in (False, True)),
+    ]
 
     whole, slow = timed(explain, model, x, target, ids)
     left, fast = timed(explain.with_(margin=args.margin), model, x, target, ids)
     order = one.ids.argsort()
     figures = {
-        **cost, "speedup_batch8": alone / together, "max_abs_difference": difference(exact[0], exact[1]),
-        "same_decision": (one.valid[order] == batch.valid[batch.ids.argsort()]).double().mean().item(),
-        "checkpoint_max_abs_difference": max(difference(exact[1], exact[2]), difference(batch, again)), **memory,
-        "speedup_early": slow / fast, "flip_rate": whole.valid.double().mean().item(),
-        "flip_rate_early": left.valid.double().mean().item()}
-    bounds = {"overhead": (None, 1.15), "max_abs_difference": (None, 1e-4), "same_decision": (0.99, None),
-              "checkpoint_max_abs_difference": (None, 1e-4), "speedup_early": (1.5, None),
-              "flip_rate_early": (figures["flip_rate"], None)}
+        **cost,
+        "speedup_batch8": alone / together,
+        "max_abs_difference": difference(exact[0], exact[1]),
+        "same_decision": (one.valid[order] == batch.valid[batch.ids.argsort()])
+        .double()
+        .mean()
+        .item(),
+        "checkpoint_max_abs_difference": max(
+            difference(exact[1], exact[2]), difference(batch, again)
+        ),
+        **memory,
+        "speedup_early": slow / fast,
+        "flip_rate": whole.valid.double().mean().item(),
+        "flip_rate_early": left.valid.double().mean().item(),
+    }
+    bounds = {
+        "overhead": (None, 1.15),
+        "max_abs_difference": (None, 1e-4),
+        "same_decision": (0.99, None),
+        "checkpoint_max_abs_difference": (None, 1e-4),
+        "speedup_early": (1.5, None),
+        "flip_rate_early": (figures["flip_rate"], None),
+    }
     return report(figures, bounds, began, args, device, n=len(x), data="embedded")
 
 

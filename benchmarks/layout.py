@@ -25,8 +25,12 @@ from cf_utils.core import files
 from cf_utils.models import classifiers
 from cf_utils.models.generators import diffusion
 
-SHAPES = {"mnist_cnn": (1, 28, 28), "faces_smile_causal": (3, 64, 64), "roads_action_causal": (3, 64, 128),
-          "faces_ddpm": (3, 64, 64)}
+SHAPES = {
+    "mnist_cnn": (1, 28, 28),
+    "faces_smile_causal": (3, 64, 64),
+    "roads_action_causal": (3, 64, 128),
+    "faces_ddpm": (3, 64, 64),
+}
 
 
 def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor:
@@ -40,41 +44,66 @@ def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor
 
 
 def seconds_of(call) -> float:
-    call()                                                              # the other network has been through the caches
+    call()  # the other network has been through the caches
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16, help="images in a pass (default 16)")
-    parser.add_argument("--repeats", type=int, default=30, help="of each pass; the best counts (default 30)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)")
+    parser.add_argument(
+        "--repeats", type=int, default=30, help="of each pass; the best counts (default 30)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 images, 2 repeats: does it run?")
-    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "layout.json")
+    parser.add_argument(
+        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "layout.json"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 2, 2
     if args.threads:
         torch.set_num_threads(args.threads)
-    began, gen, figures, apart = time.perf_counter(), torch.Generator().manual_seed(args.seed), {}, []
+    began, gen, figures, apart = (
+        time.perf_counter(),
+        torch.Generator().manual_seed(args.seed),
+        {},
+        [],
+    )
     for name, shape in SHAPES.items():
-        last = (diffusion.load if name.endswith("_ddpm") else classifiers.load)(name).requires_grad_(False)
+        last = (diffusion.load if name.endswith("_ddpm") else classifiers.load)(
+            name
+        ).requires_grad_(False)
         first = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
         x = torch.rand(args.batch, *shape, generator=gen)
         for back, tag in ((True, ""), (False, "_forward")):
             if not back and not name.endswith("_ddpm"):
                 continue
-            calls, best = [functools.partial(passed, model, x, back) for model in (last, first)], [float("inf")] * 2
-            a, b = (call() for call in calls)                               # and warm up
+            calls, best = (
+                [functools.partial(passed, model, x, back) for model in (last, first)],
+                [float("inf")] * 2,
+            )
+            a, b = (call() for call in calls)  # and warm up
             apart.append(((a - b).abs().max() / b.abs().max()).item())
             for _ in range(args.repeats):
                 best = [min(one, seconds_of(call)) for one, call in zip(best, calls, strict=True)]
             figures[f"ratio_{name}{tag}"] = best[0] / best[1]
     bounds = {name: (None, 1.05) for name in figures} | {"max_abs_difference": (None, 1e-4)}
-    return report(figures | {"max_abs_difference": max(apart)}, bounds, began, args, n=args.batch, data="embedded")
+    return report(
+        figures | {"max_abs_difference": max(apart)},
+        bounds,
+        began,
+        args,
+        n=args.batch,
+        data="embedded",
+    )
 
 
 if __name__ == "__main__":

@@ -40,19 +40,32 @@ class OneAtATime(torch.nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.model(x[i:i + 1]) for i in range(len(x))])
+        return torch.cat([self.model(x[i : i + 1]) for i in range(len(x))])
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="", help="folder that holds UCI credit or HELOC; empty: German credit")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="", help="folder that holds UCI credit or HELOC; empty: German credit"
+    )
     parser.add_argument("--name", help="uci_credit or heloc, where both lie there")
     parser.add_argument("--n", type=int, default=1000, help="rows in one batch (default 1000)")
-    parser.add_argument("--alone", type=int, default=50, help="of them, timed one by one (default 50)")
-    parser.add_argument("--repeats", type=int, default=3, help="of batch and one by one; the best counts (default 3)")
+    parser.add_argument(
+        "--alone", type=int, default=50, help="of them, timed one by one (default 50)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="of batch and one by one; the best counts (default 3)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="64 rows, 4 alone, once: does it run?")
-    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "tabular.json")
+    parser.add_argument(
+        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "tabular.json"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.alone, args.repeats = 64, 4, 1
@@ -62,15 +75,20 @@ def main(argv: list[str] | None = None) -> int:
     name = test.layout.name
     model = classifiers.load(f"{name}_mlp")
     parts = [test] if args.data else [credit.load("", s) for s in ("train", "validation", "test")]
-    x = torch.cat([p.x for p in parts])[:args.n]
+    x = torch.cat([p.x for p in parts])[: args.n]
     ids, target = torch.arange(len(x)), 1 - classifiers.predict(model, x).argmax(1)
     limits, prototypes = test.constraints(), mean_logits(model, train.x, seed=args.seed)
     common = dict(tau=0.5, seed=args.seed, bounds=None)
     methods = {
         "gradual": GradualConstruction.tables(prototypes, patience=20, seed=args.seed),
-        "gradual_clamped": GradualConstruction.recommended_tables(prototypes, limits, seed=args.seed),
+        "gradual_clamped": GradualConstruction.recommended_tables(
+            prototypes, limits, seed=args.seed
+        ),
         "wachter": Wachter.tables(core.median_absolute_deviation(train.x), **common),
-        "cem": CEM.tables(**common), "growing_spheres": GrowingSpheres.tables(**common), "lore": LORE(train.x, **common)}
+        "cem": CEM.tables(**common),
+        "growing_spheres": GrowingSpheres.tables(**common),
+        "lore": LORE(train.x, **common),
+    }
     figures: dict[str, float] = {}
     for key, explain in methods.items():
         cfs, seconds = timed(explain, model, x, target, ids)
@@ -87,16 +105,34 @@ def main(argv: list[str] | None = None) -> int:
             one = min(one, seconds / len(few))
         figures[f"speedup_{label}"] = one / many
         changed, others = (c.counterfactual != c.query for c in (single, whole.select(few)))
-        same = (changed == others).all(1) & (single.valid == whole.valid[few])             # decision, and which features
+        same = (changed == others).all(1) & (
+            single.valid == whole.valid[few]
+        )  # decision, and which features
         figures[f"same_{label}"] = same.double().mean().item()
         if key == "gradual":
-            figures["limit_gradual"] = Passes(explain, model, x, target, ids).bare() / (many * len(x))
+            figures["limit_gradual"] = Passes(explain, model, x, target, ids).bare() / (
+                many * len(x)
+            )
         else:
-            loop, rows = OneAtATime(model), few[:max(1, args.alone // 10)]
-            figures["speedup_spheres"] = one_by_one(explain, loop, x[rows], target[rows], ids[rows])[1] / len(rows) / many
-    bounds = {"speedup_batch": (40, None), "speedup_spheres": (20, None), "same_batch": (0.98, None),
-              "same_spheres_query": (0.98, None)}
-    return report(figures, bounds, began, args, n=len(x), table=name, data="official" if args.data else "embedded")
+            loop, rows = OneAtATime(model), few[: max(1, args.alone // 10)]
+            figures["speedup_spheres"] = (
+                one_by_one(explain, loop, x[rows], target[rows], ids[rows])[1] / len(rows) / many
+            )
+    bounds = {
+        "speedup_batch": (40, None),
+        "speedup_spheres": (20, None),
+        "same_batch": (0.98, None),
+        "same_spheres_query": (0.98, None),
+    }
+    return report(
+        figures,
+        bounds,
+        began,
+        args,
+        n=len(x),
+        table=name,
+        data="official" if args.data else "embedded",
+    )
 
 
 if __name__ == "__main__":

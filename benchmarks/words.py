@@ -45,13 +45,28 @@ def seconds_of(call) -> tuple[float, object]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=64, help="reviews of at most 150 words (default 64)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--n", type=int, default=64, help="reviews of at most 150 words (default 64)"
+    )
     parser.add_argument("--steps", type=int, default=100, help="of the paper's form (default 100)")
-    parser.add_argument("--points", type=int, default=3, help="vectors replaced by the loop (default 3: it takes seconds each)")
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=3,
+        help="vectors replaced by the loop (default 3: it takes seconds each)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="4 reviews, 5 steps, 1 point, 2,000 words: does it run?")
-    parser.add_argument("--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "words.json")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="4 reviews, 5 steps, 1 point, 2,000 words: does it run?",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "words.json"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.steps, args.points = 4, 5, 1
@@ -61,28 +76,38 @@ def main(argv: list[str] | None = None) -> int:
     train = train.take(range(1000))
     rows = glove.encode(vectors, train.texts)
     prototypes = mean_of_logits(predict_texts(model, vectors, train.texts), seed=args.seed)
-    words = vectors.take((torch.bincount(rows[rows >= 0], minlength=len(vectors.words)) >= 5).nonzero().flatten())
-    encoded = glove.encode(vectors, test.texts[:20 * args.n])
-    short = ((encoded >= 0).sum(1) <= 150).nonzero().flatten()[:args.n]
-    x = glove.embed(vectors, encoded[short][:, :150 + glove.TAIL])
+    words = vectors.take(
+        (torch.bincount(rows[rows >= 0], minlength=len(vectors.words)) >= 5).nonzero().flatten()
+    )
+    encoded = glove.encode(vectors, test.texts[: 20 * args.n])
+    short = ((encoded >= 0).sum(1) <= 150).nonzero().flatten()[: args.n]
+    x = glove.embed(vectors, encoded[short][:, : 150 + glove.TAIL])
     target = 1 - classifiers.predict(model, x).argmax(1)
     table = vectors.vectors[:2000] if args.quick else vectors.vectors
-    forms = {"recommended": GradualWords.recommended(prototypes, words.vectors, seed=args.seed),
-             "paper": GradualWords(prototypes, vectors=table, steps=args.steps, max_blocks=8, seed=args.seed)}
+    forms = {
+        "recommended": GradualWords.recommended(prototypes, words.vectors, seed=args.seed),
+        "paper": GradualWords(
+            prototypes, vectors=table, steps=args.steps, max_blocks=8, seed=args.seed
+        ),
+    }
     figures, took = {}, {}
     for name, explain in forms.items():
-        took[name], cfs = seconds_of(lambda explain=explain: explain(model, x, target, torch.arange(len(x))))
+        took[name], cfs = seconds_of(
+            lambda explain=explain: explain(model, x, target, torch.arange(len(x)))
+        )
         figures[f"sentences_per_second_{name}"] = len(x) / took[name]
         figures[f"validity_{name}"] = cfs.valid.double().mean().item()
         if name == "paper":
             last = cfs.path[torch.arange(len(cfs)), cfs.path_len - 1]
-            points = last[(last != cfs.query).any(2)]                       # the vectors that the search moved
-    ours, found = min((seconds_of(lambda: nearest(points, table)) for _ in range(3)), key=lambda pair: pair[0])
-    loop, plain = seconds_of(lambda: by_loop(points[:args.points], table))
+            points = last[(last != cfs.query).any(2)]  # the vectors that the search moved
+    ours, found = min(
+        (seconds_of(lambda: nearest(points, table)) for _ in range(3)), key=lambda pair: pair[0]
+    )
+    loop, plain = seconds_of(lambda: by_loop(points[: args.points], table))
     loop /= args.points
     figures["sentences_per_second_loop"] = len(x) / (took["paper"] - ours + loop * len(points))
     figures["speedup_replacement"] = loop / (ours / len(points))
-    figures["same_words"] = (plain == found[:args.points]).double().mean().item()
+    figures["same_words"] = (plain == found[: args.points]).double().mean().item()
     figures["share_replacement"] = ours / took["paper"]
     bounds = {"speedup_replacement": (20, None), "same_words": (1.0, None)}
     return report(figures, bounds, began, args, n=len(x), words=len(table), data="embedded")

@@ -18,19 +18,49 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-GRADUAL, OBJECTIVE, IO = "cf_utils/explainers/gradual.py", "cf_utils/explainers/shared/objective.py", "cf_utils/core/files.py"
+GRADUAL, OBJECTIVE, IO = (
+    "cf_utils/explainers/gradual.py",
+    "cf_utils/explainers/shared/objective.py",
+    "cf_utils/core/files.py",
+)
 BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
-    f"cf_utils/core/{name}.py" for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime"))
-MNIST, JOB, RESULTS = "cf_utils/datasets/mnist.py", "cf_utils/harness/job.py", "cf_utils/harness/results.py"
-WORDS, LIMITS, TABULAR = "cf_utils/explainers/gradual_words.py", "cf_utils/core/constraints.py", "cf_utils/evaluation/metrics/tabular.py"
+    f"cf_utils/core/{name}.py"
+    for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime")
+)
+MNIST, JOB, RESULTS = (
+    "cf_utils/datasets/mnist.py",
+    "cf_utils/harness/job.py",
+    "cf_utils/harness/results.py",
+)
+WORDS, LIMITS, TABULAR = (
+    "cf_utils/explainers/gradual_words.py",
+    "cf_utils/core/constraints.py",
+    "cf_utils/evaluation/metrics/tabular.py",
+)
 SPHERES = "cf_utils/explainers/growing_spheres.py"
 G, C = "tests/test_gradual.py::test_", "tests/test_core.py::test_"
-ACE, INPAINT, A = "cf_utils/explainers/ace.py", "cf_utils/explainers/shared/inpaint.py", "tests/test_ace.py::test_"
+ACE, INPAINT, A = (
+    "cf_utils/explainers/ace.py",
+    "cf_utils/explainers/shared/inpaint.py",
+    "tests/test_ace.py::test_",
+)
 PRIOR, DDPM = "cf_utils/explainers/shared/diffusion.py", "cf_utils/models/generators/diffusion.py"
 TRUE_SET, T = "cf_utils/evaluation/truth/true_counterfactuals.py", "tests/test_truth.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
-LEFT = ("Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml", "cf_utils", "tests",
-        "workflow", "notebooks", "results/reported", "results/checkpoints")
+LEFT = (
+    "Makefile",
+    "README.md",
+    "ARCHITECTURE.md",
+    "LICENSE",
+    "pyproject.toml",
+    "environment.yml",
+    "cf_utils",
+    "tests",
+    "workflow",
+    "notebooks",
+    "results/reported",
+    "results/checkpoints",
+)
 
 
 class Fault(NamedTuple):
@@ -41,146 +71,359 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "logit term removed": Fault(OBJECTIVE, "return distance(logits, mean)", "return distance(logits, mean, 0.0)",
-                                (f"{G}class_term_alone",)),
-    "norm inside the class sum by default": Fault(OBJECTIVE, "return distance(logits, mean)",
-                                                  "return (logits - mean).sum(1).abs(), torch.ones_like(logits)",
-                                                  (f"{G}class_term_alone",)),
-    "distance term removed": Fault(GRADUAL, "pull(z, x, self.lam, ", "pull(z, x, 0.0, ", (f"{G}distance_term_alone",)),
-    "total variation dropped": Fault(GRADUAL, "self.eta if z.ndim == 4 else 0.0", "0.0", (f"{G}total_variation_term_alone",)),
-    "mask ignored": Fault(GRADUAL, "            g.mul_(on) ", "            pass ", (f"{G}equals_a_plain_second_implementation",)),
-    "values outside the mask written": Fault(GRADUAL, "torch.where((on[e] > 0) & ~nan[e].view(wide), y[e], q[e])",
-                                             "torch.where(~nan[e].view(wide), y[e], q[e])", (f"{G}values_a_hair_outside",)),
-    "mean instead of sum over the batch": Fault(GRADUAL, "g += f.grad(logits, y, up)", "g += f.grad(logits, y, up / len(up))",
-                                                (f"{G}a_row_does_not_depend_on_its_batch",)),
-    "noise by batch position": Fault(RUNTIME, 'f"{seed}|{i}|{stream}"', 'f"{seed}|{len(rows)}|{stream}"',
-                                     (f"{C}noise_depends_on_seed_id_and_stream_alone",)),
-    "composite by batch position": Fault(GRADUAL, 'names = ids if self.noise == "item"',
-                                         'names = [str(k) for k in range(len(x))] if self.noise == "item"',
-                                         (f"{G}a_row_does_not_depend_on_its_batch",)),
-    "Adam not restarted": Fault(GRADUAL, "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
-                                "t[e], best[e], since[e] = 0, torch.inf, 0", (f"{G}adam_starts_afresh_with_each_block",)),
-    "flatness measured against the last block": Fault(GRADUAL, "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
-                                                      "t[e], m[e], v[e], since[e] = 0, 0, TINY, 0",
-                                                      (f"{G}equals_a_plain_second_implementation",)),
-    "clamp ignored": Fault(GRADUAL, "                z.clamp_(*bounds)\n", "                pass\n",
-                           (f"{G}clamp_and_its_absence",)),
-    "tau ignored": Fault(GRADUAL, "hit = (p >= tau) & ", "hit = ", (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second")),
-    "signed instead of absolute gradient": Fault(GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ",
-                                                 (f"{G}rank_gives_the_order",)),
-    "already-target items searched": Fault(EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)",
-                                           (f"{G}items_that_are_there",)),
-    "failures dropped": Fault(BATCHES, "        parts.append(part)\n", "        parts.append(part.select(part.reached))\n",
-                              (f"{C}failures_stay",)),
-    "failures not flagged": Fault(EXPLAINER, "valid = (logits.argmax(1) == target) & p.isfinite()", "valid = p.isfinite()",
-                                  (f"{G}budget_spent_is_a_flagged_failure",)),
-    "passes not counted": Fault(BLACKBOX, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)),
-    "training mode not put back": Fault(BLACKBOX, "            m.training = training\n", "            pass\n",
-                                        (f"{G}parameters_gradients_and_mode",)),
-    "other settings joined": Fault(RESULT, "if (first.settings, first.seed) != (part.settings, part.seed):", "if False:",
-                                   (f"{C}what_may_not_be_joined",)),
-    "batches of another setting read": Fault(BATCHES, "key = io.sha256(setting, x[rows]", "key = io.sha256(x[rows]",
-                                             (f"{C}what_is_there_is_read",)),
-    "normalised images accepted": Fault(CHECKS, "if (x < low - 1e-6).any() or (x > high + 1e-6).any():", "if False:",
-                                        (f"{C}bad_input_is_named",)),
-    "half-written files": Fault(IO, 'part = path.with_name(f"{path.name}.part-{os.getpid()}")', "part = path",
-                                ("tests/test_io.py::test_a_file_is_the_old_one_or_the_new_one",)),
-    "weights of another card loaded": Fault(IO, 'if (found := sha256(path)) != card["sha256"]:', "if False:",
-                                            ("tests/test_io.py::test_checkpoint_missing",)),
-    "digits not verified": Fault(MNIST, "if (found := hashlib.md5(raw).hexdigest()) != md5:", "if False:",
-                                 ("tests/test_mnist.py::test_a_broken_file_is_named",)),
-    "training saw embedded digits": Fault(MNIST, "embedded if split == \"validation\" else ~embedded", "embedded | ~embedded",
-                                          ("tests/test_mnist.py::test_official_layout",)),
-    "average not updated": Fault("cf_utils/training/loop.py", "average.update_parameters(owner)", "pass",
-                                 ("tests/test_training.py::test_moving_average_by_hand",)),
-    "misspelt parameter accepted": Fault(JOB, "if unknown := sorted(given.keys() - known.keys()):", "if unknown := []:",
-                                         ("tests/test_run.py::test_bad_input_is_refused_before_any_work",)),
-    "a claim's bound turned round": Fault(RESULTS, "ok = value is not None and low <= value <= high",
-                                          "ok = value is not None and low <= value >= high",
-                                          ("tests/test_results.py::test_a_claim", "tests/test_results.py::test_a_failed_claim")),
-    "vectors not replaced by words": Fault(WORDS, "real[moved] = words[nearest(", "real[moved] = real[moved]  # words[nearest(",
-                                           (f"{W}every_changed_word_is_a_word",)),
-    "padding becomes a word": Fault(WORDS, "return (x == 0).all(2)", "return (x == 7).all(2)",
-                                    (f"{W}every_changed_word_is_a_word", f"{W}equals_a_plain_search")),
-    "shortlist not scored again": Fault(WORDS, "low, j = loss.nan_to_num(nan=torch.inf).min(1)",
-                                        "low, j = loss[:, 0], torch.zeros(len(loss), dtype=torch.int64)",
-                                        (f"{W}equals_a_plain_search",)),
-    "word that gains least is unmasked": Fault(WORDS, "gain = torch.cat([(-part @", "gain = torch.cat([(part @",
-                                               (f"{W}equals_a_plain_search",)),
-    "noise by how far a review is padded": Fault(WORDS, "names = [f\"{i}|{p}\" for i in",
-                                                 "names = [f\"{i}|{p - x.shape[1]}\" for i in",
-                                                 (f"{W}a_review_does_not_depend",)),
-    "immutable features move": Fault(LIMITS, "return torch.where(immutable, x, torch.where(up,",
-                                     "return torch.where(up & ~up, x, torch.where(up,", (f"{L}a_snapped_row_keeps",)),
-    "whole numbers are not kept": Fault(LIMITS, "at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)", "pass",
-                                        (f"{L}a_snapped_row_keeps",)),
-    "constraints not verified": Fault(EXPLAINER, "if self.constraints is not None and not self.constraints.kept(",
-                                      "if False and not (", (f"{L}a_method_that_breaks_them",)),
-    "probe looks one way only": Fault(GRADUAL, "for level in torch.linspace(0, 1, PROBES).tolist():", "for level in (1.0,):",
-                                      (f"{L}a_probe_is_the_best",)),
-    "features that fall are not counted": Fault("cf_utils/evaluation/metrics/decision.py", "moved = ((counterfactual - query).abs() >= ",
-                                                "moved = ((counterfactual - query) >= ",
-        ("tests/test_metrics_tabular.py::test_a_feature_that_falls",)),
-    "neighbours of another decision": Fault(TABULAR, "(decision[rows, None] == decision)",
-                                            "(decision[rows, None] == decision[rows, None])",
-                                            ("tests/test_metrics_tabular.py::test_who_is_no_neighbour",)),
-    "coherence's duplicates": Fault(TABULAR, "near &= (apart > 0) & ", "near &= ", (
-        "tests/test_metrics_tabular.py::test_who_is_no_neighbour", "tests/test_metrics_tabular.py::test_coherence_as_pair")),
-    "rows of a table split by position": Fault("cf_utils/datasets/tabular.py",
-                                               'hashlib.sha256(f"row {i}".encode()).digest()', "i",
-                                               ("tests/test_credit.py::test_german_credit_is_whole_and_fixed",)),
-    "draws uniform in the radius": Fault(SPHERES, "** (1 / d)", "** 1.0", (
-        "tests/test_growing_spheres.py::test_draws_are_uniform",)),
-    "a vector's cache by its stem": Fault("cf_utils/datasets/glove.py", 'cache / f"{stem}.npy"',
-                                          '(cache / stem).with_suffix(".npy")',
-                                          ("tests/test_texts.py::test_the_second_start",)),
-    "ACE: gradient past the filter": Fault(ACE, "shown = chain.filter(y, self.steps, noise)",
-                                           "shown = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
-                                           (f"{A}the_attack_is_equation_3",)),
-    "ACE: distance dropped": Fault(ACE, " + self.lam * self._distance(y - q)", "", (f"{A}the_distance_holds_back",)),
-    "ACE: mean instead of sum over the batch": Fault(ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)",
-                                                     (f"{A}an_item_does_not_depend",)),
-    "ACE: the same noise at all iterations": Fault(ACE, '"attack" if self.common_noise', '"attack" if True',
-                                                   (f"{A}common_noise_repeats",)),
-    "ACE: an item leaves one step late": Fault(ACE, "torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))",
-                                               "move(y, g, q, i + 1)",
-                                               (f"{A}items_leave_once",)),
-    "ACE: NaN not seen": Fault(ACE, "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
-                               "bad = logits[:, 0] > torch.inf", (f"{A}an_item_with_nan",)),
-    "ACE: F-CE by re-spaced steps": Fault(ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)),
-    "ACE: another attack's pre-explanation": Fault(PRIOR, "return images[rows].to(x)", "return images[:len(rows)].to(x)",
-                                                   (f"{A}stages_share",)),
-    "ACE: another query's pre-explanation": Fault(PRIOR, "if not same.all():", "if False:", (f"{A}stages_share",)),
-    "v: the loss of the noise": Fault(DDPM, 'error / s.abar.to(error)[k] if model.prediction == "v" else error', "error",
-                                      ("tests/test_ddpm.py::test_the_loss_of_v",)),
-    "v taken for the noise": Fault("cf_utils/models/generators/schedule.py",
-                                   "return _at(self.sigma, k, z) * z + _at(self.abar.sqrt(), k, z) * v", "return v",
-                                   ("tests/test_ddpm.py::test_a_network_that_says_v",)),
-    "tuning: left while it can win": Fault("cf_utils/training/tuning/record.py",
-                                           '(row[name] * row["measured"] + n - row["measured"]) / n < least', "row[name] < least",
-                                           ("tests/test_tuning.py::test_leaving_what_has_lost",)),
-    "weakest part of a region first": Fault(TRUE_SET, "argsort(descending=True)", "argsort()",
-                                            (f"{T}the_decisive_part_of_a_region",)),
-    "all parts of a region decide": Fault(TRUE_SET, "sofar[enough[0] if len(enough) else n - 1]", "sofar[n - 1]",
-                                          (f"{T}the_decisive_part_of_a_region",)),
-    "parts of a region that touch at a corner are two": Fault(TRUE_SET, "structure=np.ones((3, 3))", "structure=None",
-                                                              (f"{T}the_decisive_part_of_a_region",)),
-    "pixels beside a region counted outside": Fault(TRUE_SET, "(~inside & ~neither)", "(~inside)",
-                                                    (f"{T}pixels_beside_a_region",)),
-    "a category read in part": Fault("cf_utils/evaluation/truth/displacement.py", "self.moved[:, at].any(1) & read, read",
-                                     "self.moved[:, at].any(1), read", ("tests/test_truth.py::test_a_category_that_is_read",)),
-    "mask not dilated": Fault(INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)),
-    "query pasted at the end only": Fault(INPAINT, "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))", "pass",
-                                          (f"{A}inpainting_pastes",)),
-    "query not pasted at the end": Fault(INPAINT, "return torch.where(mask, to_image(z).clamp(0, 1), query)",
-                                         "return to_image(z).clamp(0, 1)", (f"{A}inpainting_keeps",)),
+    "logit term removed": Fault(
+        OBJECTIVE,
+        "return distance(logits, mean)",
+        "return distance(logits, mean, 0.0)",
+        (f"{G}class_term_alone",),
+    ),
+    "norm inside the class sum by default": Fault(
+        OBJECTIVE,
+        "return distance(logits, mean)",
+        "return (logits - mean).sum(1).abs(), torch.ones_like(logits)",
+        (f"{G}class_term_alone",),
+    ),
+    "distance term removed": Fault(
+        GRADUAL, "pull(z, x, self.lam, ", "pull(z, x, 0.0, ", (f"{G}distance_term_alone",)
+    ),
+    "total variation dropped": Fault(
+        GRADUAL, "self.eta if z.ndim == 4 else 0.0", "0.0", (f"{G}total_variation_term_alone",)
+    ),
+    "mask ignored": Fault(
+        GRADUAL,
+        "            g.mul_(on) ",
+        "            pass ",
+        (f"{G}equals_a_plain_second_implementation",),
+    ),
+    "values outside the mask written": Fault(
+        GRADUAL,
+        "torch.where((on[e] > 0) & ~nan[e].view(wide), y[e], q[e])",
+        "torch.where(~nan[e].view(wide), y[e], q[e])",
+        (f"{G}values_a_hair_outside",),
+    ),
+    "mean instead of sum over the batch": Fault(
+        GRADUAL,
+        "g += f.grad(logits, y, up)",
+        "g += f.grad(logits, y, up / len(up))",
+        (f"{G}a_row_does_not_depend_on_its_batch",),
+    ),
+    "noise by batch position": Fault(
+        RUNTIME,
+        'f"{seed}|{i}|{stream}"',
+        'f"{seed}|{len(rows)}|{stream}"',
+        (f"{C}noise_depends_on_seed_id_and_stream_alone",),
+    ),
+    "composite by batch position": Fault(
+        GRADUAL,
+        'names = ids if self.noise == "item"',
+        'names = [str(k) for k in range(len(x))] if self.noise == "item"',
+        (f"{G}a_row_does_not_depend_on_its_batch",),
+    ),
+    "Adam not restarted": Fault(
+        GRADUAL,
+        "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
+        "t[e], best[e], since[e] = 0, torch.inf, 0",
+        (f"{G}adam_starts_afresh_with_each_block",),
+    ),
+    "flatness measured against the last block": Fault(
+        GRADUAL,
+        "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
+        "t[e], m[e], v[e], since[e] = 0, 0, TINY, 0",
+        (f"{G}equals_a_plain_second_implementation",),
+    ),
+    "clamp ignored": Fault(
+        GRADUAL,
+        "                z.clamp_(*bounds)\n",
+        "                pass\n",
+        (f"{G}clamp_and_its_absence",),
+    ),
+    "tau ignored": Fault(
+        GRADUAL,
+        "hit = (p >= tau) & ",
+        "hit = ",
+        (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second"),
+    ),
+    "signed instead of absolute gradient": Fault(
+        GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ", (f"{G}rank_gives_the_order",)
+    ),
+    "already-target items searched": Fault(
+        EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)
+    ),
+    "failures dropped": Fault(
+        BATCHES,
+        "        parts.append(part)\n",
+        "        parts.append(part.select(part.reached))\n",
+        (f"{C}failures_stay",),
+    ),
+    "failures not flagged": Fault(
+        EXPLAINER,
+        "valid = (logits.argmax(1) == target) & p.isfinite()",
+        "valid = p.isfinite()",
+        (f"{G}budget_spent_is_a_flagged_failure",),
+    ),
+    "passes not counted": Fault(
+        BLACKBOX, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)
+    ),
+    "training mode not put back": Fault(
+        BLACKBOX,
+        "            m.training = training\n",
+        "            pass\n",
+        (f"{G}parameters_gradients_and_mode",),
+    ),
+    "other settings joined": Fault(
+        RESULT,
+        "if (first.settings, first.seed) != (part.settings, part.seed):",
+        "if False:",
+        (f"{C}what_may_not_be_joined",),
+    ),
+    "batches of another setting read": Fault(
+        BATCHES,
+        "key = io.sha256(setting, x[rows]",
+        "key = io.sha256(x[rows]",
+        (f"{C}what_is_there_is_read",),
+    ),
+    "normalised images accepted": Fault(
+        CHECKS,
+        "if (x < low - 1e-6).any() or (x > high + 1e-6).any():",
+        "if False:",
+        (f"{C}bad_input_is_named",),
+    ),
+    "half-written files": Fault(
+        IO,
+        'part = path.with_name(f"{path.name}.part-{os.getpid()}")',
+        "part = path",
+        ("tests/test_io.py::test_a_file_is_the_old_one_or_the_new_one",),
+    ),
+    "weights of another card loaded": Fault(
+        IO,
+        'if (found := sha256(path)) != card["sha256"]:',
+        "if False:",
+        ("tests/test_io.py::test_checkpoint_missing",),
+    ),
+    "digits not verified": Fault(
+        MNIST,
+        "if (found := hashlib.md5(raw).hexdigest()) != md5:",
+        "if False:",
+        ("tests/test_mnist.py::test_a_broken_file_is_named",),
+    ),
+    "training saw embedded digits": Fault(
+        MNIST,
+        'embedded if split == "validation" else ~embedded',
+        "embedded | ~embedded",
+        ("tests/test_mnist.py::test_official_layout",),
+    ),
+    "average not updated": Fault(
+        "cf_utils/training/loop.py",
+        "average.update_parameters(owner)",
+        "pass",
+        ("tests/test_training.py::test_moving_average_by_hand",),
+    ),
+    "misspelt parameter accepted": Fault(
+        JOB,
+        "if unknown := sorted(given.keys() - known.keys()):",
+        "if unknown := []:",
+        ("tests/test_run.py::test_bad_input_is_refused_before_any_work",),
+    ),
+    "a claim's bound turned round": Fault(
+        RESULTS,
+        "ok = value is not None and low <= value <= high",
+        "ok = value is not None and low <= value >= high",
+        ("tests/test_results.py::test_a_claim", "tests/test_results.py::test_a_failed_claim"),
+    ),
+    "vectors not replaced by words": Fault(
+        WORDS,
+        "real[moved] = words[nearest(",
+        "real[moved] = real[moved]  # words[nearest(",
+        (f"{W}every_changed_word_is_a_word",),
+    ),
+    "padding becomes a word": Fault(
+        WORDS,
+        "return (x == 0).all(2)",
+        "return (x == 7).all(2)",
+        (f"{W}every_changed_word_is_a_word", f"{W}equals_a_plain_search"),
+    ),
+    "shortlist not scored again": Fault(
+        WORDS,
+        "low, j = loss.nan_to_num(nan=torch.inf).min(1)",
+        "low, j = loss[:, 0], torch.zeros(len(loss), dtype=torch.int64)",
+        (f"{W}equals_a_plain_search",),
+    ),
+    "word that gains least is unmasked": Fault(
+        WORDS,
+        "gain = torch.cat([(-part @",
+        "gain = torch.cat([(part @",
+        (f"{W}equals_a_plain_search",),
+    ),
+    "noise by how far a review is padded": Fault(
+        WORDS,
+        'names = [f"{i}|{p}" for i in',
+        'names = [f"{i}|{p - x.shape[1]}" for i in',
+        (f"{W}a_review_does_not_depend",),
+    ),
+    "immutable features move": Fault(
+        LIMITS,
+        "return torch.where(immutable, x, torch.where(up,",
+        "return torch.where(up & ~up, x, torch.where(up,",
+        (f"{L}a_snapped_row_keeps",),
+    ),
+    "whole numbers are not kept": Fault(
+        LIMITS,
+        "at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)",
+        "pass",
+        (f"{L}a_snapped_row_keeps",),
+    ),
+    "constraints not verified": Fault(
+        EXPLAINER,
+        "if self.constraints is not None and not self.constraints.kept(",
+        "if False and not (",
+        (f"{L}a_method_that_breaks_them",),
+    ),
+    "probe looks one way only": Fault(
+        GRADUAL,
+        "for level in torch.linspace(0, 1, PROBES).tolist():",
+        "for level in (1.0,):",
+        (f"{L}a_probe_is_the_best",),
+    ),
+    "features that fall are not counted": Fault(
+        "cf_utils/evaluation/metrics/decision.py",
+        "moved = ((counterfactual - query).abs() >= ",
+        "moved = ((counterfactual - query) >= ",
+        ("tests/test_metrics_tabular.py::test_a_feature_that_falls",),
+    ),
+    "neighbours of another decision": Fault(
+        TABULAR,
+        "(decision[rows, None] == decision)",
+        "(decision[rows, None] == decision[rows, None])",
+        ("tests/test_metrics_tabular.py::test_who_is_no_neighbour",),
+    ),
+    "coherence's duplicates": Fault(
+        TABULAR,
+        "near &= (apart > 0) & ",
+        "near &= ",
+        (
+            "tests/test_metrics_tabular.py::test_who_is_no_neighbour",
+            "tests/test_metrics_tabular.py::test_coherence_as_pair",
+        ),
+    ),
+    "rows of a table split by position": Fault(
+        "cf_utils/datasets/tabular.py",
+        'hashlib.sha256(f"row {i}".encode()).digest()',
+        "i",
+        ("tests/test_credit.py::test_german_credit_is_whole_and_fixed",),
+    ),
+    "draws uniform in the radius": Fault(
+        SPHERES, "** (1 / d)", "** 1.0", ("tests/test_growing_spheres.py::test_draws_are_uniform",)
+    ),
+    "a vector's cache by its stem": Fault(
+        "cf_utils/datasets/glove.py",
+        'cache / f"{stem}.npy"',
+        '(cache / stem).with_suffix(".npy")',
+        ("tests/test_texts.py::test_the_second_start",),
+    ),
+    "ACE: gradient past the filter": Fault(
+        ACE,
+        "shown = chain.filter(y, self.steps, noise)",
+        "shown = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
+        (f"{A}the_attack_is_equation_3",),
+    ),
+    "ACE: distance dropped": Fault(
+        ACE, " + self.lam * self._distance(y - q)", "", (f"{A}the_distance_holds_back",)
+    ),
+    "ACE: mean instead of sum over the batch": Fault(
+        ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)", (f"{A}an_item_does_not_depend",)
+    ),
+    "ACE: the same noise at all iterations": Fault(
+        ACE, '"attack" if self.common_noise', '"attack" if True', (f"{A}common_noise_repeats",)
+    ),
+    "ACE: an item leaves one step late": Fault(
+        ACE,
+        "torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))",
+        "move(y, g, q, i + 1)",
+        (f"{A}items_leave_once",),
+    ),
+    "ACE: NaN not seen": Fault(
+        ACE,
+        "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
+        "bad = logits[:, 0] > torch.inf",
+        (f"{A}an_item_with_nan",),
+    ),
+    "ACE: F-CE by re-spaced steps": Fault(
+        ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)
+    ),
+    "ACE: another attack's pre-explanation": Fault(
+        PRIOR, "return images[rows].to(x)", "return images[:len(rows)].to(x)", (f"{A}stages_share",)
+    ),
+    "ACE: another query's pre-explanation": Fault(
+        PRIOR, "if not same.all():", "if False:", (f"{A}stages_share",)
+    ),
+    "v: the loss of the noise": Fault(
+        DDPM,
+        'error / s.abar.to(error)[k] if model.prediction == "v" else error',
+        "error",
+        ("tests/test_ddpm.py::test_the_loss_of_v",),
+    ),
+    "v taken for the noise": Fault(
+        "cf_utils/models/generators/schedule.py",
+        "return _at(self.sigma, k, z) * z + _at(self.abar.sqrt(), k, z) * v",
+        "return v",
+        ("tests/test_ddpm.py::test_a_network_that_says_v",),
+    ),
+    "tuning: left while it can win": Fault(
+        "cf_utils/training/tuning/record.py",
+        '(row[name] * row["measured"] + n - row["measured"]) / n < least',
+        "row[name] < least",
+        ("tests/test_tuning.py::test_leaving_what_has_lost",),
+    ),
+    "weakest part of a region first": Fault(
+        TRUE_SET, "argsort(descending=True)", "argsort()", (f"{T}the_decisive_part_of_a_region",)
+    ),
+    "all parts of a region decide": Fault(
+        TRUE_SET,
+        "sofar[enough[0] if len(enough) else n - 1]",
+        "sofar[n - 1]",
+        (f"{T}the_decisive_part_of_a_region",),
+    ),
+    "parts of a region that touch at a corner are two": Fault(
+        TRUE_SET,
+        "structure=np.ones((3, 3))",
+        "structure=None",
+        (f"{T}the_decisive_part_of_a_region",),
+    ),
+    "pixels beside a region counted outside": Fault(
+        TRUE_SET, "(~inside & ~neither)", "(~inside)", (f"{T}pixels_beside_a_region",)
+    ),
+    "a category read in part": Fault(
+        "cf_utils/evaluation/truth/displacement.py",
+        "self.moved[:, at].any(1) & read, read",
+        "self.moved[:, at].any(1), read",
+        ("tests/test_truth.py::test_a_category_that_is_read",),
+    ),
+    "mask not dilated": Fault(
+        INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)
+    ),
+    "query pasted at the end only": Fault(
+        INPAINT,
+        "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))",
+        "pass",
+        (f"{A}inpainting_pastes",),
+    ),
+    "query not pasted at the end": Fault(
+        INPAINT,
+        "return torch.where(mask, to_image(z).clamp(0, 1), query)",
+        "return to_image(z).clamp(0, 1)",
+        (f"{A}inpainting_keeps",),
+    ),
 }
 
 
 def copy(to: Path) -> Path:
     for name in LEFT:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                ROOT / name,
+                to / name,
+                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+            )
         elif (ROOT / name).exists():
             shutil.copy2(ROOT / name, to / name)
     return to
@@ -190,9 +433,30 @@ def tests(tree: Path, selected: tuple[str, ...], first: bool = True) -> subproce
     """pytest on the copy. A selection is a file, or the beginning of a test's name: `file::test_beginning`."""
     files = sorted({s.split("::")[0] for s in selected})
     wanted = " or ".join(s.split("::")[1] for s in selected if "::" in s)
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", *(["-x"] if first else []),
-                           *(["-k", wanted] if wanted else []), *files], cwd=tree, env=env, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            *(["-x"] if first else []),
+            *(["-k", wanted] if wanted else []),
+            *files,
+        ],
+        cwd=tree,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
 
 
 def try_one(name: str) -> tuple[str, str, float]:
@@ -207,7 +471,9 @@ def try_one(name: str) -> tuple[str, str, float]:
         done = tests(tree, fault.tests)
     verdict = {0: "SURVIVED", 1: "killed"}.get(done.returncode)
     verdict = verdict or f"ERROR: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
-    if verdict == "killed" and ("SyntaxError" in done.stdout or "error during collection" in done.stdout):
+    if verdict == "killed" and (
+        "SyntaxError" in done.stdout or "error during collection" in done.stdout
+    ):
         verdict = "ERROR: the fault is no valid Python"
     return name, verdict, time.perf_counter() - began
 
@@ -215,7 +481,9 @@ def try_one(name: str) -> tuple[str, str, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="faults to try (default: all)")
-    parser.add_argument("-j", type=int, default=os.cpu_count() or 1, help="at once (default: one a core)")
+    parser.add_argument(
+        "-j", type=int, default=os.cpu_count() or 1, help="at once (default: one a core)"
+    )
     parser.add_argument("--list", action="store_true", help="name them and stop")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - FAULTS.keys():
@@ -226,8 +494,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         tree = copy(Path(folder))
-        where = subprocess.run([sys.executable, "-c", "import cf_utils; print(cf_utils.__file__)"], cwd=tree, text=True,
-                               env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True).stdout
+        where = subprocess.run(
+            [sys.executable, "-c", "import cf_utils; print(cf_utils.__file__)"],
+            cwd=tree,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            capture_output=True,
+        ).stdout
         if not Path(where.strip()).is_relative_to(tree):
             print(f"the tests would not see the copy: cf_utils is {where}", file=sys.stderr)
             return 2

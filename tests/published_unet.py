@@ -47,7 +47,11 @@ class Attention(nn.Module):
     def __init__(self, width, heads, new_order):
         super().__init__()
         self.heads, self.new_order = heads, new_order
-        self.norm, self.qkv, self.proj_out = nn.GroupNorm(32, width), nn.Conv1d(width, 3 * width, 1), nn.Conv1d(width, width, 1)
+        self.norm, self.qkv, self.proj_out = (
+            nn.GroupNorm(32, width),
+            nn.Conv1d(width, 3 * width, 1),
+            nn.Conv1d(width, width, 1),
+        )
 
     def forward(self, x, emb):
         b, c, height, width = x.shape
@@ -81,16 +85,33 @@ class Up(nn.Module):
 
 
 class PublishedUNet(nn.Module):
-    def __init__(self, image_size, num_channels, channel_mult, attention_resolutions, num_res_blocks=2, num_heads=4,
-                 num_head_channels=-1, num_heads_upsample=-1, use_scale_shift_norm=True, resblock_updown=False, learn_sigma=False,
-                 use_new_attention_order=False, class_cond=False):
+    def __init__(
+        self,
+        image_size,
+        num_channels,
+        channel_mult,
+        attention_resolutions,
+        num_res_blocks=2,
+        num_heads=4,
+        num_head_channels=-1,
+        num_heads_upsample=-1,
+        use_scale_shift_norm=True,
+        resblock_updown=False,
+        learn_sigma=False,
+        use_new_attention_order=False,
+        class_cond=False,
+    ):
         super().__init__()
         self.width, emb = num_channels, 4 * num_channels
         widths = [int(m * num_channels) for m in channel_mult]
         factors = [image_size // r for r in attention_resolutions]
 
         def attention(width, heads):
-            return Attention(width, heads if num_head_channels == -1 else width // num_head_channels, use_new_attention_order)
+            return Attention(
+                width,
+                heads if num_head_channels == -1 else width // num_head_channels,
+                use_new_attention_order,
+            )
 
         def res(into, out, way=0):
             return Res(into, out, emb, use_scale_shift_norm, way)
@@ -107,7 +128,9 @@ class PublishedUNet(nn.Module):
                 ch = out
                 kept.append(ch)
             if level + 1 < len(widths):
-                self.input_blocks.append(nn.ModuleList([res(ch, ch, -1) if resblock_updown else Down(ch)]))
+                self.input_blocks.append(
+                    nn.ModuleList([res(ch, ch, -1) if resblock_updown else Down(ch)])
+                )
                 kept.append(ch)
                 factor *= 2
         self.middle_block = nn.ModuleList([res(ch, ch), attention(ch, num_heads), res(ch, ch)])
@@ -117,16 +140,22 @@ class PublishedUNet(nn.Module):
                 layers = [res(ch + kept.pop(), out)]
                 ch = out
                 if factor in factors:
-                    layers.append(attention(ch, num_heads if num_heads_upsample == -1 else num_heads_upsample))
+                    layers.append(
+                        attention(ch, num_heads if num_heads_upsample == -1 else num_heads_upsample)
+                    )
                 if level and i == num_res_blocks:
                     layers.append(res(ch, ch, 1) if resblock_updown else Up(ch))
                     factor //= 2
                 self.output_blocks.append(nn.ModuleList(layers))
-        self.out = numbered(_0=nn.GroupNorm(32, ch), _2=nn.Conv2d(ch, 6 if learn_sigma else 3, 3, padding=1))
+        self.out = numbered(
+            _0=nn.GroupNorm(32, ch), _2=nn.Conv2d(ch, 6 if learn_sigma else 3, 3, padding=1)
+        )
 
     def forward(self, z, t, y=None):
         half = self.width // 2
-        angle = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+        angle = t[:, None].float() * torch.exp(
+            -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+        )
         emb = torch.cat([angle.cos(), angle.sin()], 1).to(z)
         emb = self.time_embed["2"](F.silu(self.time_embed["0"](emb)))
         if y is not None:

@@ -24,7 +24,9 @@ def plane() -> tuple[Tensor, Tensor]:
     """Five queries of class 0 under `Bent`, and every point of an 801 x 801 grid of [0, 1]^2 that is decided 1 at TAU."""
     side = torch.linspace(0, 1, 801, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
-    x = torch.tensor([[0.2, 0.1], [0.35, 0.05], [0.55, 0.3], [0.75, 0.05], [0.9, 0.02]], dtype=torch.float64)
+    x = torch.tensor(
+        [[0.2, 0.1], [0.35, 0.05], [0.55, 0.3], [0.75, 0.05], [0.9, 0.02]], dtype=torch.float64
+    )
     return x, grid[Bent()(grid).softmax(1)[:, 1] >= TAU]
 
 
@@ -37,7 +39,9 @@ class Trap(nn.Module):
 
     def forward(self, x):
         z = self.model(x)
-        return torch.where(((x[:, 0] > 0.9) & (z[:, 1] - z[:, 0] > self.edge))[:, None], torch.nan, z)
+        return torch.where(
+            ((x[:, 0] > 0.9) & (z[:, 1] - z[:, 0] > self.edge))[:, None], torch.nan, z
+        )
 
 
 def table(net_seed=3, seed=0, rows=8, **limits) -> tuple[nn.Module, Tensor, Tensor, Constraints]:
@@ -46,13 +50,25 @@ def table(net_seed=3, seed=0, rows=8, **limits) -> tuple[nn.Module, Tensor, Tens
     Features 0 and 1 free (1 up to 0.8), 2 only up, 3 only down on the grid of 0.1, 4 whole (grid of 0.25), 5 immutable.
     """
     net = make_net((6,), 2, seed=net_seed).eval()
-    own = {"immutable": [5], "only_up": [2], "only_down": [3], "step": [0, 0, 0, 0.1, 0.25, 0], "high": [1, 0.8, 1, 1, 1, 1]}
+    own = {
+        "immutable": [5],
+        "only_up": [2],
+        "only_down": [3],
+        "step": [0, 0, 0, 0.1, 0.25, 0],
+        "high": [1, 0.8, 1, 1, 1, 1],
+    }
     own |= limits
+
     def only(name):
         return torch.tensor([i in own[name] for i in range(6)])
+
     step = torch.tensor(own["step"], dtype=torch.float64)
-    limits = Constraints(low=torch.zeros(6).double(), high=torch.tensor(own["high"], dtype=torch.float64), step=step,
-                         **{name: only(name) for name in ("immutable", "only_up", "only_down")})
+    limits = Constraints(
+        low=torch.zeros(6).double(),
+        high=torch.tensor(own["high"], dtype=torch.float64),
+        step=step,
+        **{name: only(name) for name in ("immutable", "only_up", "only_down")},
+    )
     x = torch.rand(rows, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     size = torch.where(step > 0, step, 1)
     x = torch.where(step > 0, (x / size).round() * size, x)
@@ -64,10 +80,18 @@ def table(net_seed=3, seed=0, rows=8, **limits) -> tuple[nn.Module, Tensor, Tens
 def tables(draw):
     """Any `table`: each feature free, rising, falling or immutable; continuous or whole; its range narrower than the data's."""
     kinds = [draw(st.sampled_from(["free", "only_up", "only_down", "immutable"])) for _ in range(6)]
-    limits = {name: [i for i in range(6) if kinds[i] == name] for name in ("only_up", "only_down", "immutable")}
-    return table(draw(st.integers(0, 5)), draw(st.integers(0, 99)), rows=5, **limits,
-                 step=[draw(st.sampled_from([0, 0, 0.05, 0.1, 0.25])) for _ in range(6)],
-                 high=[draw(st.sampled_from([1.0, 0.8, 0.35])) for _ in range(6)])
+    limits = {
+        name: [i for i in range(6) if kinds[i] == name]
+        for name in ("only_up", "only_down", "immutable")
+    }
+    return table(
+        draw(st.integers(0, 5)),
+        draw(st.integers(0, 99)),
+        rows=5,
+        **limits,
+        step=[draw(st.sampled_from([0, 0, 0.05, 0.1, 0.25])) for _ in range(6)],
+        high=[draw(st.sampled_from([1.0, 0.8, 0.35])) for _ in range(6)],
+    )
 
 
 def assert_kept(cfs: Counterfactuals, limits: Constraints) -> None:
@@ -91,14 +115,17 @@ def together_and_apart(explain, model, x, target):
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     yield explain(model, x[order], target[order], ids[order]).select(order.argsort())
     for chunk in (1, 3, 7):
-        parts = [explain(model, x[i:i + chunk], target[i:i + chunk], ids[i:i + chunk]) for i in range(0, len(x), chunk)]
+        parts = [
+            explain(model, x[i : i + chunk], target[i : i + chunk], ids[i : i + chunk])
+            for i in range(0, len(x), chunk)
+        ]
         yield Counterfactuals.join(parts)
 
 
 def assert_rows_are_on_their_own(explain, model, x, target) -> Counterfactuals:
     """Values to 1e-9, masks, counts and reasons to the last; returns the result of the one call."""
     whole, *others = together_and_apart(explain, model, x, target)
-    assert len(x) > 7                                                      # or a chunk of 7 would be the whole
+    assert len(x) > 7  # or a chunk of 7 would be the whole
     for other in others:
         torch.testing.assert_close(other.counterfactual, whole.counterfactual, atol=1e-9, rtol=0)
         torch.testing.assert_close(other.score, whole.score, atol=1e-9, rtol=0)

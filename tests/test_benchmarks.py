@@ -14,12 +14,39 @@ import torch
 from cf_utils.core.files import ROOT
 
 FIGURES = {
-    "ace": {"overhead", "speedup_batch8", "max_abs_difference", "checkpoint_max_abs_difference", "speedup_early", "flip_rate",
-            "flip_rate_early", "peak_mib"},
-    "gradual": {"speedup_batch64", "max_abs_difference", "speedup_early", "overhead", "peak_mib", "float32_same_blocks"},
+    "ace": {
+        "overhead",
+        "speedup_batch8",
+        "max_abs_difference",
+        "checkpoint_max_abs_difference",
+        "speedup_early",
+        "flip_rate",
+        "flip_rate_early",
+        "peak_mib",
+    },
+    "gradual": {
+        "speedup_batch64",
+        "max_abs_difference",
+        "speedup_early",
+        "overhead",
+        "peak_mib",
+        "float32_same_blocks",
+    },
     "layout": {"ratio_mnist_cnn", "ratio_faces_ddpm_forward", "max_abs_difference"},
-    "tabular": {"speedup_batch", "speedup_spheres", "same_batch", "limit_gradual", "rows_per_second_lore"},
-    "words": {"speedup_replacement", "same_words", "sentences_per_second_recommended", "sentences_per_second_loop"}}
+    "tabular": {
+        "speedup_batch",
+        "speedup_spheres",
+        "same_batch",
+        "limit_gradual",
+        "rows_per_second_lore",
+    },
+    "words": {
+        "speedup_replacement",
+        "same_words",
+        "sentences_per_second_recommended",
+        "sentences_per_second_loop",
+    },
+}
 
 
 def test_every_benchmark_is_tried():
@@ -36,8 +63,10 @@ def test_it_runs_and_writes_its_figures(name, tmp_path):
     assert record["quick"] and record["data"] == "embedded" and FIGURES[name] <= record.keys()
     assert all(math.isfinite(record[k]) and record[k] >= 0 for k in FIGURES[name])
     if name == "ace":
-        assert record["max_abs_difference"] <= 1e-9 and record["checkpoint_max_abs_difference"] <= 1e-4
-        assert record["unet_passes_an_image"] == 3 * 5 + 5                  # the attack's, the refinement's
+        assert (
+            record["max_abs_difference"] <= 1e-9 and record["checkpoint_max_abs_difference"] <= 1e-4
+        )
+        assert record["unet_passes_an_image"] == 3 * 5 + 5  # the attack's, the refinement's
         assert 1 < record["peak_mib_checkpoint"] < 0.8 * record["peak_mib"]
     if name == "gradual":
         assert record["max_abs_difference"] <= 1e-9 and record["passes_overhead"] > 2 * 20
@@ -63,6 +92,12 @@ def test_the_bare_passes_are_those_of_the_call(monkeypatch):
     for module in (model, explain.prior):
         module.register_forward_hook(hook)
     passes.bare()
-    assert again == made and sum(m is explain.prior for m, _, _ in made) == 2 * explain.steps + explain.steps
-    assert {back for m, _, back in made if m is explain.prior} == {True, False}     # the attack's, the refinement's
+    assert (
+        again == made
+        and sum(m is explain.prior for m, _, _ in made) == 2 * explain.steps + explain.steps
+    )
+    assert {back for m, _, back in made if m is explain.prior} == {
+        True,
+        False,
+    }  # the attack's, the refinement's
     assert torch.is_grad_enabled()

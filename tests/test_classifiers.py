@@ -14,16 +14,28 @@ from cf_utils.explainers.gradual import mean_logits
 from cf_utils.models import classifiers
 from cf_utils.models.classifiers import HogSVM, JudgeCNN, MnistCNN, OneOutput, majority, predict
 
-SHIPPED = ("mnist_cnn", "mnist_cnn_984", "mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
+SHIPPED = (
+    "mnist_cnn",
+    "mnist_cnn_984",
+    "mnist_judge_augmented",
+    "mnist_judge_adversarial",
+    "mnist_judge_svm",
+)
 
 
-@pytest.mark.parametrize("model", [MnistCNN(), MnistCNN(3, 5, 20), JudgeCNN(8), HogSVM()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [MnistCNN(), MnistCNN(3, 5, 20), JudgeCNN(8), HogSVM()], ids=lambda m: type(m).__name__
+)
 def test_logits_of_ten_classes(model):
     assert model.eval()(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 
 def test_the_papers_cnn_has_its_layers():
-    kinds = [type(m).__name__ for m in MnistCNN().modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.Linear))]
+    kinds = [
+        type(m).__name__
+        for m in MnistCNN().modules()
+        if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.Linear))
+    ]
     assert kinds == ["Conv2d", "Conv2d", "MaxPool2d"] * 2 + ["Linear"] * 3
 
 
@@ -37,7 +49,9 @@ def test_lrp_runs_and_conserves_relevance():
             if getattr(m, "bias", None) is not None:
                 m.bias.zero_()
     x = torch.rand(2, 1, 28, 28)
-    relevance, delta = LRP(model).attribute(x, target=torch.tensor([3, 5]), return_convergence_delta=True)
+    relevance, delta = LRP(model).attribute(
+        x, target=torch.tensor([3, 5]), return_convergence_delta=True
+    )
     logits = model(x)[[0, 1], [3, 5]]
     assert relevance.shape == x.shape
     assert (delta.abs() < 0.02 * logits.abs()).all()
@@ -49,17 +63,24 @@ def test_lrp_runs_and_conserves_relevance():
 def test_hog_sees_shape_not_brightness_of_the_background():
     x = torch.rand(4, 1, 28, 28)
     f = HogSVM.features(x)
-    assert f.shape == (4, 7 * 7 * 9)                                    # 7 x 7 cells of 9 orientations
+    assert f.shape == (4, 7 * 7 * 9)  # 7 x 7 cells of 9 orientations
     torch.testing.assert_close(HogSVM.features(x[1:3]), f[1:3])
-    torch.testing.assert_close(HogSVM.features(x * 9), HogSVM.features((x * 9).clamp(0, 1)))    # out of range: judged clamped
+    torch.testing.assert_close(
+        HogSVM.features(x * 9), HogSVM.features((x * 9).clamp(0, 1))
+    )  # out of range: judged clamped
 
 
 def test_one_output():
     linear = nn.Linear(3, 2)
     x = torch.rand(5, 3)
-    for model, i, z in ((linear, 1, linear(x)[:, 1]), (nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), 0, None)):
+    for model, i, z in (
+        (linear, 1, linear(x)[:, 1]),
+        (nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), 0, None),
+    ):
         z = model(x) if z is None else z
-        logits = OneOutput(model, i)(x)         # the second one gives (B,), as a squeezed sigmoid model does
+        logits = OneOutput(model, i)(
+            x
+        )  # the second one gives (B,), as a squeezed sigmoid model does
         assert logits.shape == (5, 2)
         torch.testing.assert_close(logits.softmax(1)[:, 1], z.sigmoid())
 
@@ -67,7 +88,7 @@ def test_one_output():
 def test_majority():
     votes = torch.tensor([[1, 1, 0, 2], [1, 0, 1, 2], [2, 1, 2, 2]])
     assert majority(votes).tolist() == [1, 1, -1, 2]
-    assert majority(votes[:2]).tolist() == [1, -1, -1, 2]               # half is no majority
+    assert majority(votes[:2]).tolist() == [1, -1, -1, 2]  # half is no majority
 
 
 def test_predict_is_in_eval_mode_and_puts_it_back():
@@ -85,10 +106,14 @@ def test_shipped_checkpoint_is_what_its_card_says(name):
     model = classifiers.load(name)
     data = [mnist.load("", s) for s in mnist.SPLITS]
     x, y = torch.cat([d.x for d in data]), torch.cat([d.y for d in data])
-    part = slice(None, None, {"mnist_judge_svm": 40}.get(name, 20 if "judge" in name else 1))      # what the judges' passes cost
+    part = slice(
+        None, None, {"mnist_judge_svm": 40}.get(name, 20 if "judge" in name else 1)
+    )  # what the judges' passes cost
     got, n = classifiers.accuracy(model, x[part], y[part]), len(y[part])
     said = model.card["quality"]["embedded_accuracy"]
-    assert abs(got - said) <= (0.0021 if n == 5000 else 4 * (said * (1 - said) / n) ** 0.5)    # float16 weights; measured 0
+    assert abs(got - said) <= (
+        0.0021 if n == 5000 else 4 * (said * (1 - said) / n) ** 0.5
+    )  # float16 weights; measured 0
     assert model.card["parameters"] == sum(p.numel() for p in model.parameters())
     assert model.card["quality"]["test_n"] == 10_000
     assert {"recipe", "data", "settings", "seed", "training", "architecture"} <= model.card.keys()
@@ -98,8 +123,8 @@ def test_shipped_checkpoint_is_what_its_card_says(name):
 
 def test_accuracies_that_the_paper_and_the_issue_ask_for():
     quality = {n: classifiers.load(n).card["quality"]["test_accuracy"] for n in SHIPPED}
-    assert quality["mnist_cnn"] >= 0.990                                # measured 0.9942
-    assert abs(quality["mnist_cnn_984"] - 0.984) <= 0.002               # measured 0.9833
+    assert quality["mnist_cnn"] >= 0.990  # measured 0.9942
+    assert abs(quality["mnist_cnn_984"] - 0.984) <= 0.002  # measured 0.9833
 
 
 def test_prototypes_of_the_explained_classifier_score_above_tau():
@@ -109,7 +134,9 @@ def test_prototypes_of_the_explained_classifier_score_above_tau():
 
 
 def test_unknown_checkpoint_lists_what_ships():
-    with pytest.raises(FileNotFoundError, match=r"mnist_cnm.*Shipped: \[.*'mnist_cnn'.*cf_utils\.recipes mnist_cnm"):
+    with pytest.raises(
+        FileNotFoundError, match=r"mnist_cnm.*Shipped: \[.*'mnist_cnn'.*cf_utils\.recipes mnist_cnm"
+    ):
         classifiers.load("mnist_cnm")
 
 

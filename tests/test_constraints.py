@@ -23,7 +23,12 @@ def flags(*on, n=F):
 
 def make_constraints(**changes):
     """0 immutable, 1 only up, 2 only down, 3 on a grid of quarters, 4 free."""
-    plain = {"immutable": flags(0), "only_up": flags(1), "only_down": flags(2), "step": torch.tensor([0, 0, 0, 0.25, 0])}
+    plain = {
+        "immutable": flags(0),
+        "only_up": flags(1),
+        "only_down": flags(2),
+        "step": torch.tensor([0, 0, 0, 0.25, 0]),
+    }
     return replace(Constraints.none(F), **(plain | changes))
 
 
@@ -33,7 +38,7 @@ def test_a_snapped_row_keeps_every_rule_and_is_the_nearest_that_does(seed, dtype
     gen = torch.Generator().manual_seed(seed)
     x = torch.rand(20, F, generator=gen).to(dtype)
     x[:, 3] = (4 * x[:, 3]).round() / 4
-    x[:3] += 0.7                                                        # rows outside the range keep what they have
+    x[:3] += 0.7  # rows outside the range keep what they have
     y = x + torch.randn(20, F, generator=gen).to(dtype)
     c = make_constraints()
     snapped = c.snap(y, x)
@@ -42,10 +47,14 @@ def test_a_snapped_row_keeps_every_rule_and_is_the_nearest_that_does(seed, dtype
     assert (snapped[:, 1] >= x[:, 1]).all() and (snapped[:, 2] <= x[:, 2]).all()
     changed = snapped[:, 3] != x[:, 3]
     assert torch.equal((4 * snapped[changed, 3]).round() / 4, snapped[changed, 3])
-    assert ((snapped >= 0) & (snapped <= 1) | (snapped == x)).all()                     # kept where it was, or in the range
-    torch.testing.assert_close(c.snap(snapped, x), snapped, rtol=0, atol=0)             # once is enough
+    assert (
+        (snapped >= 0) & (snapped <= 1) | (snapped == x)
+    ).all()  # kept where it was, or in the range
+    torch.testing.assert_close(c.snap(snapped, x), snapped, rtol=0, atol=0)  # once is enough
     torch.testing.assert_close(c.snap(x, x), x, rtol=0, atol=0)
-    allowed = torch.cat([(torch.arange(5, dtype=dtype) / 4).expand(20, 5), x[:, 3:4]], 1)    # brute force: the grid, or x itself
+    allowed = torch.cat(
+        [(torch.arange(5, dtype=dtype) / 4).expand(20, 5), x[:, 3:4]], 1
+    )  # brute force: the grid, or x itself
     nearest = (y[:, 3, None] - allowed).abs().amin(1)
     torch.testing.assert_close((snapped[:, 3] - y[:, 3]).abs(), nearest)
 
@@ -66,10 +75,17 @@ def test_kept_refuses_each_broken_rule():
 def test_a_value_outside_the_range_stays_or_comes_in_and_stops_nowhere_between():
     """A code such as "no record" lies below the range: nobody can be advised to have half of it."""
     c, x = Constraints.none(1), torch.tensor([[-0.2]])
-    assert c.snap(torch.tensor([[-0.15]]), x).item() == x.item() and c.snap(torch.tensor([[-0.05]]), x).item() == 0.0
+    assert (
+        c.snap(torch.tensor([[-0.15]]), x).item() == x.item()
+        and c.snap(torch.tensor([[-0.05]]), x).item() == 0.0
+    )
     assert not c.kept(torch.tensor([[-0.05]]), x).any() and c.kept(torch.tensor([[0.3]]), x).all()
     never = replace(c, only_down=torch.tensor([True]))
-    assert never.snap(torch.tensor([[-0.5]]), x).item() == x.item() == never.snap(torch.tensor([[0.5]]), x).item()
+    assert (
+        never.snap(torch.tensor([[-0.5]]), x).item()
+        == x.item()
+        == never.snap(torch.tensor([[0.5]]), x).item()
+    )
 
 
 def test_whole_numbers_of_a_wide_range_survive_float32():
@@ -84,8 +100,12 @@ def test_whole_numbers_of_a_wide_range_survive_float32():
 
 def test_walls_hold_where_the_step_is_finer_than_a_millionth():
     """An immutable value off its own grid has no grid point near enough: it must not move by a fraction of a step either."""
-    c = replace(Constraints.none(2), step=torch.tensor([5e-7, 5e-7]), immutable=torch.tensor([True, False]),
-                only_up=torch.tensor([False, True]))
+    c = replace(
+        Constraints.none(2),
+        step=torch.tensor([5e-7, 5e-7]),
+        immutable=torch.tensor([True, False]),
+        only_up=torch.tensor([False, True]),
+    )
     x = torch.tensor([[0.1, 0.1]]).double() + 2.5e-7 * torch.linspace(0, 1.9, 40).double()[:, None]
     for away in (0.3, -0.3):
         y = c.snap(x + away, x)
@@ -114,12 +134,15 @@ def make_case(n=12, seed=2):
 def test_gradual_keeps_them_exactly_and_still_flips(form):
     net, x, target, proto = make_case()
     c = make_constraints()
-    explain = GradualConstruction.tables(proto, constraints=c, steps=60) if form == "paper" else (
-        GradualConstruction.recommended_tables(proto, c, steps=60))
+    explain = (
+        GradualConstruction.tables(proto, constraints=c, steps=60)
+        if form == "paper"
+        else (GradualConstruction.recommended_tables(proto, c, steps=60))
+    )
     cfs = explain(net, x, target)
     assert c.kept(cfs.counterfactual, x).all() and torch.equal(cfs.counterfactual[:, 0], x[:, 0])
     assert not cfs.mask[:, 0].any()
-    assert cfs.valid.sum() >= 4                                          # 7 and 8 of 12 can be flipped and are
+    assert cfs.valid.sum() >= 4  # 7 and 8 of 12 can be flipped and are
     assert all(why for ok, why in zip(cfs.reached, cfs.reason, strict=True) if not ok)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     again = explain(net, x[order], target[order])
@@ -138,15 +161,17 @@ def test_a_probe_is_the_best_single_feature_by_brute_force():
     net.eval()
     explain = GradualConstruction.recommended_tables(proto, make_constraints(), steps=5)
     index, n = block_index((F,), (1,))
-    best, start = explain._probe(PassCounter(net, len(x)), x, x, target, torch.arange(len(x)), index, n)
+    best, start = explain._probe(
+        PassCounter(net, len(x)), x, x, target, torch.arange(len(x)), index, n
+    )
     for i in range(len(x)):
         for j in range(F):
             low, high = (b[i, j] for b in explain.constraints.box(x))
             scores = {}
             for level in range(9):
-                z = x[i:i + 1].clone()
+                z = x[i : i + 1].clone()
                 z[0, j] = low + (high - low) * level / 8
-                z = explain.constraints.snap(z, x[i:i + 1])
+                z = explain.constraints.snap(z, x[i : i + 1])
                 scores[float(z[0, j])] = float(net(z).log_softmax(1)[0, target[i]])
             assert float(best[i, j]) == pytest.approx(max(scores.values()), abs=1e-12)
             assert scores[float(start[i, j, j])] == pytest.approx(max(scores.values()), abs=1e-12)
@@ -154,6 +179,7 @@ def test_a_probe_is_the_best_single_feature_by_brute_force():
 
 def test_a_method_that_does_not_know_them_says_so_and_shapes_are_checked():
     from cf_utils.explainers.abele import ABELE
+
     net, x, target, proto = make_case()
     assert not ABELE.keeps_constraints
     with pytest.raises(ValueError, match="for 5 features, got x of shape"):
@@ -176,6 +202,9 @@ def test_a_method_that_breaks_them_is_stopped():
 def test_where_nothing_is_constrained_nothing_changes():
     net, x, target, proto = make_case()
     wide = replace(Constraints.none(F, -1e6, 1e6))
-    free, loose = (GradualConstruction.tables(proto, steps=40, constraints=c)(net, x, target) for c in (None, wide))
+    free, loose = (
+        GradualConstruction.tables(proto, steps=40, constraints=c)(net, x, target)
+        for c in (None, wide)
+    )
     torch.testing.assert_close(free.counterfactual, loose.counterfactual, atol=1e-9, rtol=0)
     assert isinstance(net, nn.Module) and free.valid.sum() >= 10

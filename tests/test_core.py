@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from cf_utils import core
-from cf_utils.core import ALREADY, Counterfactuals, check_query, explain_in_batches, files, item_noise
+from cf_utils.core import (
+    ALREADY,
+    Counterfactuals,
+    check_query,
+    explain_in_batches,
+    files,
+    item_noise,
+)
 from cf_utils.models import classifiers
 from tests.conftest import make_explainer, make_net, make_queries
 
@@ -20,21 +27,35 @@ X, T = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
 
 # ---------------------------------------------------------------- what comes in
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({"x": (X - 0.13) / 0.31}, r"x: values from .*normalised"), ({"x": X * 255}, "x: values"),
-    ({"x": X.index_fill(0, torch.tensor([2]), torch.nan)}, r"x: rows \[2\] hold NaN"),
-    ({"x": X.index_fill(0, torch.tensor([1, 3]), torch.inf)}, r"x: rows \[1, 3\]"),
-    ({"x": X[0, 0, 0]}, r"x: got shape \(3,\)"), ({"x": X[:0], "target": T[:0]}, "x: got shape"),
-    ({"x": (X * 255).byte()}, "x: got torch.uint8"), ({"x": X.numpy()}, "x: got float32"),
-    ({"x": [[0.5]]}, "x: got list"),
-    ({"target": T.int()}, "target: got torch.int32"), ({"target": T[:3]}, r"target: got torch.int64 \(3,\)"),
-    ({"target": T[:, None]}, "target: got"), ({"target": 3}, "target: got int"),
-    ({"target": T.float()}, "target: got torch.float32"),
-    ({"ids": torch.tensor([0, 1, 1, 2])}, "ids: got 4 ids, 3 distinct"), ({"ids": ["a", "b", "a", "c"]}, "3 distinct"),
-    ({"ids": torch.arange(3)}, "ids: got 3 ids"), ({"ids": torch.rand(4)}, "ids: got torch.float32"),
-    ({"ids": [1, 2, 3, 4]}, "ids: expected an int64 tensor or strings"),
-    ({"score": 0.0}, "score: got 0"), ({"score": 1.0}, "score"), ({"score": 90}, "score"),
-    ({"bounds": (1.0, 0.0)}, "bounds: low must be under high")])
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"x": (X - 0.13) / 0.31}, r"x: values from .*normalised"),
+        ({"x": X * 255}, "x: values"),
+        ({"x": X.index_fill(0, torch.tensor([2]), torch.nan)}, r"x: rows \[2\] hold NaN"),
+        ({"x": X.index_fill(0, torch.tensor([1, 3]), torch.inf)}, r"x: rows \[1, 3\]"),
+        ({"x": X[0, 0, 0]}, r"x: got shape \(3,\)"),
+        ({"x": X[:0], "target": T[:0]}, "x: got shape"),
+        ({"x": (X * 255).byte()}, "x: got torch.uint8"),
+        ({"x": X.numpy()}, "x: got float32"),
+        ({"x": [[0.5]]}, "x: got list"),
+        ({"target": T.int()}, "target: got torch.int32"),
+        ({"target": T[:3]}, r"target: got torch.int64 \(3,\)"),
+        ({"target": T[:, None]}, "target: got"),
+        ({"target": 3}, "target: got int"),
+        ({"target": T.float()}, "target: got torch.float32"),
+        ({"ids": torch.tensor([0, 1, 1, 2])}, "ids: got 4 ids, 3 distinct"),
+        ({"ids": ["a", "b", "a", "c"]}, "3 distinct"),
+        ({"ids": torch.arange(3)}, "ids: got 3 ids"),
+        ({"ids": torch.rand(4)}, "ids: got torch.float32"),
+        ({"ids": [1, 2, 3, 4]}, "ids: expected an int64 tensor or strings"),
+        ({"score": 0.0}, "score: got 0"),
+        ({"score": 1.0}, "score"),
+        ({"score": 90}, "score"),
+        ({"bounds": (1.0, 0.0)}, "bounds: low must be under high"),
+    ],
+)
 def test_bad_input_is_named(changes, named):
     good = {"x": X, "target": T, "ids": None, "bounds": (0.0, 1.0), "score": None}
     check_query(**good)
@@ -46,19 +67,32 @@ def test_what_is_allowed():
     assert torch.equal(check_query(X, T), torch.arange(4))
     assert check_query(X, T, ["a", "b", "c", "d"]) == ("a", "b", "c", "d")
     check_query(X * 100 - 50, T, bounds=None)
-    check_query(torch.tensor([[0.5, 15.0]]), T[:1], bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])))
+    check_query(
+        torch.tensor([[0.5, 15.0]]),
+        T[:1],
+        bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])),
+    )
     with pytest.raises(ValueError, match="per feature"):
-        check_query(torch.tensor([[0.5, 5.0]]), T[:1], bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])))
+        check_query(
+            torch.tensor([[0.5, 5.0]]),
+            T[:1],
+            bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])),
+        )
 
 
-@pytest.mark.parametrize(("target", "named"), [([0, 3], "target: values from 0 to 3, expected 0 to 2"), ([-1, 0], "from -1")])
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [([0, 3], "target: values from 0 to 3, expected 0 to 2"), ([-1, 0], "from -1")],
+)
 def test_target_out_of_range(net, target, named):
     x, _ = make_queries(net, 2)
     with pytest.raises(ValueError, match=named):
         make_explainer()(net, x, torch.tensor(target))
 
 
-@pytest.mark.parametrize("shape", [(2, 28, 28), (2, 784), (2, 3, 28, 28), (2, 1, 32, 32), (2, 1, 29, 29)])
+@pytest.mark.parametrize(
+    "shape", [(2, 28, 28), (2, 784), (2, 3, 28, 28), (2, 1, 32, 32), (2, 1, 29, 29)]
+)
 def test_digits_of_another_shape_are_refused_by_name(shape):
     with pytest.raises(ValueError, match=r"x: got shape .*expected digits \(B, 1, 28, 28\)"):
         make_explainer(classes=10)(classifiers.MnistCNN(), torch.rand(shape), torch.tensor([0, 1]))
@@ -66,7 +100,10 @@ def test_digits_of_another_shape_are_refused_by_name(shape):
 
 def test_what_a_classifier_does_not_take_is_refused_by_name(net):
     x, target = make_queries(net, 2, shape=(1, 6, 6))
-    with pytest.raises(ValueError, match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not take"):
+    with pytest.raises(
+        ValueError,
+        match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not take",
+    ):
         make_explainer()(net, x[..., 1:], target)
 
 
@@ -75,6 +112,7 @@ def test_a_classifier_that_gives_no_logits(net, shape):
     class Odd(nn.Module):
         def forward(self, x):
             return x.new_zeros(len(x), *shape)
+
     x, target = make_queries(net, 2)
     with pytest.raises(ValueError, match=r"classifier: gave .*OneOutput"):
         make_explainer()(Odd(), x, target)
@@ -82,15 +120,16 @@ def test_a_classifier_that_gives_no_logits(net, shape):
 
 # ---------------------------------------------------------------- noise
 
+
 def test_noise_depends_on_seed_id_and_stream_alone():
     ids = torch.tensor([5, 3, 900])
     a = item_noise(0, ids, (2, 3), "s")
     assert torch.equal(item_noise(0, ids.flip(0), (2, 3), "s"), a.flip(0))
     assert torch.equal(item_noise(0, ids[1:2], (2, 3), "s")[0], a[1])
-    assert torch.equal(item_noise(0, ["5"], (2, 3), "s")[0], a[0])                  # an id is its text
+    assert torch.equal(item_noise(0, ["5"], (2, 3), "s")[0], a[0])  # an id is its text
     state = torch.get_rng_state()
     torch.manual_seed(77)
-    assert torch.equal(item_noise(0, ids, (2, 3), "s"), a)                          # the global generator plays no part
+    assert torch.equal(item_noise(0, ids, (2, 3), "s"), a)  # the global generator plays no part
     torch.set_rng_state(state)
     others = [a[0], a[1], item_noise(1, ids, (2, 3), "s")[0], item_noise(0, ids, (2, 3), "r")[0]]
     assert all(not torch.equal(p, q) for i, p in enumerate(others) for q in others[:i])
@@ -100,16 +139,19 @@ def test_noise_depends_on_seed_id_and_stream_alone():
 def test_noise_has_the_distribution_it_names():
     """2,000 items x 16: mean within 4 standard errors; neighbours uncorrelated. Measured: mean 0.003, sd 1.003, r 0.004."""
     z = item_noise(0, torch.arange(2000), (16,), "s")
-    assert abs(z.mean()) < 4 / 32000 ** 0.5
+    assert abs(z.mean()) < 4 / 32000**0.5
     assert abs(z.std() - 1) < 0.02
     assert abs(np.corrcoef(z[:-1].flatten(), z[1:].flatten())[0, 1]) < 0.025
     u = item_noise(0, torch.arange(2000), (16,), "s", "uniform")
     assert u.min() >= 0
     assert u.max() < 1
-    assert torch.histc(u, 10, 0, 1).sub(3200).abs().max() < 4 * (32000 * 0.09) ** 0.5       # measured 110, bound 215
+    assert (
+        torch.histc(u, 10, 0, 1).sub(3200).abs().max() < 4 * (32000 * 0.09) ** 0.5
+    )  # measured 110, bound 215
 
 
 # ---------------------------------------------------------------- the result
+
 
 @pytest.fixture
 def cfs(net):
@@ -135,7 +177,7 @@ def test_save_and_load(net, tmp_path, ids):
     cfs = make_explainer()(net, x, target, ids)
     cfs.save(tmp_path / "r")
     equal(Counterfactuals.load(tmp_path / "r"), cfs, without=())
-    cfs.select([0, 1]).save(tmp_path / "r")                     # over an old one: one tensors file stays
+    cfs.select([0, 1]).save(tmp_path / "r")  # over an old one: one tensors file stays
     assert len(Counterfactuals.load(tmp_path / "r")) == 2
     assert len(list((tmp_path / "r").iterdir())) == 2
     json.loads((tmp_path / "r" / "result.json").read_text())
@@ -164,7 +206,9 @@ def test_select_and_frame(cfs):
     frame = cfs.to_frame()
     assert frame.index.tolist() == cfs.ids.tolist()
     assert frame.loc[9, "score"] == cfs.score[2].item()
-    assert {"target", "source", "valid", "reached", "reason", "n_forward", "seconds"} <= set(frame.columns)
+    assert {"target", "source", "valid", "reached", "reason", "n_forward", "seconds"} <= set(
+        frame.columns
+    )
 
 
 def test_joining(net):
@@ -172,25 +216,27 @@ def test_joining(net):
     ids, e = torch.tensor([4, 2, 9, 1, 0, 7]), make_explainer(max_blocks=4)
     parts = [e(net, x[r], target[r], ids[r]) for r in (slice(0, 2), slice(2, 3), slice(3, 6))]
     a, b = parts[0] + parts[1] + parts[2], parts[2] + (parts[1] + parts[0])
-    assert a.ids.tolist() == [0, 1, 2, 4, 7, 9]                 # sorted by id, whatever the order of joining
+    assert a.ids.tolist() == [0, 1, 2, 4, 7, 9]  # sorted by id, whatever the order of joining
     equal(a, b, without=())
     equal(a, Counterfactuals.join([parts[1], parts[2], parts[0]]), without=())
     assert torch.equal(a.query, x[[4, 3, 1, 0, 5, 2]])
-    assert len({p.path.shape[1] for p in parts}) > 1            # paths of two lengths were padded
+    assert len({p.path.shape[1] for p in parts}) > 1  # paths of two lengths were padded
     for i in range(6):
         n = int(a.path_len[i])
-        assert torch.equal(a.path[i, n - 1:], a.counterfactual[i].expand_as(a.path[i, n - 1:]))
+        assert torch.equal(a.path[i, n - 1 :], a.counterfactual[i].expand_as(a.path[i, n - 1 :]))
 
 
 def test_what_may_not_be_joined(net, cfs):
     x, target = make_queries(net, 2)
     ids = torch.tensor([100, 101])
-    for other, named in [(make_explainer(lam=0.9)(net, x, target, ids), r"settings.*\['lam'\]"),
-                         (make_explainer(seed=5)(net, x, target, ids), "settings.*seed"),
-                         (make_explainer()(make_net(seed=3), x, target, ids), "settings.*classifier"),
-                         (make_explainer()(net, x, target, torch.tensor([100, 9])), r"ids: \[9\] are in both"),
-                         (make_explainer()(net, x, target), "ids: results with ids=None"),
-                         (dataclasses.replace(make_explainer()(net, x, target, ids), mask=None), "mask: only one")]:
+    for other, named in [
+        (make_explainer(lam=0.9)(net, x, target, ids), r"settings.*\['lam'\]"),
+        (make_explainer(seed=5)(net, x, target, ids), "settings.*seed"),
+        (make_explainer()(make_net(seed=3), x, target, ids), "settings.*classifier"),
+        (make_explainer()(net, x, target, torch.tensor([100, 9])), r"ids: \[9\] are in both"),
+        (make_explainer()(net, x, target), "ids: results with ids=None"),
+        (dataclasses.replace(make_explainer()(net, x, target, ids), mask=None), "mask: only one"),
+    ]:
         with pytest.raises(ValueError, match=named):
             cfs + other
     assert cfs.__add__(1) is NotImplemented
@@ -201,11 +247,13 @@ def test_a_result_without_a_search_joins(net):
     with torch.no_grad():
         target[0] = net(x)[0].argmax()
     ids, e = torch.arange(4), make_explainer(tau=0.4)
-    parts = [e(net, x[i:i + 1], target[i:i + 1], ids[i:i + 1]) for i in range(4)]
+    parts = [e(net, x[i : i + 1], target[i : i + 1], ids[i : i + 1]) for i in range(4)]
     assert parts[0].reason == (ALREADY,)
     assert parts[0].path is None
     joined, whole = parts[0] + parts[1] + parts[2] + parts[3], e(net, x, target, ids)
-    equal(joined, whole, without=("seconds", "counterfactual", "path", "score"))        # equal to rounding only: those below
+    equal(
+        joined, whole, without=("seconds", "counterfactual", "path", "score")
+    )  # equal to rounding only: those below
     for name in ("counterfactual", "path", "score"):
         torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=0, atol=1e-9)
 
@@ -222,7 +270,9 @@ def test_describe_is_plain_json_and_tells_weights_apart(net):
 
 def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
     hashed = []
-    monkeypatch.setattr(core.explainer.files, "sha256", lambda *parts: hashed.append(parts) or "0" * 64)
+    monkeypatch.setattr(
+        core.explainer.files, "sha256", lambda *parts: hashed.append(parts) or "0" * 64
+    )
     again = dataclasses.replace(cfs)
     assert core.describe(again) == core.describe([again])[0] and hashed
     assert len(hashed) == sum(isinstance(v, torch.Tensor) for v in vars(again).values())
@@ -230,13 +280,17 @@ def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
 
 # ---------------------------------------------------------------- many items
 
+
 def test_shards_union_is_one_run_bit_for_bit(net, tmp_path):
     x, target = make_queries(net, 11)
     ids, e = torch.arange(50, 61).flip(0), make_explainer(patience=3)
     whole = explain_in_batches(e, net, x, target, ids, batch_size=3)
-    assert torch.equal(whole.ids, ids)                          # the caller's order
+    assert torch.equal(whole.ids, ids)  # the caller's order
     for k in (2, 1, 3):
-        assert explain_in_batches(e, net, x, target, ids, batch_size=3, folder=tmp_path, shard=(k, 3)) is None
+        assert (
+            explain_in_batches(e, net, x, target, ids, batch_size=3, folder=tmp_path, shard=(k, 3))
+            is None
+        )
     joined = explain_in_batches(e, net, x, target, ids, batch_size=3, folder=tmp_path)
     equal(joined, whole)
 
@@ -245,11 +299,15 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
     x, target = make_queries(net, 7)
     ids, e, done = torch.arange(7), make_explainer(), []
     plain = type(e).search
-    monkeypatch.setattr(type(e), "search", lambda self, f, x, *a: (done.append(len(x)), plain(self, f, x, *a))[1])
+    monkeypatch.setattr(
+        type(e), "search", lambda self, f, x, *a: (done.append(len(x)), plain(self, f, x, *a))[1]
+    )
 
     def run(e=e, x=x, net=net, **kw):
         done.clear()
-        out = explain_in_batches(e, net, x, target, ids, **{"batch_size": 3, "folder": tmp_path} | kw)
+        out = explain_in_batches(
+            e, net, x, target, ids, **{"batch_size": 3, "folder": tmp_path} | kw
+        )
         return out, sum(done)
 
     first, n = run()
@@ -257,12 +315,16 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
     again, n = run()
     assert n == 0
     equal(first, again, without=())
-    next(iter(sorted(tmp_path.iterdir()))).joinpath("result.json").unlink()     # a batch that was not finished
+    next(iter(sorted(tmp_path.iterdir()))).joinpath(
+        "result.json"
+    ).unlink()  # a batch that was not finished
     assert run()[1] == 3
     moved = x.clone()
     moved[6] = 0.5
-    assert run(x=moved)[1] == 1                                 # only the batch of the changed row
-    assert run(e.with_(lam=0.2))[1] == 7                        # a setting, a score, other weights: nothing of old is taken
+    assert run(x=moved)[1] == 1  # only the batch of the changed row
+    assert (
+        run(e.with_(lam=0.2))[1] == 7
+    )  # a setting, a score, other weights: nothing of old is taken
     assert run(score=0.8)[1] == 7
     assert run(net=make_net(seed=9))[1] > 0
     assert run()[1] == 0
@@ -270,9 +332,11 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
 
 def test_failures_stay_in_place_and_flagged(net):
     x, target = make_queries(net, 5)
-    cfs = explain_in_batches(make_explainer(steps=4, max_blocks=2), net, x, target, torch.arange(5), batch_size=2)
+    cfs = explain_in_batches(
+        make_explainer(steps=4, max_blocks=2), net, x, target, torch.arange(5), batch_size=2
+    )
     assert len(cfs) == 5
-    assert 0 < cfs.reached.sum() < 5                            # measured 2: both kinds are there
+    assert 0 < cfs.reached.sum() < 5  # measured 2: both kinds are there
     assert [bool(r) for r in cfs.reason] == [not r for r in cfs.reached.tolist()]
 
 
@@ -293,10 +357,10 @@ def test_devices_seeds_headless(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert core.pick_device() == torch.device("cuda")
     core.seed_everything(3)
-    a = (torch.rand(2), np.random.rand(2))                      # noqa: NPY002
+    a = (torch.rand(2), np.random.rand(2))  # noqa: NPY002
     core.seed_everything(3)
     assert torch.equal(torch.rand(2), a[0])
-    assert (np.random.rand(2) == a[1]).all()                    # noqa: NPY002
+    assert (np.random.rand(2) == a[1]).all()  # noqa: NPY002
     monkeypatch.setenv("CF_HEADLESS", "1")
     assert core.headless()
     assert core.progress(range(3)).disable

@@ -19,8 +19,15 @@ from cf_utils.models.generators.diffusion import Chain, build, noise_of, to_imag
 from cf_utils.models.generators.schedule import linear, spaced
 from cf_utils.training import loop
 
-SMALL = {"size": (16, 16), "steps": 50, "widths": (16, 32), "attention": (False, True), "head_width": 16, "groups": 8,
-         "blocks": 1}
+SMALL = {
+    "size": (16, 16),
+    "steps": 50,
+    "widths": (16, 32),
+    "attention": (False, True),
+    "head_width": 16,
+    "groups": 8,
+    "blocks": 1,
+}
 f64 = {"dtype": torch.float64}
 
 
@@ -34,7 +41,9 @@ class Net(nn.Module):
     def __init__(self, parts=2):
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), nn.Tanh(), nn.Conv2d(6, 3 * parts, 3, 1, 1)).double()
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 1, 1), nn.Tanh(), nn.Conv2d(6, 3 * parts, 3, 1, 1)
+        ).double()
 
     def forward(self, z, t):
         return self.conv(z * (1 + t.to(z).view(-1, 1, 1, 1) / 1000))
@@ -42,9 +51,16 @@ class Net(nn.Module):
 
 # ---------------------------------------------------------------- levels
 
-@pytest.mark.parametrize(("steps", "spacing", "levels", "sigma"), [
-    (500, "50", [0, 10, 20, 31, 41], 0.273), (500, "25", [0, 21, 42, 62, 83], 0.506),
-    (1000, "100", [0, 10, 20, 30, 40], 0.142), (1000, "25", [0, 42, 83, 125, 166], 0.504)])
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "levels", "sigma"),
+    [
+        (500, "50", [0, 10, 20, 31, 41], 0.273),
+        (500, "25", [0, 21, 42, 62, 83], 0.506),
+        (1000, "100", [0, 10, 20, 30, 40], 0.142),
+        (1000, "25", [0, 42, 83, 125, 166], 0.504),
+    ],
+)
 def test_the_levels_of_ace(steps, spacing, levels, sigma):
     """CelebA, CelebA-HQ, BDD, ImageNet: the original levels and the noise at the start, worked out from the authors' scripts."""
     s = linear(steps).respaced(spacing)
@@ -77,7 +93,9 @@ def test_even_strides_and_bad_spacings():
     for spacing in ("ddim300", "", "5,x", "-3", "0", "ddim5,5", 21):
         with pytest.raises(ValueError, match="spacing: "):
             spaced(20, spacing)
-    with pytest.raises(ValueError, match="steps: got 20, the last beta would be 1; expected at least 21"):
+    with pytest.raises(
+        ValueError, match="steps: got 20, the last beta would be 1; expected at least 21"
+    ):
         linear(20)
     with pytest.raises(ValueError, match="fixed: got 'middle'"):
         linear(50, "middle")
@@ -88,8 +106,12 @@ def test_even_strides_and_bad_spacings():
 def test_respaced_levels_are_as_noisy_as_the_levels_they_keep(steps, data):
     whole = linear(steps)
     part = whole.respaced(data.draw(st.integers(1, steps)))
-    torch.testing.assert_close((1 - part.betas).cumprod(0), whole.abar[list(part.t)], rtol=1e-9, atol=1e-14)
-    again = part.respaced(data.draw(st.integers(1, len(part))))         # of a re-spaced one: still the network's numbers
+    torch.testing.assert_close(
+        (1 - part.betas).cumprod(0), whole.abar[list(part.t)], rtol=1e-9, atol=1e-14
+    )
+    again = part.respaced(
+        data.draw(st.integers(1, len(part)))
+    )  # of a re-spaced one: still the network's numbers
     torch.testing.assert_close(again.abar, whole.abar[list(again.t)], rtol=1e-9, atol=1e-14)
 
 
@@ -108,9 +130,11 @@ def test_posterior_is_gaussian_conditioning(k):
     z0, z = rand(4, 3, 2, 2), rand(4, 3, 2, 2, seed=1)
     mean = before.sqrt() * z0 + cov / total * (z - (1 - beta).sqrt() * before.sqrt() * z0)
     torch.testing.assert_close(s.posterior_mean(z0, z, k), mean, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(s.log_variances[0][k].exp(), var - cov ** 2 / total, rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        s.log_variances[0][k].exp(), var - cov**2 / total, rtol=1e-10, atol=0
+    )
     torch.testing.assert_close(s.clean(s.noised(z0, k, z), k, z), z0, rtol=1e-10, atol=1e-10)
-    rows = torch.full((4,), k)                                          # a level a row: the same numbers
+    rows = torch.full((4,), k)  # a level a row: the same numbers
     torch.testing.assert_close(s.posterior_mean(z0, z, rows), mean, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(s.noised(z0, rows, z), s.noised(z0, k, z))
 
@@ -119,8 +143,11 @@ def test_posterior_is_gaussian_conditioning(k):
 def test_steps_against_diffusers(kind):
     """DDPMScheduler given our re-spaced betas (it holds them in float32), the same noise: measured 7e-7."""
     from diffusers import DDPMScheduler
+
     s = linear(100, "small" if kind == "fixed_small" else "large").respaced("20")
-    other = DDPMScheduler(len(s), trained_betas=s.betas.tolist(), variance_type=kind, clip_sample=True)
+    other = DDPMScheduler(
+        len(s), trained_betas=s.betas.tolist(), variance_type=kind, clip_sample=True
+    )
     chain, z = Chain(Net(2 if kind == "learned_range" else 1), s), 0.5 * rand(2, 3, 4, 4, seed=2)
     for k in (19, 10, 1, 0):
         with torch.no_grad():
@@ -133,18 +160,29 @@ def test_steps_against_diffusers(kind):
 
 def test_deterministic_steps_against_diffusers_and_back():
     from diffusers import DDIMScheduler
+
     s = linear(100)
-    other = DDIMScheduler(100, trained_betas=s.betas.tolist(), clip_sample=False, set_alpha_to_one=True)
+    other = DDIMScheduler(
+        100, trained_betas=s.betas.tolist(), clip_sample=False, set_alpha_to_one=True
+    )
     other.set_timesteps(100)
     chain, z = Chain(Net(1), s, clip=False), rand(2, 3, 4, 4)
     with torch.no_grad():
         for k in (99, 50, 1, 0):
-            theirs = other.step(chain.predict(z, k), k, z, use_clipped_model_output=True).prev_sample
-            torch.testing.assert_close(chain.ddim(z, k, k - 1), theirs, rtol=1e-5, atol=1e-5)      # measured 7e-8
-    constant = Chain(lambda z, t: rand(2, 3, 4, 4, seed=5), s, clip=False)     # noise that depends on nothing: exactly undone
-    torch.testing.assert_close(constant.ddim(constant.ddim(z, 30, 80), 80, 30), z, rtol=1e-10, atol=1e-10)
+            theirs = other.step(
+                chain.predict(z, k), k, z, use_clipped_model_output=True
+            ).prev_sample
+            torch.testing.assert_close(
+                chain.ddim(z, k, k - 1), theirs, rtol=1e-5, atol=1e-5
+            )  # measured 7e-8
+    constant = Chain(
+        lambda z, t: rand(2, 3, 4, 4, seed=5), s, clip=False
+    )  # noise that depends on nothing: exactly undone
+    torch.testing.assert_close(
+        constant.ddim(constant.ddim(z, 30, 80), 80, 30), z, rtol=1e-10, atol=1e-10
+    )
     clipped = Chain(lambda z, t: rand(2, 3, 4, 4, seed=5), s).ddim(3 * z, 50, -1)
-    assert clipped.abs().max() == 1                                             # z_0 itself, clipped
+    assert clipped.abs().max() == 1  # z_0 itself, clipped
 
 
 def test_bound():
@@ -152,21 +190,38 @@ def test_bound():
     s, z0, noise = linear(50), 0.5 * rand(3, 3, 2, 2), rand(3, 3, 2, 2, seed=1)
     k = torch.tensor([5, 20, 49])
     z = s.noised(z0, k, noise)
-    torch.testing.assert_close(s.bound(z0, z, k, torch.cat([noise, -torch.ones_like(noise)], 1)), torch.zeros(3, **f64))
-    got = s.bound(z0, z, k, torch.cat([noise, torch.ones_like(noise)], 1))     # at the upper variance: beta
+    torch.testing.assert_close(
+        s.bound(z0, z, k, torch.cat([noise, -torch.ones_like(noise)], 1)), torch.zeros(3, **f64)
+    )
+    got = s.bound(
+        z0, z, k, torch.cat([noise, torch.ones_like(noise)], 1)
+    )  # at the upper variance: beta
     ratio = (s.log_variances[0] - s.log_variances[1])[k]
-    torch.testing.assert_close(got, (-ratio - 1 + ratio.exp()) / 2 / torch.log(torch.tensor(2.0, **f64)))
-    first, values = torch.zeros(1, dtype=torch.int64), torch.tensor([-1, -0.2, 0.6, 1.0], **f64).view(1, 1, 2, 2)
+    torch.testing.assert_close(
+        got, (-ratio - 1 + ratio.exp()) / 2 / torch.log(torch.tensor(2.0, **f64))
+    )
+    first, values = (
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([-1, -0.2, 0.6, 1.0], **f64).view(1, 1, 2, 2),
+    )
     z = s.noised(values, first, rand(1, 1, 2, 2))
     out = torch.zeros(1, 2, 2, 2, **f64)
     mean, log_variance, _ = s.mean_variance(z, first, out, clip=False)
-    low, high = ((values + h - mean).numpy() / (log_variance / 2).exp().numpy() for h in (-1 / 255, 1 / 255))
+    low, high = (
+        (values + h - mean).numpy() / (log_variance / 2).exp().numpy() for h in (-1 / 255, 1 / 255)
+    )
     chance = norm.cdf(high) - norm.cdf(low)
     chance[0, 0, 0, 0], chance[0, 0, 1, 1] = norm.cdf(high[0, 0, 0, 0]), norm.sf(low[0, 0, 1, 1])
-    torch.testing.assert_close(s.bound(values, z, first, out)[0], -torch.from_numpy(chance).log2().mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        s.bound(values, z, first, out)[0],
+        -torch.from_numpy(chance).log2().mean(),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 # ---------------------------------------------------------------- the chain
+
 
 @pytest.mark.parametrize(("spacing", "learned"), [(None, True), ("50", True), ("200", False)])
 def test_a_perfect_denoiser_draws_the_data(spacing, learned):
@@ -179,9 +234,13 @@ def test_a_perfect_denoiser_draws_the_data(spacing, learned):
         k = part.t.index(int(t[0]))
         abar, before, beta = part.abar[k].item(), part.abar_before[k].item(), part.betas[k].item()
         total = abar * d2 + 1 - abar
-        eps = (1 - abar) ** 0.5 * (z - abar ** 0.5 * m) / total
-        v = before * d2 + 1 - before                            # var(z_{k-1}); of it given z_k: v - cov^2 / var(z_k)
-        log = torch.tensor(v - (1 - beta) * v ** 2 / total, **f64).log() if k else part.log_variances[0][0]
+        eps = (1 - abar) ** 0.5 * (z - abar**0.5 * m) / total
+        v = before * d2 + 1 - before  # var(z_{k-1}); of it given z_k: v - cov^2 / var(z_k)
+        log = (
+            torch.tensor(v - (1 - beta) * v**2 / total, **f64).log()
+            if k
+            else part.log_variances[0][0]
+        )
         low, high = (x[k] for x in part.log_variances)
         share = (log - low) / (high - low) if k else torch.tensor(0.0, **f64)
         return torch.cat([eps, torch.full_like(z, 2 * share.item() - 1)], 1) if learned else eps
@@ -189,12 +248,14 @@ def test_a_perfect_denoiser_draws_the_data(spacing, learned):
     draw = torch.Generator().manual_seed(0)
     noise = lambda k: torch.randn(1, 1, 100, 100, generator=draw, **f64)  # noqa: E731
     z = Chain(model, part, clip=False).denoise(noise(0), len(part), noise)
-    assert abs(z.mean() - m) < 0.01                             # measured 0.003, 0.002, 0.003; of 10,000 draws 0.002 is chance
-    assert abs(z.std() - 0.2) < (0.005 if learned else 0.01)    # measured -0.001, -0.001, 0.005: the large variance is too large
-    half = Chain(model, part, clip=False)                       # filtering: data in, data out, at any depth
+    assert abs(z.mean() - m) < 0.01  # measured 0.003, 0.002, 0.003; of 10,000 draws 0.002 is chance
+    assert abs(z.std() - 0.2) < (
+        0.005 if learned else 0.01
+    )  # measured -0.001, -0.001, 0.005: the large variance is too large
+    half = Chain(model, part, clip=False)  # filtering: data in, data out, at any depth
     x = to_image(m + 0.2 * rand(1, 1, 100, 100, seed=3))
     kept = to_model(half.filter(x, len(part) // 4, noise))
-    assert abs(kept.mean() - m) < 0.01 and abs(kept.std() - 0.2) < 0.01             # measured 0.002 and 0.005
+    assert abs(kept.mean() - m) < 0.01 and abs(kept.std() - 0.2) < 0.01  # measured 0.002 and 0.005
 
 
 def test_clipping_keeps_the_filtered_image_in_range():
@@ -202,7 +263,9 @@ def test_clipping_keeps_the_filtered_image_in_range():
     noise = noise_of(0, torch.arange(2), x, "f")
     wild = Net()
     wild.conv[2].weight.data.mul_(20)
-    free, held = (Chain(wild, linear(50).respaced(10), clip=c).filter(x, 5, noise) for c in (False, True))
+    free, held = (
+        Chain(wild, linear(50).respaced(10), clip=c).filter(x, 5, noise) for c in (False, True)
+    )
     assert held.min() >= 0 and held.max() <= 1
     assert free.max() > 1.1
 
@@ -223,7 +286,9 @@ def test_gradient_through_all_steps_is_that_of_differences():
     for seed in range(3):
         way = rand(2, 3, 4, 4, seed=seed)
         differences = (value(x + 1e-5 * way) - value(x - 1e-5 * way)) / 2e-5
-        torch.testing.assert_close((grads[0] * way).sum(), differences, rtol=1e-8, atol=0)      # measured 5e-11
+        torch.testing.assert_close(
+            (grads[0] * way).sum(), differences, rtol=1e-8, atol=0
+        )  # measured 5e-11
     assert grads[0].abs().max() > 0.1
 
 
@@ -247,6 +312,7 @@ def test_the_filter_is_its_steps_written_out():
 
 # ---------------------------------------------------------------- the model
 
+
 def small(**changes):
     torch.manual_seed(0)
     model = build(**(SMALL | changes))
@@ -263,21 +329,26 @@ def test_an_items_filtered_image_does_not_depend_on_its_batch():
         alone = chain.filter(x[2:3], 4, noise_of(0, ids[2:3], x[2:3], "f"))
         other = chain.filter(x, 4, noise_of(0, ids, x, "g"))
     torch.testing.assert_close(turned, together, rtol=0, atol=1e-12)
-    torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-12)       # measured 2e-14
+    torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-12)  # measured 2e-14
     assert (other - together).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("unshuffle", "learned", "size"), [(1, True, (16, 16)), (2, False, (16, 32)), (4, True, (32, 32))])
+@pytest.mark.parametrize(
+    ("unshuffle", "learned", "size"),
+    [(1, True, (16, 16)), (2, False, (16, 32)), (4, True, (32, 32))],
+)
 def test_shapes_without_computing(unshuffle, learned, size):
     with torch.device("meta"):
-        model = build(**(SMALL | {"unshuffle": unshuffle, "learned_variance": learned, "size": size}))
+        model = build(
+            **(SMALL | {"unshuffle": unshuffle, "learned_variance": learned, "size": size})
+        )
         out = model(torch.empty(2, 3, *size), torch.zeros(2, dtype=torch.int64))
     assert out.shape == (2, 6 if learned else 3, *size) and out.is_meta
 
 
 def test_the_default_model_is_small():
     with torch.device("meta"):
-        assert 2e6 < sum(p.numel() for p in build().parameters()) < 4e6         # 3,161,480
+        assert 2e6 < sum(p.numel() for p in build().parameters()) < 4e6  # 3,161,480
 
 
 def test_folded_pixels_come_back_where_they_were():
@@ -294,16 +365,27 @@ def test_folded_pixels_come_back_where_they_were():
 
 def test_a_network_that_says_v_is_a_model_that_says_the_noise():
     """For images, noise and any levels: the very v in, the very noise out; near pure noise an error of v is one of z_0."""
-    model, x, noise, k = small(prediction="v"), rand(4, 3, 16, 16), rand(4, 3, 16, 16), torch.tensor([0, 9, 30, 49])
+    model, x, noise, k = (
+        small(prediction="v"),
+        rand(4, 3, 16, 16),
+        rand(4, 3, 16, 16),
+        torch.tensor([0, 9, 30, 49]),
+    )
     s = model.schedule
-    z, a, b = s.noised(x, k, noise), s.abar[k].sqrt().view(-1, 1, 1, 1), s.sigma[k].view(-1, 1, 1, 1)
+    z, a, b = (
+        s.noised(x, k, noise),
+        s.abar[k].sqrt().view(-1, 1, 1, 1),
+        s.sigma[k].view(-1, 1, 1, 1),
+    )
     v = a * noise - b * x
     for wrong in (0.0, 0.1):
         folded = torch.nn.functional.pixel_unshuffle(v + wrong, 2)
         model.unet = Says(torch.cat([folded, 2 * folded], 1))
         out = model(z, k)
         torch.testing.assert_close(out[:, :3], noise + a * wrong, rtol=0, atol=1e-12)
-        torch.testing.assert_close(out[:, 3:], 2 * (v + wrong), rtol=0, atol=0)         # of the variance nothing changes
+        torch.testing.assert_close(
+            out[:, 3:], 2 * (v + wrong), rtol=0, atol=0
+        )  # of the variance nothing changes
         torch.testing.assert_close(s.clean(z, k, out[:, :3]), x - b * wrong, rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="prediction: got 'x0'"):
         small(prediction="x0")
@@ -319,17 +401,28 @@ class Says(nn.Module):
 
 
 def test_bad_settings_and_sizes():
-    for wrong, says in (({"size": (18, 16)}, "size: got .18, 16., expected multiples of 4"), ({"groups": 5}, "widths: got"),
-                        ({"attention": (True,)}, "widths: got"), ({"head_width": 24}, "head_width: 24 does not divide")):
+    for wrong, says in (
+        ({"size": (18, 16)}, "size: got .18, 16., expected multiples of 4"),
+        ({"groups": 5}, "widths: got"),
+        ({"attention": (True,)}, "widths: got"),
+        ({"head_width": 24}, "head_width: 24 does not divide"),
+    ):
         with pytest.raises(ValueError, match=says):
             build(**(SMALL | wrong))
-    with pytest.raises(ValueError, match=r"z: got shape \(1, 3, 32, 32\), this diffusion model was trained on \(B, 3, 16, 16\)"):
-        small().chain("10").filter(rand(1, 3, 32, 32, kind=torch.rand), 2, lambda k: rand(1, 3, 32, 32))
+    with pytest.raises(
+        ValueError,
+        match=r"z: got shape \(1, 3, 32, 32\), this diffusion model was trained on \(B, 3, 16, 16\)",
+    ):
+        small().chain("10").filter(
+            rand(1, 3, 32, 32, kind=torch.rand), 2, lambda k: rand(1, 3, 32, 32)
+        )
 
 
 def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
     model = small().float()
-    files.save_checkpoint("tiny_ddpm", model, {"architecture": diffusion.card_of(model)}, tmp_path, half=False)
+    files.save_checkpoint(
+        "tiny_ddpm", model, {"architecture": diffusion.card_of(model)}, tmp_path, half=False
+    )
     monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
     again, z = diffusion.load("tiny_ddpm"), torch.randn(1, 3, 16, 16)
@@ -341,25 +434,43 @@ def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- training
 
+
 class Oracle(nn.Module):
     """Knows z_0: says the very noise, off by `wrong`, and a middle variance."""
 
     def __init__(self, z0, wrong=0.0, parts=2, prediction="epsilon"):
         super().__init__()
         self.prediction = prediction
-        self.z0, self.wrong, self.parts, self.channels, self.schedule, self.seen = z0, wrong, parts, 3, linear(50), []
+        self.z0, self.wrong, self.parts, self.channels, self.schedule, self.seen = (
+            z0,
+            wrong,
+            parts,
+            3,
+            linear(50),
+            [],
+        )
 
     def forward(self, z, t):
         self.seen.append(t)
         s = self.schedule
         eps = (z - schedule._at(s.abar.sqrt(), t, z) * self.z0) / schedule._at(s.sigma, t, z)
-        return torch.cat([eps + self.wrong, torch.zeros_like(z)][:self.parts], 1)
+        return torch.cat([eps + self.wrong, torch.zeros_like(z)][: self.parts], 1)
 
 
 def test_loss_by_hand():
     x = rand(64, 3, 2, 2, kind=torch.rand)
-    torch.testing.assert_close(diffusion.loss(Oracle(2 * x - 1, 0.0, 1), (x,)), torch.tensor(0.0, **f64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(diffusion.loss(Oracle(2 * x - 1, 0.5, 1), (x,)), torch.tensor(0.25, **f64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        diffusion.loss(Oracle(2 * x - 1, 0.0, 1), (x,)),
+        torch.tensor(0.0, **f64),
+        rtol=0,
+        atol=1e-12,
+    )
+    torch.testing.assert_close(
+        diffusion.loss(Oracle(2 * x - 1, 0.5, 1), (x,)),
+        torch.tensor(0.25, **f64),
+        rtol=0,
+        atol=1e-9,
+    )
     torch.manual_seed(0)
     model = Oracle(2 * x - 1, 0.5)
     got = diffusion.loss(model, (x, None, None))
@@ -378,7 +489,7 @@ def test_the_loss_of_v_is_the_squared_error_of_v():
     torch.manual_seed(0)
     model = Oracle(2 * x - 1, 0.5, 1, "v")
     got = diffusion.loss(model, (x,))
-    v = 0.5 / model.schedule.abar[model.seen[0]].sqrt()                         # eps off by 0.5 is v off by as much more
+    v = 0.5 / model.schedule.abar[model.seen[0]].sqrt()  # eps off by 0.5 is v off by as much more
     torch.testing.assert_close(got, v.square().mean(), rtol=1e-9, atol=0)
 
 
@@ -388,7 +499,7 @@ def test_low_noise_is_drawn_as_often_as_asked():
         model = Oracle(2 * x - 1, 0.0, 1)
         diffusion.loss(model, (x,), low=low, low_steps=steps)
         k = model.seen[0]
-        assert abs((k < 10).double().mean() - share) < 0.03                     # of 50 levels, 10 are the lowest fifth
+        assert abs((k < 10).double().mean() - share) < 0.03  # of 50 levels, 10 are the lowest fifth
         assert k.max() == (4 if steps else 49) and k.min() == 0
 
 
@@ -400,7 +511,7 @@ def test_loss_in_bfloat16_is_nearly_that_in_float32():
         torch.manual_seed(0)
         losses.append(diffusion.loss(model, (x,), bfloat16=half).item())
     assert seen == [torch.float32, torch.bfloat16]
-    assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.02         # measured 1e-4
+    assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.02  # measured 1e-4
 
 
 def test_the_bound_trains_the_variance_alone():
@@ -426,8 +537,15 @@ def test_training_with_an_average_learns_to_denoise():
     stripes = torch.tensor([0.1, 0.9]).repeat(4).view(1, 1, 1, 8).expand(2, 3, 8, 8).clone()
     stripes[1] = stripes[1].flip(-1)
     model = build(**SMALL | {"size": (8, 8), "attention": (False, False)})
-    log = loop.fit(model, TensorDataset(stripes.repeat(1280, 1, 1, 1)), [loop.Part(diffusion.loss, 1e-2)], epochs=1,
-                       batch_size=32, ema=0.9, device="cpu")
+    log = loop.fit(
+        model,
+        TensorDataset(stripes.repeat(1280, 1, 1, 1)),
+        [loop.Part(diffusion.loss, 1e-2)],
+        epochs=1,
+        batch_size=32,
+        ema=0.9,
+        device="cpu",
+    )
     x, noise = stripes, noise_of(0, torch.arange(2), stripes, "f")
     with torch.no_grad():
         chain = model.chain("25")
@@ -436,5 +554,5 @@ def test_training_with_an_average_learns_to_denoise():
         drawn = chain.sample(noise_of(1, torch.arange(8), stripes.repeat(4, 1, 1, 1), "s"))
     assert log["steps"] == 80
     error, before = (kept - x).abs().mean(), (noisy - x).abs().mean()
-    assert error < 0.7 * before, (error, before)                # measured 0.57; after half of the steps 0.83
+    assert error < 0.7 * before, (error, before)  # measured 0.57; after half of the steps 0.83
     assert drawn.shape == (8, 3, 8, 8) and drawn.min() >= 0 and drawn.max() <= 1

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cf_utils.core import ALREADY, NAN, PassCounter, block_index, block_mean, item_noise, total_variation
+from cf_utils.core import (
+    ALREADY,
+    NAN,
+    PassCounter,
+    block_index,
+    block_mean,
+    item_noise,
+    total_variation,
+)
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.shared import objective
 from cf_utils.models.classifiers import OneOutput
@@ -22,6 +30,7 @@ EXACT = {"rtol": 0, "atol": 1e-9}
 
 
 # ---------------------------------------------------------------- each term of the loss alone, against loops
+
 
 def gen_logits(seed=0, b=5, k=4):
     gen = torch.Generator().manual_seed(seed)
@@ -39,13 +48,19 @@ def plain_term(term: str, z: list[float], mean: list[float], target: int) -> flo
     return -math.log(p) if term == "log_probability" else -p
 
 
-@pytest.mark.parametrize("term", ["logits", "literal", "mean_abs", "log_probability", "probability"])
+@pytest.mark.parametrize(
+    "term", ["logits", "literal", "mean_abs", "log_probability", "probability"]
+)
 def test_class_term_alone(term):
     logits, mean = gen_logits()
     x, target = torch.rand(5, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
     loss = make_explainer(term=term, lam=0.0, eta=0.0)._loss(logits, x + 1, x, mean, target)[0]
-    expected = [plain_term(term, logits[i].tolist(), mean[i].tolist(), int(target[i])) for i in range(5)]
-    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    expected = [
+        plain_term(term, logits[i].tolist(), mean[i].tolist(), int(target[i])) for i in range(5)
+    ]
+    torch.testing.assert_close(
+        loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_literal_term_is_blind_to_what_softmax_sees():
@@ -61,9 +76,16 @@ def test_distance_term_alone():
     logits, _ = gen_logits()
     gen = torch.Generator().manual_seed(3)
     x, z = (torch.rand(5, 2, 3, generator=gen, dtype=torch.float64) for _ in range(2))
-    loss = make_explainer(lam=0.7, eta=9.0)._loss(logits, z, x, logits, torch.zeros(5, dtype=torch.int64))[0]   # no image
+    loss = make_explainer(lam=0.7, eta=9.0)._loss(
+        logits, z, x, logits, torch.zeros(5, dtype=torch.int64)
+    )[0]  # no image
     for i in range(5):
-        d = math.sqrt(sum((a - b) ** 2 for a, b in zip(z[i].flatten().tolist(), x[i].flatten().tolist(), strict=True)))
+        d = math.sqrt(
+            sum(
+                (a - b) ** 2
+                for a, b in zip(z[i].flatten().tolist(), x[i].flatten().tolist(), strict=True)
+            )
+        )
         assert loss[i].item() == pytest.approx(0.7 * d, rel=1e-12)
 
 
@@ -84,17 +106,25 @@ def test_total_variation_term_alone(beta):
         expected.append(total)
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(total_variation(x, beta), expected, rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda z: total_variation(z, beta), x.clone().requires_grad_(True))
-    loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(logits, x, x, logits, torch.zeros(5, dtype=torch.int64))[0]
+    assert torch.autograd.gradcheck(
+        lambda z: total_variation(z, beta), x.clone().requires_grad_(True)
+    )
+    loss = make_explainer(lam=0.0, eta=0.3, beta=beta)._loss(
+        logits, x, x, logits, torch.zeros(5, dtype=torch.int64)
+    )[0]
     torch.testing.assert_close(loss, 0.3 * expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("lam", "eta", "beta"), [(0.3, 0.3, 2.0), (0.7, 0.0, 2.0), (0.0, 0.4, 2.0), (0.3, 0.2, 4.0)])
+@pytest.mark.parametrize(
+    ("lam", "eta", "beta"), [(0.3, 0.3, 2.0), (0.7, 0.0, 2.0), (0.0, 0.4, 2.0), (0.3, 0.2, 4.0)]
+)
 def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, beta):
     gen = torch.Generator().manual_seed(3)
     x, z = (torch.rand(3, 2, 5, 4, generator=gen).double() for _ in range(2))
     z.requires_grad_(True)
-    plain = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(z, beta)
+    plain = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(
+        z, beta
+    )
     weight = torch.tensor([1.0, -2.0, 0.5]).double()
     (slope,) = torch.autograd.grad((weight * plain).sum(), z)
     ours, g = objective.pull(z.detach(), x, lam, eta, beta)
@@ -106,9 +136,11 @@ def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, be
     assert nothing is None and torch.equal(same, g)
     room = torch.full_like(x, torch.nan)
     assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta, out=room)[1], g)
-    assert torch.equal(room, g)                                             # no new memory
+    assert torch.equal(room, g)  # no new memory
     value, none = objective.pull(x.clone(), x, lam)
-    assert torch.equal(none, torch.zeros_like(x)) and not value.any()       # where z = x, no pull and no NaN
+    assert (
+        torch.equal(none, torch.zeros_like(x)) and not value.any()
+    )  # where z = x, no pull and no NaN
 
 
 @pytest.mark.parametrize("term", objective.TERMS)
@@ -123,21 +155,32 @@ def test_the_class_terms_gradient_is_autograds(term):
     step, dz = 1e-6, torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
     along = (alone(logits + step * dz) - alone(logits - step * dz)) / (2 * step)
     torch.testing.assert_close((up * dz).sum(1), along, rtol=1e-6, atol=1e-8)
-    assert torch.equal(objective.class_term("logits", mean, mean, target)[1], torch.zeros_like(mean))
-    with torch.no_grad():                                                   # a caller who wants the value alone
+    assert torch.equal(
+        objective.class_term("logits", mean, mean, target)[1], torch.zeros_like(mean)
+    )
+    with torch.no_grad():  # a caller who wants the value alone
         assert torch.equal(objective.class_term(term, logits, mean, target)[1], up)
 
 
 def test_terms_add_up():
     logits, mean = gen_logits()
-    x, z = (torch.rand(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    x, z = (
+        torch.rand(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
+        for s in (1, 2)
+    )
     t = torch.zeros(5, dtype=torch.int64)
     settings = ((0.3, 0.0, mean), (0.0, 0.2, mean), (0.0, 0.0, logits))
     parts = [make_explainer(lam=a, eta=b)._loss(c, z, x, mean, t)[0] for a, b, c in settings]
-    torch.testing.assert_close(make_explainer(lam=0.3, eta=0.2)._loss(logits, z, x, mean, t)[0], sum(parts), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        make_explainer(lam=0.3, eta=0.2)._loss(logits, z, x, mean, t)[0],
+        sum(parts),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 # ---------------------------------------------------------------- ranking
+
 
 def test_rank_gives_the_order_of_eq_5(net, queries):
     """Eq. 5 ranks by the gradient of the probability; ours by that of its logarithm: one positive factor an item."""
@@ -146,7 +189,7 @@ def test_rank_gives_the_order_of_eq_5(net, queries):
     index, n = block_index((1, 6, 6), (2, 3))
     rank = order._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n)
     for i in range(len(x)):
-        z = x[i:i + 1].clone().requires_grad_(True)
+        z = x[i : i + 1].clone().requires_grad_(True)
         (g,) = torch.autograd.grad(net(z).softmax(1)[0, target[i]], z)
         plain = torch.stack([g[0].abs()[index == b].mean() for b in range(n)])
         assert rank[i].argsort(descending=True).tolist() == plain.argsort(descending=True).tolist()
@@ -161,14 +204,25 @@ def test_rank_does_not_underflow():
     x = torch.full((1, 4), 0.5, requires_grad=True)
     (g,) = torch.autograd.grad(net(x).softmax(1)[0, 0], x)
     assert g.abs().max() == 0
-    cfs = GradualConstruction(torch.tensor([[400.0, 0.0], [0.0, 400.0]]), steps=3, block=(1,), max_blocks=1)(
-        net, x.detach(), torch.tensor([0]))
+    cfs = GradualConstruction(
+        torch.tensor([[400.0, 0.0], [0.0, 400.0]]), steps=3, block=(1,), max_blocks=1
+    )(net, x.detach(), torch.tensor([0]))
     assert cfs.mask[0].tolist() == [False, False, False, True]
 
 
-@pytest.mark.parametrize(("shape", "block"), [
-    ((1, 6, 6), (4, 4)), ((3, 5, 7), (2, 3)), ((5, 4), (1, -1)), ((7,), (1,)), ((7,), (3,)), ((2, 3, 4), (2, 2)),
-    ((2, 3, 4), (1, -1, 2)), ((6,), (-1,))])
+@pytest.mark.parametrize(
+    ("shape", "block"),
+    [
+        ((1, 6, 6), (4, 4)),
+        ((3, 5, 7), (2, 3)),
+        ((5, 4), (1, -1)),
+        ((7,), (1,)),
+        ((7,), (3,)),
+        ((2, 3, 4), (2, 2)),
+        ((2, 3, 4), (1, -1, 2)),
+        ((6,), (-1,)),
+    ],
+)
 def test_blocks_by_brute_force(shape, block):
     """Blocks counted coordinate by coordinate: edges, channels spanned, words, table columns, -1."""
     index, n = block_index(shape, block)
@@ -186,7 +240,9 @@ def test_blocks_by_brute_force(shape, block):
     means = block_mean(values, index, n)
     for b, cells in members.items():
         for i in range(2):
-            assert means[i, b].item() == pytest.approx(sum(values[(i, *c)].item() for c in cells) / len(cells), rel=1e-12)
+            assert means[i, b].item() == pytest.approx(
+                sum(values[(i, *c)].item() for c in cells) / len(cells), rel=1e-12
+            )
 
 
 @pytest.mark.parametrize("block", [(0,), (-2, 2), (1, 1, 1, 1)])
@@ -197,7 +253,10 @@ def test_impossible_blocks_are_refused(block):
 
 # ---------------------------------------------------------------- Algorithm 1, once more, for one item
 
-def plain_algorithm_1(e: GradualConstruction, net: nn.Module, x, target: int, noise) -> list[torch.Tensor]:
+
+def plain_algorithm_1(
+    e: GradualConstruction, net: nn.Module, x, target: int, noise
+) -> list[torch.Tensor]:
     """States after each composition step; torch.optim.Adam, torch.where, one item, nothing shared with the explainer."""
     net.eval()
     index, n_blocks = block_index(x.shape, e.block)
@@ -217,23 +276,40 @@ def plain_algorithm_1(e: GradualConstruction, net: nn.Module, x, target: int, no
         else:
             out = -torch.log(torch.exp(logits[target]) / torch.exp(logits).sum())
         moved = ((z - x) ** 2).sum()
-        if moved > 0:                                   # the norm's slope at 0 is taken as 0
+        if moved > 0:  # the norm's slope at 0 is taken as 0
             out = out + e.lam * moved.sqrt()
         if z.ndim == 3:
             dx, dy = z[:, :-1, 1:] - z[:, :-1, :-1], z[:, 1:, :-1] - z[:, :-1, :-1]
-            inner = ((dx ** 2 + dy ** 2) ** (e.beta / 2)).sum()
-            right, bottom = (z[:, 1:, -1] - z[:, :-1, -1]).abs(), (z[:, -1, 1:] - z[:, -1, :-1]).abs()
-            out = out + e.eta * (inner + (right ** e.beta).sum() + (bottom ** e.beta).sum())
+            inner = ((dx**2 + dy**2) ** (e.beta / 2)).sum()
+            right, bottom = (
+                (z[:, 1:, -1] - z[:, :-1, -1]).abs(),
+                (z[:, -1, 1:] - z[:, -1, :-1]).abs(),
+            )
+            out = out + e.eta * (inner + (right**e.beta).sum() + (bottom**e.beta).sum())
         return out
 
-    c = x.clone() if e.init == "query" else noise if e.init == "normal" else low + (high - low) * noise
+    c = (
+        x.clone()
+        if e.init == "query"
+        else noise
+        if e.init == "normal"
+        else low + (high - low) * noise
+    )
     c = c.clamp(low, high) if e.clamp else c
-    order, states, mask, z = gradient(x).argsort(descending=True), [], torch.zeros_like(x, dtype=torch.bool), x.clone()
+    order, states, mask, z = (
+        gradient(x).argsort(descending=True),
+        [],
+        torch.zeros_like(x, dtype=torch.bool),
+        x.clone(),
+    )
     for k in range(min(e.max_blocks or n_blocks, n_blocks)):
         chosen = order[k]
         if e.ranking == "each":
             again = gradient(z)
-            chosen = max((b for b in range(n_blocks) if not mask[index == b].all()), key=lambda b, again=again: again[b])
+            chosen = max(
+                (b for b in range(n_blocks) if not mask[index == b].all()),
+                key=lambda b, again=again: again[b],
+            )
         new = index == chosen
         mask = mask | new
         z = torch.where(mask if e.restart else new, c, z).detach().requires_grad_(True)
@@ -266,7 +342,13 @@ VARIANTS = {
     "patience": {"patience": 3, "flat": 0.05, "steps": 60},
     "patience, clamped": {"patience": 2, "flat": 0.1, "steps": 60, "clamp": True},
     "each": {"ranking": "each", "clamp": True},
-    "log_probability": {"term": "log_probability", "init": "query", "lam": 0.02, "tau": 0.99, "lr": 0.03},
+    "log_probability": {
+        "term": "log_probability",
+        "init": "query",
+        "lam": 0.02,
+        "tau": 0.99,
+        "lr": 0.03,
+    },
     "edge blocks": {"block": (4, 4)},
 }
 
@@ -280,14 +362,14 @@ def test_equals_a_plain_second_implementation(net, queries, variant):
     kind = "normal" if e.init == "normal" else "uniform"
     noise = item_noise(e.seed, ["common"], x.shape[1:], "composite", kind)[0].to(x)
     lengths = set()
-    for i in range(len(x)):                             # items of one batch, each against its own search
+    for i in range(len(x)):  # items of one batch, each against its own search
         states = plain_algorithm_1(e, net, x[i], int(target[i]), noise)
         lengths.add(len(states))
         assert cfs.path_len[i] == 1 + len(states)
         torch.testing.assert_close(cfs.path[i, 0], x[i], rtol=0, atol=0)
-        torch.testing.assert_close(cfs.path[i, 1:cfs.path_len[i]], torch.stack(states), **EXACT)
+        torch.testing.assert_close(cfs.path[i, 1 : cfs.path_len[i]], torch.stack(states), **EXACT)
         torch.testing.assert_close(cfs.counterfactual[i], states[-1], **EXACT)
-    assert len(lengths) > 1                             # items that end at different times were in one batch
+    assert len(lengths) > 1  # items that end at different times were in one batch
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (7,)])
@@ -298,7 +380,11 @@ def test_equals_it_on_words_and_on_tables(shape):
     cfs = e(net, x, target)
     noise = item_noise(0, ["common"], shape, "composite")[0].to(x)
     for i in range(4):
-        torch.testing.assert_close(cfs.counterfactual[i], plain_algorithm_1(e, net, x[i], int(target[i]), noise)[-1], **EXACT)
+        torch.testing.assert_close(
+            cfs.counterfactual[i],
+            plain_algorithm_1(e, net, x[i], int(target[i]), noise)[-1],
+            **EXACT,
+        )
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(3.0, 0.8), (0.1, 0.5)])
@@ -312,14 +398,18 @@ def test_closed_form_of_one_output(slope, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cfs = e(OneOutput(model), torch.tensor([[0.5]]).double(), torch.tensor([1]))
-    assert cfs.counterfactual.item() == pytest.approx(expected, abs=0.006)      # measured 3e-3: Adam swings around a kink
+    assert cfs.counterfactual.item() == pytest.approx(
+        expected, abs=0.006
+    )  # measured 3e-3: Adam swings around a kink
 
 
 def test_one_output_term_is_the_distance_of_the_output():
     z, mean = torch.tensor([1.5, -2.0]), torch.tensor([0.5, 3.0])
     pad = torch.zeros_like(z)
     x = torch.zeros(2, 3)
-    loss = make_explainer(2)._loss(torch.stack([pad, z], 1), x, x, torch.stack([pad, mean], 1), torch.tensor([0, 1]))[0]
+    loss = make_explainer(2)._loss(
+        torch.stack([pad, z], 1), x, x, torch.stack([pad, mean], 1), torch.tensor([0, 1])
+    )[0]
     torch.testing.assert_close(loss, torch.tensor([1.0, 5.0]))
 
 
@@ -333,24 +423,29 @@ def test_all_blocks_of_a_linear_classifier_reach_the_prototype():
     e = GradualConstruction(mean, lam=0.0, steps=1500, lr=0.004, block=(-1,), bounds=None)
     cfs = e(net, x, torch.tensor([1]))
     least = torch.linalg.solve(net[1].weight, mean[1]).detach()
-    torch.testing.assert_close(cfs.counterfactual[0], least, rtol=0, atol=0.01)         # measured 3e-3
+    torch.testing.assert_close(cfs.counterfactual[0], least, rtol=0, atol=0.01)  # measured 3e-3
 
 
 # ---------------------------------------------------------------- what may change, and how far
+
 
 def test_path_grows_by_one_block_a_step(net, queries):
     (x, target), e = queries, make_explainer(tau=0.999, max_blocks=6)
     cfs = e(net, x, target)
     index, n = block_index(x.shape[1:], e.block)
-    rank = e._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(dim=1, descending=True)
+    rank = e._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(
+        dim=1, descending=True
+    )
     assert cfs.path_len.max() > 2
     for i in range(len(x)):
         for k in range(1, int(cfs.path_len[i])):
             allowed = torch.isin(index, rank[i, :k])
             assert torch.equal(cfs.path[i, k][~allowed], x[i][~allowed])
-            assert (cfs.path[i, k] != x[i])[index == rank[i, k - 1]].all()          # the new block was changed indeed
-        assert torch.equal(cfs.mask[i], torch.isin(index, rank[i, :int(cfs.path_len[i]) - 1]))
-        end = cfs.path[i, int(cfs.path_len[i]) - 1:]
+            assert (cfs.path[i, k] != x[i])[
+                index == rank[i, k - 1]
+            ].all()  # the new block was changed indeed
+        assert torch.equal(cfs.mask[i], torch.isin(index, rank[i, : int(cfs.path_len[i]) - 1]))
+        end = cfs.path[i, int(cfs.path_len[i]) - 1 :]
         assert torch.equal(end, cfs.counterfactual[i].expand_as(end))
 
 
@@ -360,26 +455,35 @@ def test_a_path_to_high_tau_holds_the_answer_for_every_lower_tau(net, queries):
     long = make_explainer(tau=0.99)(net, x, target)
     differ = 0
     for t in (0.6, 0.9):
-        with torch.no_grad():                           # a caller's no_grad does not stop the search
+        with torch.no_grad():  # a caller's no_grad does not stop the search
             short = make_explainer(tau=t)(net, x, target)
             p = [net(long.path[i, 1:]).softmax(1)[:, target[i]] for i in range(len(x))]
         for i in range(len(x)):
             first = int((p[i] >= t).nonzero()[0]) if (p[i] >= t).any() else len(p[i]) - 1
             torch.testing.assert_close(short.counterfactual[i], long.path[i, 1 + first], **EXACT)
         differ += int((short.path_len < long.path_len).sum())
-    assert differ >= 4                                  # measured 14 of 16
+    assert differ >= 4  # measured 14 of 16
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_only_whole_masked_blocks_change(data):
     shape = data.draw(st.sampled_from([(1, 5, 4), (2, 4, 3), (6,), (4, 3)]))
-    block = tuple(data.draw(st.sampled_from([-1, 1, 2, 3])) for _ in range(data.draw(st.integers(1, min(2, len(shape))))))
+    block = tuple(
+        data.draw(st.sampled_from([-1, 1, 2, 3]))
+        for _ in range(data.draw(st.integers(1, min(2, len(shape)))))
+    )
     net = make_net(shape, seed=data.draw(st.integers(0, 5)))
     x, target = make_queries(net, 3, shape, seed=data.draw(st.integers(0, 5)))
     clamp, budget = data.draw(st.booleans()), data.draw(st.sampled_from([None, 1, 3]))
-    e = make_explainer(block=block, steps=data.draw(st.integers(1, 6)), clamp=clamp, max_blocks=budget,
-                       patience=data.draw(st.sampled_from([None, 1])), restart=data.draw(st.booleans()))
+    e = make_explainer(
+        block=block,
+        steps=data.draw(st.integers(1, 6)),
+        clamp=clamp,
+        max_blocks=budget,
+        patience=data.draw(st.sampled_from([None, 1])),
+        restart=data.draw(st.booleans()),
+    )
     cfs = e(net, x, target)
     index, n = block_index(shape, block)
     for i in range(3):
@@ -395,8 +499,8 @@ def test_only_whole_masked_blocks_change(data):
 def test_clamp_and_its_absence(net, queries):
     x, target = queries
     free, kept = make_explainer()(net, x, target), make_explainer(clamp=True)(net, x, target)
-    assert free.counterfactual.min() < -0.5             # measured -2.1: the paper's own form leaves the range
-    assert kept.path.min() == 0                         # exactly at the bound, never past it
+    assert free.counterfactual.min() < -0.5  # measured -2.1: the paper's own form leaves the range
+    assert kept.path.min() == 0  # exactly at the bound, never past it
     assert kept.path.max() <= 1
 
 
@@ -415,16 +519,19 @@ def test_bounds_per_feature():
     x = (low + (high - low) * torch.rand(6, 4, generator=torch.Generator().manual_seed(0))).double()
     with torch.no_grad():
         target = net(x).topk(2).indices[:, 1]
-    cfs = make_explainer(bounds=(low, high), clamp=True, init="uniform", block=(1,), lr=3.0)(net, x, target)
+    cfs = make_explainer(bounds=(low, high), clamp=True, init="uniform", block=(1,), lr=3.0)(
+        net, x, target
+    )
     moved = (cfs.counterfactual != x).any(1)
     assert moved.all()
     assert ((cfs.counterfactual >= low - 1e-6) & (cfs.counterfactual <= high + 1e-6)).all()
-    assert (cfs.counterfactual[:, 2] > 1).all()         # a scalar range would have pushed this one to 1
+    assert (cfs.counterfactual[:, 2] > 1).all()  # a scalar range would have pushed this one to 1
     with pytest.raises(ValueError, match="per feature"):
         make_explainer(bounds=(low, high), block=(1,))(net, x + 5, target)
 
 
 # ---------------------------------------------------------------- a row does not depend on its batch
+
 
 class Poisoned(nn.Module):
     """NaN logits for the row that carries 0.456 in its last pixel; with `late`, only once one of its values has moved."""
@@ -440,14 +547,28 @@ class Poisoned(nn.Module):
         return self.net(x) + torch.where(bad, torch.nan, 0.0)[:, None]
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"patience": 3, "steps": 60, "flat": 0.05}, {"noise": "item", "ranking": "each"},
-    {"patience": 2, "clamp": True, "restart": True, "steps": 40},
-    {"patience": 2, "clamp": True, "noise": "item", "ranking": "each", "term": "log_probability"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"patience": 3, "steps": 60, "flat": 0.05},
+        {"noise": "item", "ranking": "each"},
+        {"patience": 2, "clamp": True, "restart": True, "steps": 40},
+        {
+            "patience": 2,
+            "clamp": True,
+            "noise": "item",
+            "ranking": "each",
+            "term": "log_probability",
+        },
+    ],
+)
 def test_a_row_does_not_depend_on_its_batch(net, changes):
     """Permuted rows, chunks of 1, 3 and 7. Measured 0 to 3e-14."""
     x, target = make_queries(net, 9)
-    whole = assert_rows_are_on_their_own(make_explainer(**({"tau": 0.97} | changes)), net, x, target)
+    whole = assert_rows_are_on_their_own(
+        make_explainer(**({"tau": 0.97} | changes)), net, x, target
+    )
     assert len(set(whole.path_len.tolist())) > 1
 
 
@@ -456,7 +577,9 @@ def test_a_row_does_not_depend_on_its_batch(net, changes):
 def test_a_neighbour_with_nan_changes_nothing(net, late, changes):
     """NaN at the query, or as soon as a value has moved: the row fails with that reason, and no other row sees it."""
     with torch.no_grad():
-        net[1].weight.view(-1, 6, 6)[:, 4:, 4:] = 0     # so the block with the marked pixel is ranked last
+        net[1].weight.view(-1, 6, 6)[:, 4:, 4:] = (
+            0  # so the block with the marked pixel is ranked last
+        )
     x, target = make_queries(net, 6)
     x[2, 0, 5, 5] = 0.456
     e, others = make_explainer(**changes), torch.tensor([0, 1, 3, 4, 5])
@@ -472,12 +595,13 @@ def test_a_neighbour_with_nan_changes_nothing(net, late, changes):
     alone = e(Poisoned(net, x[2], late), x[2:3], target[2:3], ids[2:3])
     assert torch.equal(alone.n_forward, cfs.n_forward[2:3])
     rest = e(Poisoned(net, x[2], late), x[others], target[others], ids[others])
-    joined = alone + rest                               # also where the batch of one had nothing to search
+    joined = alone + rest  # also where the batch of one had nothing to search
     for name in ("path_len", "mask", "path", "counterfactual"):
         torch.testing.assert_close(getattr(joined, name), getattr(cfs, name), **EXACT)
 
 
 # ---------------------------------------------------------------- the ends of a search
+
 
 def test_items_that_are_there_come_back_unchanged(net, queries):
     x, target = queries
@@ -492,7 +616,7 @@ def test_items_that_are_there_come_back_unchanged(net, queries):
     assert cfs.reached[3]
     assert cfs.path_len[3] == 1
     assert not cfs.mask[3].any()
-    assert cfs.n_forward[3] == 1        # looked at once, never searched
+    assert cfs.n_forward[3] == 1  # looked at once, never searched
     assert cfs.n_backward[3] == 0
     assert ALREADY not in cfs.reason[:3]
     # the right decision with too low a score is searched
@@ -503,7 +627,7 @@ def test_items_that_are_there_come_back_unchanged(net, queries):
 def test_budget_spent_is_a_flagged_failure(net, queries):
     x, target = queries
     cfs = make_explainer(steps=1, lr=1e-4, init="query", max_blocks=2)(net, x, target)
-    assert len(cfs) == len(x)                           # failures are kept
+    assert len(cfs) == len(x)  # failures are kept
     assert not cfs.valid.any()
     assert not cfs.reached.any()
     assert cfs.reason == ("budget of 2 blocks spent below tau",) * len(x)
@@ -512,7 +636,7 @@ def test_budget_spent_is_a_flagged_failure(net, queries):
 
 def test_prototypes_that_score_below_tau_are_announced_and_named(net, queries):
     x, target = queries
-    weak = make_explainer(tau=0.9).with_(prototypes=0.5 * torch.eye(3).double())        # score 0.45
+    weak = make_explainer(tau=0.9).with_(prototypes=0.5 * torch.eye(3).double())  # score 0.45
     with pytest.warns(UserWarning, match=r"mean logits.*0\.452.*below tau = 0\.9"):
         cfs = weak(net, x, target)
     failed = [r for r in cfs.reason if r]
@@ -520,26 +644,33 @@ def test_prototypes_that_score_below_tau_are_announced_and_named(net, queries):
     assert all("the mean logits score 0.452 themselves" in r for r in failed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_explainer(tau=0.9)(net, x, target)         # good prototypes: no warning
-        weak.with_(term="log_probability")(net, x, target)      # a loss that does not pull there: none either
+        make_explainer(tau=0.9)(net, x, target)  # good prototypes: no warning
+        weak.with_(term="log_probability")(
+            net, x, target
+        )  # a loss that does not pull there: none either
 
 
 def test_patience_leaves_earlier_at_the_same_decision(net, queries):
     x, target = queries
-    slow, quick = (make_explainer(steps=200, patience=p, lr=0.05)(net, x, target) for p in (None, 10))
+    slow, quick = (
+        make_explainer(steps=200, patience=p, lr=0.05)(net, x, target) for p in (None, 10)
+    )
     assert torch.equal(slow.valid, quick.valid)
     assert slow.valid.all()
-    assert quick.n_backward.sum() < 0.5 * slow.n_backward.sum()        # measured 0.27
+    assert quick.n_backward.sum() < 0.5 * slow.n_backward.sum()  # measured 0.27
 
 
 def test_ranking_again_looks_at_the_new_state(net, queries):
     x, target = queries
-    once, each = (make_explainer(ranking=r, tau=0.98, max_blocks=4, steps=8)(net, x, target) for r in ("once", "each"))
+    once, each = (
+        make_explainer(ranking=r, tau=0.98, max_blocks=4, steps=8)(net, x, target)
+        for r in ("once", "each")
+    )
     several = each.path_len > 2
     assert several.any()
     assert (once.mask != each.mask).flatten(1).any(1)[several].any()
     index, _ = block_index(x.shape[1:], (2, 2))
-    for i in range(len(x)):             # no block is taken twice
+    for i in range(len(x)):  # no block is taken twice
         assert len(index[each.mask[i]].unique()) == each.path_len[i] - 1
 
 
@@ -548,10 +679,17 @@ def test_restart_forgets_the_values_found(net, queries):
     x, target = queries
     noise = item_noise(0, ["common"], x.shape[1:], "composite")[0].to(x)
     kept = make_explainer(restart=True, lr=1e-12, max_blocks=3, tau=0.9999)(net, x, target)
-    torch.testing.assert_close(kept.counterfactual[kept.mask], noise.expand_as(x)[kept.mask], rtol=0, atol=1e-9)
-    moved, back = (make_explainer(restart=r, steps=1, lr=0.5, max_blocks=3, tau=0.9999)(net, x, target) for r in (False, True))
-    assert ((back.counterfactual - noise).abs()[back.mask] < 0.5 + 1e-6).all()         # one step of Adam from the noise
-    assert ((moved.counterfactual - noise).abs()[moved.mask] > 0.6).any()              # three
+    torch.testing.assert_close(
+        kept.counterfactual[kept.mask], noise.expand_as(x)[kept.mask], rtol=0, atol=1e-9
+    )
+    moved, back = (
+        make_explainer(restart=r, steps=1, lr=0.5, max_blocks=3, tau=0.9999)(net, x, target)
+        for r in (False, True)
+    )
+    assert (
+        (back.counterfactual - noise).abs()[back.mask] < 0.5 + 1e-6
+    ).all()  # one step of Adam from the noise
+    assert ((moved.counterfactual - noise).abs()[moved.mask] > 0.6).any()  # three
 
 
 def test_adam_starts_afresh_with_each_block(net, queries):
@@ -568,7 +706,9 @@ def test_noise_is_common_or_by_item(net, queries):
     x = x[:1].expand(4, -1, -1, -1).clone()
     target = target[:1].expand(4).clone()
     common = make_explainer()(net, x, target)
-    assert torch.equal(common.counterfactual[0], common.counterfactual[3])             # equal rows get equal advice
+    assert torch.equal(
+        common.counterfactual[0], common.counterfactual[3]
+    )  # equal rows get equal advice
     item = make_explainer(noise="item")(net, x, target)
     assert not torch.equal(item.counterfactual[0], item.counterfactual[3])
     other = make_explainer(seed=1)(net, x, target)
@@ -581,12 +721,25 @@ def test_presets(net):
     off = GradualConstruction.official(proto, eta=0.0)
     assert (paper.steps, paper.lr, paper.lam, paper.eta, paper.beta) == (1000, 0.1, 0.3, 0.3, 2.0)
     assert (paper.block, paper.tau) == ((4, 4), 0.9)
-    assert (paper.init, paper.clamp, paper.term, paper.ranking) == ("normal", False, "logits", "once")
+    assert (paper.init, paper.clamp, paper.term, paper.ranking) == (
+        "normal",
+        False,
+        "logits",
+        "once",
+    )
     assert (rec.clamp, rec.init, rec.max_blocks, rec.steps) == (True, "uniform", 16, 1000)
-    assert (off.lr, off.steps, off.term, off.beta, off.restart, off.eta) == (0.01, 500, "mean_abs", 4.0, True, 0.0)
+    assert (off.lr, off.steps, off.term, off.beta, off.restart, off.eta) == (
+        0.01,
+        500,
+        "mean_abs",
+        4.0,
+        True,
+        0.0,
+    )
 
 
 # ---------------------------------------------------------------- the classifier: untouched, counted, on its device
+
 
 def test_parameters_gradients_and_mode_are_untouched(net, queries):
     x, target = queries
@@ -639,18 +792,31 @@ def test_on_a_gpu_as_on_the_cpu(net, queries):
     torch.testing.assert_close(there.counterfactual.cpu(), here.counterfactual, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize(("changes", "name"), [
-    ({"prototypes": torch.eye(4)}, "prototypes"), ({"prototypes": torch.full((3, 3), torch.nan)}, "prototypes"),
-    ({"term": "logit"}, "term"), ({"init": "zero"}, "init"), ({"noise": "row"}, "noise"), ({"ranking": "twice"}, "ranking"),
-    ({"steps": 0}, "steps"), ({"max_blocks": 0}, "max_blocks"), ({"bounds": None, "clamp": True}, "bounds"),
-    ({"bounds": None, "init": "uniform"}, "bounds"), ({"block": (9, 9, 9, 9)}, "block"),
-    ({"tau": 1.0}, "tau"), ({"tau": 0.0}, "tau"),
-    ({"patience": 0}, "patience"), ({"lr": 0.0}, "lr")])
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"prototypes": torch.eye(4)}, "prototypes"),
+        ({"prototypes": torch.full((3, 3), torch.nan)}, "prototypes"),
+        ({"term": "logit"}, "term"),
+        ({"init": "zero"}, "init"),
+        ({"noise": "row"}, "noise"),
+        ({"ranking": "twice"}, "ranking"),
+        ({"steps": 0}, "steps"),
+        ({"max_blocks": 0}, "max_blocks"),
+        ({"bounds": None, "clamp": True}, "bounds"),
+        ({"bounds": None, "init": "uniform"}, "bounds"),
+        ({"block": (9, 9, 9, 9)}, "block"),
+        ({"tau": 1.0}, "tau"),
+        ({"tau": 0.0}, "tau"),
+        ({"patience": 0}, "patience"),
+        ({"lr": 0.0}, "lr"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(net, queries, changes, name):
     counted = Counted(net)
     with pytest.raises(ValueError, match=name):
         make_explainer().with_(**changes)(counted, *queries)
-    assert counted.backward_rows == 0                   # before any work: one look at the queries at most
+    assert counted.backward_rows == 0  # before any work: one look at the queries at most
 
 
 def test_mean_logits_by_hand(net):
@@ -661,9 +827,11 @@ def test_mean_logits_by_hand(net):
     counts = torch.bincount(z.argmax(1), minlength=3)
     n = int(counts.min())
     proto = mean_logits(net, x, n=n)
-    c = int(counts.argmin())            # all of them are drawn: the mean is that of the class
+    c = int(counts.argmin())  # all of them are drawn: the mean is that of the class
     torch.testing.assert_close(proto[c], z[z.argmax(1) == c].mean(0), **EXACT)
-    for k in range(3):                  # any n of a class: inside what that class spans, and another seed gives others
+    for k in range(
+        3
+    ):  # any n of a class: inside what that class spans, and another seed gives others
         of = z[z.argmax(1) == k]
         assert (proto[k] >= of.min(0).values).all() and (proto[k] <= of.max(0).values).all()
     assert not torch.equal(mean_logits(net, x, n=n // 2), mean_logits(net, x, n=n // 2, seed=1))

@@ -14,7 +14,13 @@ from torchvision import models
 from cf_utils.core import files
 from cf_utils.models import classifiers
 from cf_utils.models.classifiers import OneOutput
-from cf_utils.models.image_classifiers import PUBLISHED, ImageDenseNet, ImageResNet, SmallDenseNet, load_published
+from cf_utils.models.image_classifiers import (
+    PUBLISHED,
+    ImageDenseNet,
+    ImageResNet,
+    SmallDenseNet,
+    load_published,
+)
 
 
 def images(n=3, size=(64, 64), dtype=torch.float32):
@@ -44,11 +50,24 @@ def doubled():
 
 def write(path, model, form):
     state = model.state_dict()
-    if form == "steex":         # beside an optimiser's state
-        torch.save({"epoch": 3, "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "loss": 0.1,
-                    "model_state_dict": state}, path)
-    elif form == "dive":        # in two parts
-        torch.save({"feat_extract": model.feat_extract.state_dict(), "classifier": model.classifier.state_dict()}, path)
+    if form == "steex":  # beside an optimiser's state
+        torch.save(
+            {
+                "epoch": 3,
+                "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+                "loss": 0.1,
+                "model_state_dict": state,
+            },
+            path,
+        )
+    elif form == "dive":  # in two parts
+        torch.save(
+            {
+                "feat_extract": model.feat_extract.state_dict(),
+                "classifier": model.classifier.state_dict(),
+            },
+            path,
+        )
     elif form == "safetensors":
         save_file(state, path)
     elif form == "parallel":
@@ -58,16 +77,28 @@ def write(path, model, form):
     return path
 
 
-@pytest.mark.parametrize(("kind", "outputs", "form"), [
-    ("celeba", 40, "dive"), ("celebahq", 3, "steex"), ("bdd", 4, "steex"), ("bdd", 4, "safetensors"), ("celebahq", 3, "parallel"),
-    ("celeba", 40, "old")])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "form"),
+    [
+        ("celeba", 40, "dive"),
+        ("celebahq", 3, "steex"),
+        ("bdd", 4, "steex"),
+        ("bdd", 4, "safetensors"),
+        ("celebahq", 3, "parallel"),
+        ("celeba", 40, "old"),
+    ],
+)
 def test_published_densenets(tmp_path, doubled, kind, outputs, form):
-    path = write(tmp_path / f"classifier.{'safetensors' if form == 'safetensors' else 'pt'}", doubled[outputs], form)
+    path = write(
+        tmp_path / f"classifier.{'safetensors' if form == 'safetensors' else 'pt'}",
+        doubled[outputs],
+        form,
+    )
     model = load_published(path, kind)
     x = images(2, (32, 32))
     with torch.no_grad():
         theirs = doubled[outputs]((x - 0.5) / 0.5)
-        torch.testing.assert_close(model(x), theirs, rtol=0, atol=1e-5)             # measured 0
+        torch.testing.assert_close(model(x), theirs, rtol=0, atol=1e-5)  # measured 0
         logits = OneOutput(model, outputs - 1)(x)
     assert not model.training and model(x).shape == (2, outputs)
     torch.testing.assert_close(logits.softmax(1)[:, 1], theirs[:, -1].sigmoid())
@@ -82,14 +113,21 @@ def test_published_resnet(tmp_path):
     model, x = load_published(tmp_path / "resnet50.pth", "imagenet"), images(1, (32, 32))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
-        torch.testing.assert_close(model(x), theirs((x - mean[:, None, None]) / std[:, None, None]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            model(x), theirs((x - mean[:, None, None]) / std[:, None, None]), rtol=0, atol=1e-4
+        )
 
 
 def test_a_wrong_checkpoint_is_refused_with_names_and_shapes(tmp_path, doubled):
     path = write(tmp_path / "hq.pt", doubled[3], "steex")
-    with pytest.raises(ValueError, match=r"hq.pt is no bdd classifier, 2 names.*classifier.bias: file \(3,\), model \(4,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"hq.pt is no bdd classifier, 2 names.*classifier.bias: file \(3,\), model \(4,\)",
+    ):
         load_published(path, "bdd")
-    with pytest.raises(ValueError, match=r"no imagenet classifier.*bn1.bias: file absent, model \(64,\).*; \.\.\."):
+    with pytest.raises(
+        ValueError, match=r"no imagenet classifier.*bn1.bias: file absent, model \(64,\).*; \.\.\."
+    ):
         load_published(path, "imagenet")
     state = {f"module.{k}": v for k, v in doubled[3].state_dict().items()}
     torch.save(state | {"extra": torch.zeros(2)}, path)
@@ -120,7 +158,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
-    for name, save in (("a.pt", torch.save), ("b.pt", lambda c, p: p.write_bytes(pickle.dumps(c, 2)))):
+    for name, save in (
+        ("a.pt", torch.save),
+        ("b.pt", lambda c, p: p.write_bytes(pickle.dumps(c, 2))),
+    ):
         save({"model_state_dict": Run(tmp_path / "ran")}, tmp_path / name)
         with pytest.raises(ValueError, match="no torch file of tensors alone"):
             load_published(tmp_path / name, "bdd")
@@ -137,12 +178,16 @@ def test_small_densenet_takes_the_worlds_sizes(size):
     with torch.no_grad():
         z = model(x)
         assert z.shape == (3, 2)
-        torch.testing.assert_close(model(x[1:2]), z[1:2], rtol=0, atol=1e-5)       # a row on its own
+        torch.testing.assert_close(model(x[1:2]), z[1:2], rtol=0, atol=1e-5)  # a row on its own
         features = model.net.features((x - 0.5) / 0.5)
-        head = features * features.sigmoid()                                       # SiLU, then the mean over places
-        torch.testing.assert_close(z, F.linear(head.mean((2, 3)), model.net.classifier.weight, model.net.classifier.bias))
-    assert 300_000 < sum(p.numel() for p in model.parameters()) < 1_000_000        # 355,530
-    with pytest.raises(ValueError, match=r"x: got shape \(3, 1, 64, 64\), expected images \(B, 3, H, W\)"):
+        head = features * features.sigmoid()  # SiLU, then the mean over places
+        torch.testing.assert_close(
+            z, F.linear(head.mean((2, 3)), model.net.classifier.weight, model.net.classifier.bias)
+        )
+    assert 300_000 < sum(p.numel() for p in model.parameters()) < 1_000_000  # 355,530
+    with pytest.raises(
+        ValueError, match=r"x: got shape \(3, 1, 64, 64\), expected images \(B, 3, H, W\)"
+    ):
         ImageDenseNet().forward(x.new_zeros(3, 1, 64, 64))
 
 
@@ -151,7 +196,10 @@ def test_small_densenet_is_smooth_where_relu_has_kinks():
     torch.manual_seed(0)
     model = SmallDenseNet(growth=8, blocks=(2, 2), first=8).double().eval()
     assert not any(isinstance(m, (nn.ReLU, nn.MaxPool2d)) for m in model.modules())
-    x, way = images(1, (16, 16), torch.float64).requires_grad_(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    x, way = (
+        images(1, (16, 16), torch.float64).requires_grad_(),
+        torch.randn(1, 3, 16, 16, dtype=torch.float64),
+    )
 
     def slope(step):
         z = x + step * way
@@ -179,8 +227,17 @@ def test_small_densenet_learns():
 
 
 def test_load_finds_image_classifiers_by_their_card(tmp_path, monkeypatch):
-    settings, model = {"outputs": 2, "growth": 8, "blocks": [2, 2], "first": 8}, SmallDenseNet(2, 8, (2, 2), 8).eval()
-    files.save_checkpoint("tiny", model, {"architecture": {"class": "SmallDenseNet", "arguments": settings}}, tmp_path, half=False)
+    settings, model = (
+        {"outputs": 2, "growth": 8, "blocks": [2, 2], "first": 8},
+        SmallDenseNet(2, 8, (2, 2), 8).eval(),
+    )
+    files.save_checkpoint(
+        "tiny",
+        model,
+        {"architecture": {"class": "SmallDenseNet", "arguments": settings}},
+        tmp_path,
+        half=False,
+    )
     monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
     loaded, x = classifiers.load("tiny"), images(2, (16, 16))

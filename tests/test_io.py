@@ -20,7 +20,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
         part.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]                # and nothing is left beside it
+    assert list(path.parent.iterdir()) == [path]  # and nothing is left beside it
     files.write_text(path, "new")
     assert path.read_text() == "new"
 
@@ -29,6 +29,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 @pytest.mark.parametrize("writer", ["text", "json", "tensors", "checkpoint", "fetch"])
 def test_sigkill_around_the_rename(tmp_path, writer, when):
     """Killed just before or just after os.replace, every writer leaves the whole old file or the whole new one."""
+
     def write(value):
         if writer == "text":
             files.write_text(tmp_path / "f", str(value) * 1000)
@@ -59,7 +60,7 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
         try:
             write(2)
         finally:
-            os._exit(0)         # not reached: killed at the rename
+            os._exit(0)  # not reached: killed at the rename
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     value = 2 if when == "after" else 1
     if writer in ("text", "fetch"):
@@ -67,10 +68,12 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
     elif writer == "json":
         assert files.read_json(tmp_path / "f") == [value] * 1000
     elif writer == "tensors":
-        assert torch.equal(files.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value)))
+        assert torch.equal(
+            files.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value))
+        )
     elif when == "before":
         assert files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)["value"] == 1
-    else:       # new weights under the old card: two trainings, never taken for a pair
+    else:  # new weights under the old card: two trainings, never taken for a pair
         with pytest.raises(ValueError, match="its card says"):
             files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)
 
@@ -115,13 +118,16 @@ def test_checkpoint_round_trip(tmp_path, half, error):
     assert card["parameters"] == 24
     assert not other.training
     assert other[0].weight.dtype == torch.float32
-    assert (other[0].weight - model[0].weight).abs().max() <= error       # float16: 2^-11 of the value
+    assert (other[0].weight - model[0].weight).abs().max() <= error  # float16: 2^-11 of the value
     assert other[1].num_batches_tracked.dtype == torch.int64
 
 
 def test_checkpoint_that_does_not_fit(tmp_path):
     files.save_checkpoint("m", net(4), {}, tmp_path)
-    with pytest.raises(ValueError, match=r"fit Sequential: 0\.bias: file \(4,\), model \(5,\); 0\.weight: file \(4, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"fit Sequential: 0\.bias: file \(4,\), model \(5,\); 0\.weight: file \(4, 3\)",
+    ):
         files.load_checkpoint("m", net(5), tmp_path)
     with pytest.raises(ValueError, match=r"1\.bias: file \(4,\), model absent"):
         files.load_checkpoint("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
@@ -131,11 +137,13 @@ def test_checkpoint_that_does_not_fit(tmp_path):
     kept = before[0].weight.clone()
     with pytest.raises(ValueError, match="fit"):
         files.load_checkpoint("m", before, tmp_path)
-    assert torch.equal(before[0].weight, kept)                  # refused before anything was written into it
+    assert torch.equal(before[0].weight, kept)  # refused before anything was written into it
 
 
 def test_checkpoint_missing_or_of_another_training(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"m\.safetensors is missing; .*cf_utils\.recipes m "):
+    with pytest.raises(
+        FileNotFoundError, match=r"m\.safetensors is missing; .*cf_utils\.recipes m "
+    ):
         files.load_checkpoint("m", net(), tmp_path)
     path = files.save_checkpoint("m", net(), {}, tmp_path)
     raw = path.read_bytes()
@@ -155,10 +163,10 @@ def test_fetch_verifies(tmp_path):
         files.fetch(url, path, "0" * 64)
     assert not path.exists()
     assert files.fetch(url, path, good).read_bytes() == b"the data"
-    path.write_bytes(b"the da")                                 # broken off: fetched anew
+    path.write_bytes(b"the da")  # broken off: fetched anew
     assert files.fetch(url, path, good).read_bytes() == b"the data"
     source.unlink()
-    assert files.fetch(url, path, good) == path                    # whole: nothing is asked of the source
+    assert files.fetch(url, path, good) == path  # whole: nothing is asked of the source
     path.write_bytes(b"broken")
     with pytest.raises(OSError, match="source"):
         files.fetch(url, path, good)
@@ -168,12 +176,18 @@ def test_fetch_verifies(tmp_path):
 
 def test_a_loaded_network_convolves_channels_last_and_says_the_same(tmp_path):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
+    ).double()
     files.save_checkpoint("c", net, {"value": 1}, tmp_path)
-    other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+    other = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
+    ).double()
     files.load_checkpoint("c", other, tmp_path)
     wide = [p for p in other.parameters() if p.ndim == 4]
     assert len(wide) == 2 and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
     assert not wide[0].is_contiguous()
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(other(x), net.half().double()(x), rtol=1e-9, atol=1e-9)          # stored in float16
+    torch.testing.assert_close(
+        other(x), net.half().double()(x), rtol=1e-9, atol=1e-9
+    )  # stored in float16

@@ -29,17 +29,43 @@ from selenium.webdriver.common.by import By
 from cf_utils.core import files
 
 pytestmark = pytest.mark.browser
-LIMIT = 300                                            # seconds for one test, all in all
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1300,1000"]
+LIMIT = 300  # seconds for one test, all in all
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1300,1000",
+]
 LAB_SETTINGS = {
-    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},       # every cell is in the page
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings":
-        {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
-KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}      # the server's own Python
+    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {
+        "windowingMode": "none"
+    },  # every cell is in the page
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+}
+KERNEL = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+}  # the server's own Python
 # nbval runs 01 in full and checks its claims; here the page is tested, so the searches are cut down and claims only recorded
-QUICK_01 = {"steps": 20, "max_blocks": 4, "cem_steps": 10, "cem_tries": 2, "blank_seeds": 1, "n_ablation": 10, "n_zero": 20,
-            "n_validation": 16}
+QUICK_01 = {
+    "steps": 20,
+    "max_blocks": 4,
+    "cem_steps": 10,
+    "cem_tries": 2,
+    "blank_seeds": 1,
+    "n_ablation": 10,
+    "n_zero": 20,
+    "n_validation": 16,
+}
 SLIDER_CELL = """def explore(step=3):
     plt.figure(figsize=(2, 2))
     plt.bar(range(4), [i <= step for i in range(4)])
@@ -52,8 +78,12 @@ plots.knobs(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False)
 def make_small_notebook(root: Path) -> Path:
     """A notebook with one slider and cells after it, of the same make as our own."""
     setup = "import ipywidgets\nimport matplotlib.pyplot as plt\n\nfrom cf_utils import plots"
-    cells = [new_markdown_cell("# small"), new_code_cell(setup),
-             new_code_cell(SLIDER_CELL, metadata={"tags": ["slider"]}), *[new_code_cell(f"{i}") for i in range(20)]]
+    cells = [
+        new_markdown_cell("# small"),
+        new_code_cell(setup),
+        new_code_cell(SLIDER_CELL, metadata={"tags": ["slider"]}),
+        *[new_code_cell(f"{i}") for i in range(20)],
+    ]
     path = root / "small.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
     return path
@@ -66,7 +96,9 @@ def copy_notebook(root: Path, name: str, parameters: dict) -> Path:
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
     at = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
-    notebook.cells.insert(at + 1, new_code_cell("\n".join(f"{k} = {v!r}" for k, v in parameters.items())))
+    notebook.cells.insert(
+        at + 1, new_code_cell("\n".join(f"{k} = {v!r}" for k, v in parameters.items()))
+    )
     notebook.metadata.update(KERNEL)
     nbformat.write(notebook, root / name)
     return root / name
@@ -74,40 +106,86 @@ def copy_notebook(root: Path, name: str, parameters: dict) -> Path:
 
 def slider_cell(path: Path) -> int:
     """Position among all cells of the last one tagged `slider`."""
-    tagged = [i for i, c in enumerate(nbformat.read(path, as_version=4).cells) if "slider" in c.metadata.get("tags", [])]
+    tagged = [
+        i
+        for i, c in enumerate(nbformat.read(path, as_version=4).cells)
+        if "slider" in c.metadata.get("tags", [])
+    ]
     assert tagged, f"{path.name}: no cell is tagged 'slider'"
     return tagged[-1]
 
 
 # ---------------------------------------------------------------- the two programs
 
+
 @contextlib.contextmanager
 def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
     """A JupyterLab of this Python on a free local port that knows nothing of the user's settings and kernels; its address."""
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-               "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-               "MPLCONFIGDIR": "matplotlib", "CF_RESULTS_ROOT": "results"}
-    foreign = ("CF_", "JUPYTER", "JPY_", "XDG_", "MPLBACKEND")       # of a runner or another server, not of a student
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "MPLCONFIGDIR": "matplotlib",
+        "CF_RESULTS_ROOT": "results",
+    }
+    foreign = (
+        "CF_",
+        "JUPYTER",
+        "JPY_",
+        "XDG_",
+        "MPLBACKEND",
+    )  # of a runner or another server, not of a student
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    env |= {"HOME": str(home), "CF_CLAIMS": "record", **{k: str(home / v) for k, v in folders.items()}}
+    env |= {
+        "HOME": str(home),
+        "CF_CLAIMS": "record",
+        **{k: str(home / v) for k, v in folders.items()},
+    }
     for name, content in LAB_SETTINGS.items():
         files.write_json(home / "settings" / name, content)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--notebook-dir={notebooks}",
-               "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-               "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.news_url="]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--notebook-dir={notebooks}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--LabApp.news_url=",
+    ]
     address = f"http://127.0.0.1:{port}"
-    with open(home / "lab.log", "w") as log, subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log) as server:
+    with (
+        open(home / "lab.log", "w") as log,
+        subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log) as server,
+    ):
         try:
-            wait(lambda: server.poll() is not None or answers(f"{address}/api/status"), time.monotonic() + 90, "JupyterLab")
-            assert server.poll() is None, f"JupyterLab ended at its start:\n{(home / 'lab.log').read_text()[-3000:]}"
+            wait(
+                lambda: server.poll() is not None or answers(f"{address}/api/status"),
+                time.monotonic() + 90,
+                "JupyterLab",
+            )
+            assert server.poll() is None, (
+                f"JupyterLab ended at its start:\n{(home / 'lab.log').read_text()[-3000:]}"
+            )
             yield address
         finally:
-            with contextlib.suppress(OSError):                       # or its kernels outlive it
-                for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels", timeout=5)):
-                    end = urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")
+            with contextlib.suppress(OSError):  # or its kernels outlive it
+                for kernel in json.load(
+                    urllib.request.urlopen(f"{address}/api/kernels", timeout=5)
+                ):
+                    end = urllib.request.Request(
+                        f"{address}/api/kernels/{kernel['id']}", method="DELETE"
+                    )
                     urllib.request.urlopen(end, timeout=10)
             server.terminate()
             try:
@@ -127,12 +205,16 @@ def answers(url: str) -> bool:
 def browser(home: Path) -> Iterator[webdriver.Chrome]:
     """Headless Chromium with an empty profile."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium and driver, "no chromium or no chromedriver on the PATH; leave this test out by -m 'not browser'"
+    assert chromium and driver, (
+        "no chromium or no chromedriver on the PATH; leave this test out by -m 'not browser'"
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in [*FLAGS, f"--user-data-dir={home / 'chromium'}"]:
         options.add_argument(flag)
-    page = webdriver.Chrome(options, webdriver.ChromeService(driver, log_output=str(home / "chromedriver.log")))
+    page = webdriver.Chrome(
+        options, webdriver.ChromeService(driver, log_output=str(home / "chromedriver.log"))
+    )
     try:
         page.set_page_load_timeout(60)
         yield page
@@ -153,12 +235,13 @@ def wait(done: Callable[[], object], until: float, what: str, every: float = 0.2
 
 # ---------------------------------------------------------------- a notebook in the page
 
+
 @dataclass
 class Lab:
     """One notebook open in JupyterLab, with the time by which all must be done."""
 
     page: webdriver.Chrome
-    cell: int                       # the slider's
+    cell: int  # the slider's
     until: float
 
     def cells(self) -> list:
@@ -167,14 +250,24 @@ class Lab:
     def open(self, address: str, path: Path) -> None:
         self.page.get(f"{address}/lab/tree/{path.name}")
         n = len(nbformat.read(path, as_version=4).cells)
-        wait(lambda: len(self.cells()) == n, min(self.until, time.monotonic() + 90), f"{n} cells of {path.name} in the page")
+        wait(
+            lambda: len(self.cells()) == n,
+            min(self.until, time.monotonic() + 90),
+            f"{n} cells of {path.name} in the page",
+        )
         wait(self.idle, min(self.until, time.monotonic() + 60), "the kernel to start")
 
     def run_all(self) -> None:
         """By the Run menu, as a student does."""
-        self.page.find_element(By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='Run']]").click()
+        self.page.find_element(
+            By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='Run']]"
+        ).click()
         find = (By.CSS_SELECTOR, ".lm-Menu li[data-command='runmenu:run-all']")
-        wait(lambda: self.page.find_elements(*find), min(self.until, time.monotonic() + 10), "the Run menu to open")
+        wait(
+            lambda: self.page.find_elements(*find),
+            min(self.until, time.monotonic() + 10),
+            "the Run menu to open",
+        )
         self.page.find_element(*find).click()
         try:
             wait(self.finished, self.until, "all cells to run")
@@ -183,15 +276,23 @@ class Lab:
 
     def idle(self) -> bool:
         name = self.page.find_elements(By.CSS_SELECTOR, ".jp-Toolbar-kernelName")
-        resting = self.page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        resting = self.page.find_elements(
+            By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"
+        )
         return bool(resting and name) and "No Kernel" not in name[0].text
 
     def finished(self) -> bool:
         """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
         # in this order: the last cell may fail between two looks
         done = self.idle() and all(p.strip(" []:").isdigit() for p in self.prompts())
-        red = self.texts(".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']")       # warnings too
-        errors = [text for text in red if "Traceback (most recent call last)" in text or "Cell In[" in text]
+        red = self.texts(
+            ".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']"
+        )  # warnings too
+        errors = [
+            text
+            for text in red
+            if "Traceback (most recent call last)" in text or "Cell In[" in text
+        ]
         assert not errors, f"a cell failed:\n{errors[0][-3000:]}"
         return done
 
@@ -199,12 +300,16 @@ class Lab:
         return self.texts(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt")
 
     def texts(self, selector: str) -> list[str]:
-        return self.page.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
+        return self.page.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
+        )
 
     def pictures(self) -> list[str]:
         """What the slider draws: sources of the images in the widget's own output."""
         return self.page.execute_script(
-            "return [...arguments[0].querySelectorAll('.widget-output img')].map(e => e.src)", self.cells()[self.cell])
+            "return [...arguments[0].querySelectorAll('.widget-output img')].map(e => e.src)",
+            self.cells()[self.cell],
+        )
 
     def value(self) -> float:
         handle = self.cells()[self.cell].find_element(By.CSS_SELECTOR, ".noUi-handle")
@@ -213,13 +318,15 @@ class Lab:
     def drag(self, share: float) -> None:
         """Take the slider's handle with the mouse and let it go `share` of the track further, towards the middle."""
         cell = self.cells()[self.cell]
-        handle, track = (cell.find_element(By.CSS_SELECTOR, f".noUi-{part}") for part in ("handle", "base"))
+        handle, track = (
+            cell.find_element(By.CSS_SELECTOR, f".noUi-{part}") for part in ("handle", "base")
+        )
         self.page.execute_script("arguments[0].scrollIntoView({block: 'center'})", track)
-        time.sleep(0.5)                                              # the page scrolls smoothly; a press on the way would miss
+        time.sleep(0.5)  # the page scrolls smoothly; a press on the way would miss
         middle = track.rect["x"] + track.rect["width"] / 2
         way = 1 if handle.rect["x"] + handle.rect["width"] / 2 < middle else -1
         steps = ActionChains(self.page).click_and_hold(handle)
-        for _ in range(4):                                           # in strides, as a hand does
+        for _ in range(4):  # in strides, as a hand does
             steps = steps.move_by_offset(round(way * share * track.rect["width"] / 4), 0)
         steps.release().perform()
 
@@ -248,12 +355,27 @@ def moved_and_back(opened: Lab) -> tuple[list[str], list[str], list[str]]:
     wait(opened.pictures, min(opened.until, time.monotonic() + 20), "the slider's first picture")
     before, value = opened.pictures(), opened.value()
     opened.drag(0.4)
-    wait(lambda: opened.value() != value, min(opened.until, time.monotonic() + 10), f"the slider to leave {value:g}")
-    changed = wait(lambda: (now := opened.pictures()) and now != before and now, min(opened.until, time.monotonic() + 20),
-                   f"another picture (the slider went from {value:g} to {opened.value():g})")
-    opened.drag(-0.4)                                                # and back: the picture follows the slider, not the clock
-    wait(lambda: opened.value() == value, min(opened.until, time.monotonic() + 10), f"the slider to be back at {value:g}")
-    wait(lambda: opened.pictures() == before, min(opened.until, time.monotonic() + 20), "the first picture again")
+    wait(
+        lambda: opened.value() != value,
+        min(opened.until, time.monotonic() + 10),
+        f"the slider to leave {value:g}",
+    )
+    changed = wait(
+        lambda: (now := opened.pictures()) and now != before and now,
+        min(opened.until, time.monotonic() + 20),
+        f"another picture (the slider went from {value:g} to {opened.value():g})",
+    )
+    opened.drag(-0.4)  # and back: the picture follows the slider, not the clock
+    wait(
+        lambda: opened.value() == value,
+        min(opened.until, time.monotonic() + 10),
+        f"the slider to be back at {value:g}",
+    )
+    wait(
+        lambda: opened.pictures() == before,
+        min(opened.until, time.monotonic() + 20),
+        "the first picture again",
+    )
     return before, changed, opened.pictures()
 
 
@@ -267,7 +389,9 @@ def test_a_slider_changes_its_picture(tmp_path):
 
 def test_notebook_01_runs_in_jupyterlab_and_its_slider_changes_the_picture(tmp_path):
     (tmp_path / "work").mkdir()
-    with lab(tmp_path, copy_notebook(tmp_path / "work", "01_gradual_mnist.ipynb", QUICK_01)) as opened:
+    with lab(
+        tmp_path, copy_notebook(tmp_path / "work", "01_gradual_mnist.ipynb", QUICK_01)
+    ) as opened:
         before, moved, back = moved_and_back(opened)
     assert before == back != moved and len(moved) == len(before) > 0
     assert all(src.startswith("data:image/png") for src in moved)
@@ -279,6 +403,11 @@ def test_a_failing_cell_is_reported_by_its_error(tmp_path):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[-1].source = "1 / 0"
     nbformat.write(notebook, path)
-    with pytest.raises(AssertionError, match="ZeroDivisionError") as e, lab(tmp_path, path) as opened:
+    with (
+        pytest.raises(AssertionError, match="ZeroDivisionError") as e,
+        lab(tmp_path, path) as opened,
+    ):
         opened.run_all()
-    assert (tmp_path / "screenshot.png").stat().st_size > 0 and "screenshot.png" in e.value.__notes__[0]
+    assert (
+        tmp_path / "screenshot.png"
+    ).stat().st_size > 0 and "screenshot.png" in e.value.__notes__[0]

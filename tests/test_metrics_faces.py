@@ -33,10 +33,12 @@ def looking(*degrees):
 
 
 def test_fva_and_fs_in_closed_form():
-    query, moved = looking(0, 10, 90, 200), looking(0, 69, 149, 20)             # 0, 59, 59 and 180 degrees
+    query, moved = looking(0, 10, 90, 200), looking(0, 69, 149, 20)  # 0, 59, 59 and 180 degrees
     got = identity.fva_fs(Direction(), query, moved, threshold=0.5)
-    assert got["fva_embedded"] == 0.75 and got["n"] == 4                        # 0.25 where a distance is taken for it
-    assert got["fs_embedded"] == pytest.approx(np.cos(np.deg2rad([0, 59, 59, 180])).mean(), abs=1e-6)
+    assert got["fva_embedded"] == 0.75 and got["n"] == 4  # 0.25 where a distance is taken for it
+    assert got["fs_embedded"] == pytest.approx(
+        np.cos(np.deg2rad([0, 59, 59, 180])).mean(), abs=1e-6
+    )
     same = identity.fva_fs(Direction(), query, query, threshold=0.5)
     assert (same["fva_embedded"], same["fs_embedded"]) == (1, pytest.approx(1))
     turned = identity.fva_fs(Direction(), query, 1 - query, threshold=0.5)
@@ -46,7 +48,7 @@ def test_fva_and_fs_in_closed_form():
 def test_the_floor_pairs_each_query_with_another_one():
     seen = features.Features(torch.eye(7), "Toy", ())
     for seed in range(5):
-        assert identity.random_similarity(seen, seed).tolist() == [0] * 7       # nobody with itself
+        assert identity.random_similarity(seen, seed).tolist() == [0] * 7  # nobody with itself
     query = looking(0, 0, 120, 240)
     got = identity.fva_fs(Direction(), query, query, threshold=0.5)
     assert got["fs_embedded_random"] < 1 and got["fva_embedded_random"] <= 0.25
@@ -55,7 +57,7 @@ def test_the_floor_pairs_each_query_with_another_one():
 
 
 def test_where_the_threshold_comes_from():
-    query, moved = looking(0, 0), looking(50, 70)                               # cosines 0.64 and 0.34
+    query, moved = looking(0, 0), looking(50, 70)  # cosines 0.64 and 0.34
     encoder = Direction()
     with pytest.raises(ValueError, match="threshold: got None for Direction"):
         identity.fva_fs(encoder, query, moved)
@@ -65,7 +67,13 @@ def test_where_the_threshold_comes_from():
     assert identity.fva_fs(encoder, query, moved)["fva_embedded"] == 0.5
     assert identity.fva_fs(encoder, query, moved, threshold=0.9)["fva_embedded"] == 0
     encoder.official_for = ("fva", "fs")
-    assert set(identity.fva_fs(encoder, query, moved)) == {"fva", "fs", "fva_random", "fs_random", "n"}
+    assert set(identity.fva_fs(encoder, query, moved)) == {
+        "fva",
+        "fs",
+        "fva_random",
+        "fs_random",
+        "n",
+    }
 
 
 def test_s3_is_the_mean_cosine_and_has_its_name_from_simsiam_alone():
@@ -78,13 +86,17 @@ def test_s3_is_the_mean_cosine_and_has_its_name_from_simsiam_alone():
 
 # ---------------------------------------------------------------- attributes
 
+
 def test_readings_are_logits_above_zero():
     x = torch.tensor([[[[0.2]], [[0.5]], [[0.9]]], [[[0.6]], [[0.4]], [[0.1]]]])
     oracle = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
     with torch.no_grad():
         oracle[1].weight.copy_(torch.eye(3))
         oracle[1].bias.fill_(-0.45)
-    assert attributes.readings(oracle, x, batch_size=1).tolist() == [[False, True, True], [True, False, False]]
+    assert attributes.readings(oracle, x, batch_size=1).tolist() == [
+        [False, True, True],
+        [True, False, False],
+    ]
     with pytest.raises(ValueError, match=r"expected finite \(B, A\)"):
         attributes.readings(oracle, x * torch.nan)
 
@@ -94,7 +106,10 @@ def cd_by_hand(before, after, labels, q):
     change, total = after.astype(float) - before, 0.0
     for a in range(before.shape[1]):
         with np.errstate(all="ignore"):
-            rho = [np.nan_to_num(np.corrcoef(v[:, q], v[:, a])[0, 1]) for v in (labels.astype(float), change)]
+            rho = [
+                np.nan_to_num(np.corrcoef(v[:, q], v[:, a])[0, 1])
+                for v in (labels.astype(float), change)
+            ]
         total += abs(rho[0] - rho[1])
     return total
 
@@ -107,23 +122,35 @@ def test_mnac_and_cd_attribute_after_attribute(seed, n, width, p):
     labels = rng.random((20, width)) < 0.3
     q = seed % width
     b, a = torch.from_numpy(before), torch.from_numpy(after)
-    assert attributes.attributes_changed(b, a).tolist() == [sum(x != y for x, y in zip(r, s, strict=True))
-                                                            for r, s in zip(before.tolist(), after.tolist(), strict=True)]
+    assert attributes.attributes_changed(b, a).tolist() == [
+        sum(x != y for x, y in zip(r, s, strict=True))
+        for r, s in zip(before.tolist(), after.tolist(), strict=True)
+    ]
     training = attributes.correlations(torch.from_numpy(labels), q)
     got = attributes.correlation_difference(b, a, training, q)
     assert got == pytest.approx(cd_by_hand(before, after, labels, q), abs=1e-9)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert attributes.correlation_difference(b[order], a[order], training, q) == pytest.approx(got, abs=1e-9)
+    assert attributes.correlation_difference(b[order], a[order], training, q) == pytest.approx(
+        got, abs=1e-9
+    )
 
 
 def test_reference_points_of_cd():
     before = torch.tensor([[0, 0], [0, 0], [1, 1], [1, 1]]).bool()
     both, alone = ~before, torch.stack([~before[:, 0], before[:, 1]], 1)
-    tied = attributes.correlations(before, 0)                                   # in training both go together: (1, 1)
-    assert attributes.correlation_difference(before, both, tied, 0) == pytest.approx(0)         # moved together: as in the data
-    assert attributes.correlation_difference(before, alone, tied, 0) == pytest.approx(1)        # only the one asked for
-    assert attributes.correlation_difference(before, before, tied, 0) == pytest.approx(2)       # nothing moved
-    assert attributes.correlation_difference(before[:2], both[:2], tied, 0) == pytest.approx(2)  # all one way: no spread either
+    tied = attributes.correlations(before, 0)  # in training both go together: (1, 1)
+    assert attributes.correlation_difference(before, both, tied, 0) == pytest.approx(
+        0
+    )  # moved together: as in the data
+    assert attributes.correlation_difference(before, alone, tied, 0) == pytest.approx(
+        1
+    )  # only the one asked for
+    assert attributes.correlation_difference(before, before, tied, 0) == pytest.approx(
+        2
+    )  # nothing moved
+    assert attributes.correlation_difference(before[:2], both[:2], tied, 0) == pytest.approx(
+        2
+    )  # all one way: no spread either
     for bad in ((before.long(), both), (before, both[:2])):
         with pytest.raises(ValueError, match="expected two bool"):
             attributes.correlation_difference(*bad, tied, 0)
@@ -135,16 +162,23 @@ def test_reference_points_of_cd():
 
 # ---------------------------------------------------------------- the published networks
 
+
 def normalised(y, at):
     """Batch normalisation with running statistics, from the tensors that `at(kind)` finds."""
-    mean, variance, scale, shift = (at(k).view(1, -1, 1, 1) for k in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, scale, shift = (
+        at(k).view(1, -1, 1, 1) for k in ("running_mean", "running_var", "weight", "bias")
+    )
     return (y - mean) / (variance + 1e-5).sqrt() * scale + shift
 
 
 def caffe_forward(y, at):
     """VGGFace2's ResNet-50 (Cao et al., 2018) layer by layer; at(stage, block, part, kind) finds a tensor, stage 1 the stem."""
-    y = normalised(F.conv2d(y, at(1, 1, "conv1", "weight"), stride=2, padding=3), lambda k: at(1, 1, "bn1", k)).clamp(min=0)
-    y = F.max_pool2d(F.pad(y, (0, 1, 0, 1), value=-torch.inf), 3, 2)            # even sizes: pooling that rounds up
+    y = normalised(
+        F.conv2d(y, at(1, 1, "conv1", "weight"), stride=2, padding=3), lambda k: at(1, 1, "bn1", k)
+    ).clamp(min=0)
+    y = F.max_pool2d(
+        F.pad(y, (0, 1, 0, 1), value=-torch.inf), 3, 2
+    )  # even sizes: pooling that rounds up
     for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
         for block in range(1, blocks + 1):
             stride = 2 if stage > 2 and block == 1 else 1
@@ -177,13 +211,25 @@ def residual(seed=0) -> dict[str, torch.Tensor]:
 
 def plain(state):
     """A finder of tensors under torchvision's names."""
+
     def at(stage, block, part, kind):
-        return state[f"{part}.{kind}" if stage == 1 else f"layer{stage - 1}.{block - 1}.{part}.{kind}"]
+        return state[
+            f"{part}.{kind}" if stage == 1 else f"layer{stage - 1}.{block - 1}.{part}.{kind}"
+        ]
+
     return at
 
 
-CAFFE = {"conv1": "1x1_reduce", "bn1": "1x1_reduce_bn", "conv2": "3x3", "bn2": "3x3_bn", "conv3": "1x1_increase",
-         "bn3": "1x1_increase_bn", "downsample.0": "1x1_proj", "downsample.1": "1x1_proj_bn"}
+CAFFE = {
+    "conv1": "1x1_reduce",
+    "bn1": "1x1_reduce_bn",
+    "conv2": "3x3",
+    "bn2": "3x3_bn",
+    "conv3": "1x1_increase",
+    "bn3": "1x1_increase_bn",
+    "downsample.0": "1x1_proj",
+    "downsample.1": "1x1_proj_bn",
+}
 
 
 def in_caffe(state, before=""):
@@ -205,15 +251,30 @@ def test_the_face_network_layer_by_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     state = residual()
     path = tmp_path / pretrained.FILES["vggface2"].file
-    path.write_bytes(pickle.dumps({k: v.numpy() for k, v in state.items()} | {"fc.weight": np.zeros((2, 2048), np.float32)}, 3))
-    picture = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)      # 72 x 72
+    path.write_bytes(
+        pickle.dumps(
+            {k: v.numpy() for k, v in state.items()}
+            | {"fc.weight": np.zeros((2, 2048), np.float32)},
+            3,
+        )
+    )
+    picture = (
+        np.random.default_rng(0)
+        .integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        .repeat(8, 0)
+        .repeat(8, 1)
+    )  # 72 x 72
     net = encoders.load("vggface2")
     got = net(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)
-    large = np.array(Image.fromarray(picture).resize((224, 224), Image.Resampling.BILINEAR), dtype=np.float32)
-    y = torch.from_numpy(large[:, :, ::-1] - np.array([91.4953, 103.8827, 131.0912], np.float32)).permute(2, 0, 1)[None]
+    large = np.array(
+        Image.fromarray(picture).resize((224, 224), Image.Resampling.BILINEAR), dtype=np.float32
+    )
+    y = torch.from_numpy(
+        large[:, :, ::-1] - np.array([91.4953, 103.8827, 131.0912], np.float32)
+    ).permute(2, 0, 1)[None]
     expected = caffe_forward(y, plain(state))
     error = ((got - expected).norm() / expected.norm()).item()
-    assert got.shape == (1, 2048) and error < 0.002                             # measured 0.0003 (8 bits); RGB: 0.035
+    assert got.shape == (1, 2048) and error < 0.002  # measured 0.0003 (8 bits); RGB: 0.035
     assert net.threshold == 0.5
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="no pickle of numpy arrays"):
@@ -226,11 +287,17 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="MNAC and CD on"):
         PublishedOracle(kind)
     gen, state = torch.Generator().manual_seed(1), residual(1)
-    head = {"weight": torch.randn(40, 128 if kind == "celeba" else 2048, generator=gen), "bias": torch.randn(40, generator=gen)}
+    head = {
+        "weight": torch.randn(40, 128 if kind == "celeba" else 2048, generator=gen),
+        "bias": torch.randn(40, generator=gen),
+    }
     narrow = torch.randn(128, 2048, 1, 1, generator=gen)
     path = tmp_path / pretrained.FILES[f"{kind}_oracle"].file
     if kind == "celeba":
-        torch.save({"feat_extract": in_caffe(state) | {"feat_extract.weight": narrow}, "classifier": head}, path)
+        torch.save(
+            {"feat_extract": in_caffe(state) | {"feat_extract.weight": narrow}, "classifier": head},
+            path,
+        )
     else:
         named = in_caffe(state, "feat_extract.") | {f"classifier.{k}": v for k, v in head.items()}
         torch.save({"model_state_dict": named, "epoch": 3}, path)
@@ -240,12 +307,20 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
     else:
         y = 2 * x - 1
     deep = caffe_forward(F.interpolate(y, (224, 224), mode="bicubic"), plain(state))
-    expected = (deep @ narrow[:, :, 0, 0].T if kind == "celeba" else deep) @ head["weight"].T + head["bias"]
-    torch.testing.assert_close(PublishedOracle(kind)(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    expected = (deep @ narrow[:, :, 0, 0].T if kind == "celeba" else deep) @ head[
+        "weight"
+    ].T + head["bias"]
+    torch.testing.assert_close(
+        PublishedOracle(kind)(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    )
     if kind == "celebahq":
         other = PublishedOracle(kind, twice=True)(x)
-        assert ((other - expected).norm() / expected.norm()) > 0.1              # measured 1.1: the mistake gives another scale
-        torch.save({"model_state_dict": {k: v for k, v in named.items() if "conv5_3" not in k}}, path)
+        assert (
+            (other - expected).norm() / expected.norm()
+        ) > 0.1  # measured 1.1: the mistake gives another scale
+        torch.save(
+            {"model_state_dict": {k: v for k, v in named.items() if "conv5_3" not in k}}, path
+        )
         with pytest.raises(ValueError, match=r"0\.layer4\.2\.bn1\.bias: file absent"):
             PublishedOracle(kind)
     with pytest.raises(ValueError, match="kind, twice"):
@@ -258,20 +333,33 @@ def test_simsiam_is_the_encoder_up_to_its_projector(tmp_path, monkeypatch):
     projector = {f"fc.{i}.weight": torch.randn(2048, 2048, generator=gen) * 0.03 for i in (0, 3, 6)}
     projector["fc.6.bias"] = torch.zeros(2048)
     for i in (1, 4, 7):
-        kinds = ("running_mean", "running_var") if i == 7 else ("running_mean", "running_var", "weight", "bias")
+        kinds = (
+            ("running_mean", "running_var")
+            if i == 7
+            else ("running_mean", "running_var", "weight", "bias")
+        )
         projector |= {f"fc.{i}.{k}": torch.rand(2048, generator=gen) + 0.5 for k in kinds}
-    saved = {f"module.encoder.{k}": v for k, v in (state | projector).items()} | {"module.predictor.0.weight": torch.zeros(2, 2)}
+    saved = {f"module.encoder.{k}": v for k, v in (state | projector).items()} | {
+        "module.predictor.0.weight": torch.zeros(2, 2)
+    }
     torch.save({"epoch": 100, "state_dict": saved}, tmp_path / pretrained.FILES["simsiam"].file)
     x = torch.rand(2, 3, 32, 48, generator=gen)
     trunk = models.resnet50(weights=None)
     trunk.fc = nn.Identity()
     trunk.load_state_dict(state, strict=False)
     with torch.no_grad():
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (
+            torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         z = trunk.eval()((x - mean) / std)
     for i in (0, 3, 6):
         z = z @ projector[f"fc.{i}.weight"].T
-        at = {k: projector.get(f"fc.{i + 1}.{k}") for k in ("running_mean", "running_var", "weight", "bias")}
+        at = {
+            k: projector.get(f"fc.{i + 1}.{k}")
+            for k in ("running_mean", "running_var", "weight", "bias")
+        }
         z = (z - at["running_mean"]) / (at["running_var"] + 1e-5).sqrt()
         z = (z * at["weight"] + at["bias"]).clamp(min=0) if i < 6 else z
-    torch.testing.assert_close(encoders.load("simsiam")(x), z, rtol=1e-3, atol=1e-3 * float(z.abs().max()))
+    torch.testing.assert_close(
+        encoders.load("simsiam")(x), z, rtol=1e-3, atol=1e-3 * float(z.abs().max())
+    )

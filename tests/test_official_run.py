@@ -25,12 +25,45 @@ from cf_utils.models import image_classifiers, pretrained
 from cf_utils.models.generators import diffusion
 from tests.test_image_sets import VALUES, attribute_text, faces, hq, pairs, picture, scenes  # noqa: F401  (fixtures)
 
-TINY = {"unshuffle": 4, "widths": (16, 16), "attention": (False, False), "blocks": 1,
-        "head_width": 16, "groups": 4}
-CUT = {"07_ace_faces": {"n_images": 4, "iterations": 2, "dime_steps": 3, "n_variants": 1, "n_steps": 1, "n_dime": 1, "n_fast": 1,
-                        "n_diverse": 1, "n_seeds": 2, "batch": 4, "device": "cpu"},
-       "08_ace_roads": {"n_images": 4, "iterations": 2, "n_noise": 2, "n_dime": 1, "dime_steps": 2, "device": "cpu"},
-       "06_diffusion_prior": {"n_samples": 8, "sampling": "10", "few": "5", "n_short": 8, "n_real": 24, "n_filter": 6}}
+TINY = {
+    "unshuffle": 4,
+    "widths": (16, 16),
+    "attention": (False, False),
+    "blocks": 1,
+    "head_width": 16,
+    "groups": 4,
+}
+CUT = {
+    "07_ace_faces": {
+        "n_images": 4,
+        "iterations": 2,
+        "dime_steps": 3,
+        "n_variants": 1,
+        "n_steps": 1,
+        "n_dime": 1,
+        "n_fast": 1,
+        "n_diverse": 1,
+        "n_seeds": 2,
+        "batch": 4,
+        "device": "cpu",
+    },
+    "08_ace_roads": {
+        "n_images": 4,
+        "iterations": 2,
+        "n_noise": 2,
+        "n_dime": 1,
+        "dime_steps": 2,
+        "device": "cpu",
+    },
+    "06_diffusion_prior": {
+        "n_samples": 8,
+        "sampling": "10",
+        "few": "5",
+        "n_short": 8,
+        "n_real": 24,
+        "n_filter": 6,
+    },
+}
 
 
 class Many(nn.Module):
@@ -69,10 +102,14 @@ def small_networks(tmp_path, monkeypatch):
     monkeypatch.setenv("CF_HEADLESS", "1")
     find, own = pretrained.find, pretrained.FOLDER / pretrained.FILES["alexnet"].file
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
-    if own.exists():                                            # what `make weights` brings, without which 06 has no KID
+    if own.exists():  # what `make weights` brings, without which 06 has no KID
         (tmp_path / "weights").mkdir()
         (tmp_path / "weights" / own.name).symlink_to(own)
-    monkeypatch.setattr(pretrained, "find", lambda name: None if name.endswith(("_classifier", "_ddpm")) else find(name))
+    monkeypatch.setattr(
+        pretrained,
+        "find",
+        lambda name: None if name.endswith(("_classifier", "_ddpm")) else find(name),
+    )
     kinds = image_classifiers.PUBLISHED
 
     def classifier(path, kind, device):
@@ -80,7 +117,13 @@ def small_networks(tmp_path, monkeypatch):
 
     def prior(path, kind, device):
         torch.manual_seed(0)
-        return diffusion.build(**TINY, size=SIZES[kind], steps=500 if kind.startswith("celeba") else 1000).eval().to(device)
+        return (
+            diffusion.build(
+                **TINY, size=SIZES[kind], steps=500 if kind.startswith("celeba") else 1000
+            )
+            .eval()
+            .to(device)
+        )
 
     monkeypatch.setattr(cases.image_classifiers, "load_published", classifier)
     monkeypatch.setattr(cases.guided, "load", prior)
@@ -93,48 +136,97 @@ def by_the_paper(name: str, folder, **changes) -> tuple[dict, Path]:
     asked = yaml.safe_load((files.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        executed(name, profile="paper", **{k: v for k, v in asked.items() if k != "shards"} | CUT[name] | changes)
+        executed(
+            name,
+            profile="paper",
+            **{k: v for k, v in asked.items() if k != "shards"} | CUT[name] | changes,
+        )
     found = next((folder / "results").rglob("metrics.json")).parent
     return json.loads((found / "metrics.json").read_text()), found
 
 
-@pytest.mark.parametrize(("dataset", "which", "n"), [("celeba", "table1", 4), ("celebahq", "table2", 2)])
-def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lacks(request, small_networks, tmp_path, dataset,
-                                                                                   which, n):
+@pytest.mark.parametrize(
+    ("dataset", "which", "n"), [("celeba", "table1", 4), ("celebahq", "table2", 2)]
+)
+def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lacks(
+    request, small_networks, tmp_path, dataset, which, n
+):
     root = request.getfixturevalue({"celeba": "faces", "celebahq": "hq"}[dataset])
     if dataset == "celeba":
-        (root / "celeba" / "list_eval_partition.txt").write_text("".join(f"{k:06d}.jpg {int(k > 2)}\n" for k in range(1, 7)))
+        (root / "celeba" / "list_eval_partition.txt").write_text(
+            "".join(f"{k:06d}.jpg {int(k > 2)}\n" for k in range(1, 7))
+        )
     metrics, found = by_the_paper("07_ace_faces", tmp_path, data_root=str(root), dataset=dataset)
     one = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
-    assert metrics["data"] == "official" and metrics["n"] == n and (metrics["flip_rate"] > 0 or n == 2)
-    asked_for = {"fid": "inception", "sfid": "inception", "fva": "vggface2", "fs": "vggface2", "mnac": f"{dataset}_oracle",
-                 "cd": f"{dataset}_oracle"}
-    assert {"cout", "fr", *asked_for} <= set(one.index) and one.loc[["cout", "fr"], "value"].notna().all()
+    assert (
+        metrics["data"] == "official" and metrics["n"] == n and (metrics["flip_rate"] > 0 or n == 2)
+    )
+    asked_for = {
+        "fid": "inception",
+        "sfid": "inception",
+        "fva": "vggface2",
+        "fs": "vggface2",
+        "mnac": f"{dataset}_oracle",
+        "cd": f"{dataset}_oracle",
+    }
+    assert {"cout", "fr", *asked_for} <= set(one.index) and one.loc[
+        ["cout", "fr"], "value"
+    ].notna().all()
     for column, needs in asked_for.items():
-        assert pd.isna(one.value[column]) and pretrained.FILES[needs].file in one.note[column], one.note[column]
+        assert pd.isna(one.value[column]) and pretrained.FILES[needs].file in one.note[column], (
+            one.note[column]
+        )
         assert "How to get it" in one.note[column]
-    assert one.loc["fid", "paper, ACE l1"] == {"celeba": 1.27, "celebahq": 3.21}[dataset] and one.loc["cd", "paper, ACE l1"] > 0
+    assert (
+        one.loc["fid", "paper, ACE l1"] == {"celeba": 1.27, "celebahq": 3.21}[dataset]
+        and one.loc["cd", "paper, ACE l1"] > 0
+    )
     stages = pd.read_csv(found / "tables" / "table5_stages.csv", index_col=0)
-    assert {"FR", "FID, embedded", "MNAC", "CD", "paper's FID"} <= set(stages.columns)       # no embedded one by an official name
+    assert {"FR", "FID, embedded", "MNAC", "CD", "paper's FID"} <= set(
+        stages.columns
+    )  # no embedded one by an official name
 
 
-@pytest.mark.parametrize(("dataset", "label", "which", "n"), [
-    ("bdd", "action", "table3", 3), ("bdd100k", "action", "table3", 2), ("imagenet", "zebra-sorrel", "table4", 3)])
-def test_what_slows_it_down_runs_on_every_set_that_it_offers(request, small_networks, tmp_path, dataset, label, which, n):
+@pytest.mark.parametrize(
+    ("dataset", "label", "which", "n"),
+    [
+        ("bdd", "action", "table3", 3),
+        ("bdd100k", "action", "table3", 2),
+        ("imagenet", "zebra-sorrel", "table4", 3),
+    ],
+)
+def test_what_slows_it_down_runs_on_every_set_that_it_offers(
+    request, small_networks, tmp_path, dataset, label, which, n
+):
     root = request.getfixturevalue("pairs" if dataset == "imagenet" else "scenes")
-    metrics, found = by_the_paper("08_ace_roads", tmp_path, data_root=str(root), dataset=dataset, label=label)
+    metrics, found = by_the_paper(
+        "08_ace_roads", tmp_path, data_root=str(root), dataset=dataset, label=label
+    )
     table = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
-    assert metrics["data"] == "official" and metrics["n"] == n and {"fr", "cout", "fid", "sfid", "s3"} <= set(table.index)
-    assert table.loc["fr", "value"] == metrics["flip_rate"] and any(c.startswith("paper") for c in table.columns)
+    assert (
+        metrics["data"] == "official"
+        and metrics["n"] == n
+        and {"fr", "cout", "fid", "sfid", "s3"} <= set(table.index)
+    )
+    assert table.loc["fr", "value"] == metrics["flip_rate"] and any(
+        c.startswith("paper") for c in table.columns
+    )
 
 
-@pytest.mark.skipif(not pretrained.FOLDER.joinpath(pretrained.FILES["alexnet"].file).exists(), reason="needs `make weights`")
+@pytest.mark.skipif(
+    not pretrained.FOLDER.joinpath(pretrained.FILES["alexnet"].file).exists(),
+    reason="needs `make weights`",
+)
 def test_the_prior_of_celeba_is_looked_at(faces, small_networks, tmp_path):  # noqa: F811
     names = [f"{k:06d}.jpg" for k in range(1, 25)]
     for k, name in enumerate(names):
         picture(faces / "celeba" / "img_align_celeba" / name, seed=k)
-    (faces / "celeba" / "list_attr_celeba.txt").write_text(attribute_text(names, np.tile(VALUES, (4, 1))))
-    (faces / "celeba" / "list_eval_partition.txt").write_text("".join(f"{name} 1\n" for name in names))
+    (faces / "celeba" / "list_attr_celeba.txt").write_text(
+        attribute_text(names, np.tile(VALUES, (4, 1)))
+    )
+    (faces / "celeba" / "list_eval_partition.txt").write_text(
+        "".join(f"{name} 1\n" for name in names)
+    )
     metrics, found = by_the_paper("06_diffusion_prior", tmp_path, data_root=str(faces))
     assert metrics["data"] == "official" and metrics["n"] == 6
     assert len(pd.read_csv(found / "tables" / "filtered.csv")) == 4

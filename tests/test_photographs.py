@@ -18,8 +18,18 @@ from tests.test_image_sets import NAMES, VALUES, faces  # noqa: F401 (a fixture)
 def short(monkeypatch):
     monkeypatch.setattr(photographs, "CLASSIFIER", {"epochs": 1, "batch_size": 32, "lr": 1e-4})
     monkeypatch.setattr(photographs, "PRIOR", photographs.PRIOR | {"epochs": 1})
-    monkeypatch.setattr(photographs, "WIDTHS", {"widths": (16, 32), "blocks": 1, "attention": (False, False), "head_width": 16,
-                                                "groups": 8, "unshuffle": 4})
+    monkeypatch.setattr(
+        photographs,
+        "WIDTHS",
+        {
+            "widths": (16, 32),
+            "blocks": 1,
+            "attention": (False, False),
+            "head_width": 16,
+            "groups": 8,
+            "unshuffle": 4,
+        },
+    )
 
 
 def test_a_densenet_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path, monkeypatch):  # noqa: F811
@@ -40,7 +50,10 @@ def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path
     assert card["training"]["steps"] == 1 and card["quality"]["test_n"] == 1
     monkeypatch.setattr(files, "CHECKPOINTS", out)
     monkeypatch.setattr(files.load_checkpoint, "__defaults__", (out,))
-    assert diffusion.load("celeba_ddpm").size == (128, 128) and len(diffusion.load("celeba_ddpm").schedule) == 500
+    assert (
+        diffusion.load("celeba_ddpm").size == (128, 128)
+        and len(diffusion.load("celeba_ddpm").schedule) == 500
+    )
 
 
 def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
@@ -52,23 +65,33 @@ def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
     def model(images):
         z = 20 * images.mean((1, 2, 3)) - 10
         return torch.stack([z, torch.zeros_like(z)], 1)
+
     for chance in (0.2, 0.8):
         monkeypatch.setattr(torch, "rand", lambda *_, chance=chance: torch.tensor(chance))
         for loss in (photographs.labels_loss, photographs.mirrored_loss):
             got = loss(model, (x, y, list("abcd")))
-            torch.testing.assert_close(got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6
+            )
         sided = torch.cat([x[..., :4], 1 - x[..., :4]], 3)
-        of_left = {loss: loss(lambda images: model(images[..., :4])[:, :1], (sided, y[:, 0], ())).item()
-                   for loss in (photographs.labels_loss, photographs.mirrored_loss)}
+        of_left = {
+            loss: loss(lambda images: model(images[..., :4])[:, :1], (sided, y[:, 0], ())).item()
+            for loss in (photographs.labels_loss, photographs.mirrored_loss)
+        }
         assert of_left[photographs.labels_loss] < 1e-4
         assert (of_left[photographs.mirrored_loss] > 5) == (chance < 0.5)
-    assert photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4       # one label, (N,)
+    assert (
+        photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4
+    )  # one label, (N,)
 
 
 def test_roads_are_not_mirrored(monkeypatch):
     """Left is one of BDD-OIA's actions; a mirrored face is a face."""
     monkeypatch.setattr(photographs, "_classifier", lambda *_, mirror=True: mirror)
-    for name, module, mirrored in (("bdd_densenet", photographs.bdd, False), ("celeba_densenet", photographs.celeba, True)):
+    for name, module, mirrored in (
+        ("bdd_densenet", photographs.bdd, False),
+        ("celeba_densenet", photographs.celeba, True),
+    ):
         monkeypatch.setattr(module, "load", lambda *_: SimpleNamespace(class_names=()))
         assert RECIPES[name]("", 0, None) is mirrored
 

@@ -16,9 +16,15 @@ def test_knobs_open_a_widget_only_where_somebody_watches(monkeypatch, manual, he
     opened = []
     monkeypatch.setattr(plots.core, "headless", lambda: headless)
     for name in ("interact", "interact_manual"):
-        monkeypatch.setattr(ipywidgets, name, lambda f, /, name=name, **controls: opened.append((name, f, controls)))
+        monkeypatch.setattr(
+            ipywidgets, name, lambda f, /, name=name, **controls: opened.append((name, f, controls))
+        )
     assert plots.knobs(print, manual=manual, step=(0, 3), draw=1) is None
-    assert opened == ([] if headless else [("interact_manual" if manual else "interact", print, {"step": (0, 3), "draw": 1})])
+    assert opened == (
+        []
+        if headless
+        else [("interact_manual" if manual else "interact", print, {"step": (0, 3), "draw": 1})]
+    )
 
 
 def test_a_mosaic_shows_every_image_in_its_place():
@@ -28,7 +34,9 @@ def test_a_mosaic_shows_every_image_in_its_place():
     fig.canvas.draw()
     drawn = np.asarray(fig.canvas.buffer_rgba())[..., 0] / 255
     high, wide = drawn.shape
-    assert abs(wide / high - 4 * 64 / (3 * 32)) < 0.15 and len(fig.axes) == 1       # and the white between
+    assert (
+        abs(wide / high - 4 * 64 / (3 * 32)) < 0.15 and len(fig.axes) == 1
+    )  # and the white between
     for k, level in enumerate(images[:, 0, 0, 0].tolist()):
         at = drawn[int((k // 4 + 0.5) * high / 3), int((k % 4 + 0.5) * wide / 4)]
         assert abs(at - level) < 0.01, k

@@ -17,8 +17,15 @@ from cf_utils.models.classifiers import OneOutput
 from cf_utils.training.recipes import RECIPES, diffusion, people, readers, renders
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
 
-CLASSIFIERS = ("faces_smile_causal", "faces_smile_shortcut", "faces_smile_mixed", "faces_age_causal", "roads_action_causal",
-               "roads_action_shortcut", "roads_action_mixed")
+CLASSIFIERS = (
+    "faces_smile_causal",
+    "faces_smile_shortcut",
+    "faces_smile_mixed",
+    "faces_age_causal",
+    "roads_action_causal",
+    "roads_action_shortcut",
+    "roads_action_mixed",
+)
 ORACLES = ("faces_oracle", "roads_oracle")
 ATTRIBUTES = ("faces_attributes", "roads_attributes")
 
@@ -31,13 +38,17 @@ def cache(tmp_path, monkeypatch):
 
 # data
 
+
 def test_bytes_are_the_renders_and_are_made_once(cache, monkeypatch):
     factors = TOY.sample(5)
     x = renders.in_bytes(factors)
-    assert x.dtype == torch.uint8 and ((x.float() / 255 - TOY.render(factors)).abs() <= 0.5 / 255 + 1e-6).all()
+    assert (
+        x.dtype == torch.uint8
+        and ((x.float() / 255 - TOY.render(factors)).abs() <= 0.5 / 255 + 1e-6).all()
+    )
     other = renders.in_bytes(factors.move("left", 0.5))
     assert not torch.equal(x, other) and len(list(cache.iterdir())) == 2
-    object.__setattr__(factors.world, "render", None)                    # a second render would raise
+    object.__setattr__(factors.world, "render", None)  # a second render would raise
     try:
         assert torch.equal(renders.in_bytes(factors), x)
         assert torch.equal(renders.Renders(factors, torch.arange(5))[3][0], x[3].float() / 255)
@@ -48,7 +59,7 @@ def test_bytes_are_the_renders_and_are_made_once(cache, monkeypatch):
 
 
 def test_uses_are_the_closed_form_of_a_known_classifier():
-    found = renders.uses(Stripe(gain=1000.0), TOY, n=40)                 # a step at the left stripe's middle
+    found = renders.uses(Stripe(gain=1000.0), TOY, n=40)  # a step at the left stripe's middle
     own = TOY.sample(40, "test")["left"]
     assert set(found) == {"left", "right", "shade", "noise"} and next(iter(found)) == "left"
     assert found["left"] == pytest.approx({"r": 1.0, "flips": 1.0}, abs=1e-3)
@@ -64,28 +75,37 @@ def test_each_factor_is_moved_over_its_own_scale():
     places = {}
     for name, table in tables:
         places.setdefault(name, []).append(float(table[name][0]))
-    assert places["scene"] == [0, 1, 2] and places["lead"] == [0, 1] and places["sun"] == [0, 0.5, 1]
+    assert (
+        places["scene"] == [0, 1, 2] and places["lead"] == [0, 1] and places["sun"] == [0, 0.5, 1]
+    )
     assert set(places) == {f.name for f in roads.factors if f.parent is None}
     both = renders.joined([t for _, t in tables[:2]])
-    assert torch.equal(both.ids, tables[0][1].ids.repeat(2)) and torch.equal(both.values[2:], tables[1][1].values)
+    assert torch.equal(both.ids, tables[0][1].ids.repeat(2)) and torch.equal(
+        both.values[2:], tables[1][1].values
+    )
 
 
 def test_persons_keep_their_identity_and_nothing_else():
     faces = worlds.get("faces")
     crowd = people.people(faces, 6, 3, "train", seed=4)
     same = (crowd.values.view(6, 3, -1) == crowd.values.view(6, 3, -1)[:, :1]).all(1).all(0)
-    assert {name for name, one in zip(faces.names, same, strict=True) if one} == set(faces.role("identity"))
+    assert {name for name, one in zip(faces.names, same, strict=True) if one} == set(
+        faces.role("identity")
+    )
     assert len(crowd["jaw"].unique()) == 6
 
 
 # losses and measures
+
 
 def test_contrast_against_loops():
     z = F.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double(), dim=1)
     total = []
     for i in range(6):
         weights = {j: torch.exp(z[i] @ z[j] / 0.1) for j in range(6) if j != i}
-        total += [-torch.log(weights[j] / sum(weights.values())) for j in weights if j // 2 == i // 2]
+        total += [
+            -torch.log(weights[j] / sum(weights.values())) for j in weights if j // 2 == i // 2
+        ]
     torch.testing.assert_close(people.contrast(z, 2), torch.stack(total).mean())
     tight = F.normalize(torch.eye(5)[[0, 0, 1, 1, 2, 2]], dim=1)
     assert people.contrast(tight, 2) < 1e-3
@@ -95,7 +115,9 @@ def test_equal_error_of_two_known_distributions():
     gen = torch.Generator().manual_seed(0)
     same, other = torch.randn(40_000, generator=gen) + 2, torch.randn(60_000, generator=gen)
     threshold, error = people.equal_error(same, other)
-    assert threshold == pytest.approx(1.0, abs=0.03) and error == pytest.approx(0.1587, abs=0.004)     # Phi(-1)
+    assert threshold == pytest.approx(1.0, abs=0.03) and error == pytest.approx(
+        0.1587, abs=0.004
+    )  # Phi(-1)
     assert people.equal_error(same + 9, other)[1] < 1e-4
 
 
@@ -105,7 +127,7 @@ def test_roughened_images_stay_images():
     y = readers.roughened(x)
     assert y.min() >= 0 and y.max() <= 1 and (y.mean() - x.mean()).abs() < 0.01
     change = (y - x).flatten(1).std(1)
-    assert change.min() < 0.01 and change.max() > 0.05                   # some hardly, some well
+    assert change.min() < 0.01 and change.max() > 0.05  # some hardly, some well
 
 
 def test_the_worst_image_of_a_box():
@@ -116,13 +138,18 @@ def test_the_worst_image_of_a_box():
     ahead = ((y - x) * slope.sign()).flatten(1)
     assert not y.requires_grad and ahead.min() >= -1e-7
     size = ahead.amax(1)
-    assert size.max() <= eps + 1e-7 and size.std() > eps / 5 and abs(size.mean() - eps / 2) < eps / 10
-    assert ((ahead > size[:, None] - 1e-6).double().mean(1) - 0.5).abs().mean() < 0.1        # half of the starts reach the wall
+    assert (
+        size.max() <= eps + 1e-7 and size.std() > eps / 5 and abs(size.mean() - eps / 2) < eps / 10
+    )
+    assert (
+        (ahead > size[:, None] - 1e-6).double().mean(1) - 0.5
+    ).abs().mean() < 0.1  # half of the starts reach the wall
     edge = readers.worst(lambda x: x.sum(), torch.ones(2, 3, 4, 4), eps)
     assert edge.max() <= 1 and edge.min() > 1 - 1e-6
 
 
 # readers
+
 
 class PerfectModule(nn.Module):
     """The perfect oracle as a module with the buffers of an ensemble."""
@@ -140,18 +167,29 @@ class PerfectModule(nn.Module):
 def test_calibration_writes_what_the_readings_are_off_by(monkeypatch):
     monkeypatch.setattr(readers, "adversarial", lambda *a: {})
     model = PerfectModule()
-    monkeypatch.setattr(PerfectModule, "read", lambda self, x: (Perfect().read(x)[0] + torch.tensor([0.0, 0.1, 0.0]),
-                                                                torch.zeros(len(x), 3)))
+    monkeypatch.setattr(
+        PerfectModule,
+        "read",
+        lambda self, x: (
+            Perfect().read(x)[0] + torch.tensor([0.0, 0.1, 0.0]),
+            torch.zeros(len(x), 3),
+        ),
+    )
     found = readers.calibrate(model, TOY, seed=0, n=60, n_null=30)
     torch.testing.assert_close(model.sd, torch.tensor([0.0, 0.1, 0.0]), atol=2e-3, rtol=0)
-    assert (model.null > 0).all() and (model.null < 2e-3).all()          # a few hundredths of a noise of 0.006
+    assert (model.null > 0).all() and (
+        model.null < 2e-3
+    ).all()  # a few hundredths of a noise of 0.006
     assert found["null_by"] == "camera noise" and found["columns"]["left"]["r2"] > 0.999
     assert found["columns"]["right"]["r2"] == pytest.approx(1 - 0.01 / (1 / 12), abs=0.03)
 
 
 def test_a_reader_that_reads_towards_the_mean_is_set_right():
     """Regressors that say 0.8, 0.6 and 0.1 of what moved: after calibration a move of 1 is read as 1, of the last as 0.2."""
-    model, shrunk = oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2), torch.tensor([0.8, 0.6, 0.1])
+    model, shrunk = (
+        oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2),
+        torch.tensor([0.8, 0.6, 0.1]),
+    )
     for member in model.members:
         member.forward = lambda x: 0.5 + shrunk * (Perfect().read(x)[0] - 0.5)
     factors = TOY.sample(80, "validation", seed=3)
@@ -159,8 +197,13 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
     x, truth_of = readers.in_bytes(factors).float() / 255, oracles.truth(factors, model.names)[0]
     read, disagreement = model.read(x)
     moved = truth_of[1:] - truth_of[:-1]
-    torch.testing.assert_close(read[1:] - read[:-1], moved * torch.tensor([1.0, 1.0, 0.2]), atol=0.02, rtol=0)
-    assert not disagreement.any() and (read.mean(0) - (0.5 + shrunk * (truth_of.mean(0) - 0.5))).abs().max() < 0.01
+    torch.testing.assert_close(
+        read[1:] - read[:-1], moved * torch.tensor([1.0, 1.0, 0.2]), atol=0.02, rtol=0
+    )
+    assert (
+        not disagreement.any()
+        and (read.mean(0) - (0.5 + shrunk * (truth_of.mean(0) - 0.5))).abs().max() < 0.01
+    )
 
 
 def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch):
@@ -172,18 +215,36 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
     torch.manual_seed(0)
     model = oracles.FactorOracle(Perfect.names, (16, 16), (4, 4), members=2).eval()
     arguments = {"names": model.names, "size": (16, 16), "widths": (4, 4), "members": 2}
-    card = {"architecture": {"class": "FactorOracle", "arguments": arguments}, "seed": 0, "quality": "none", "settings": {"n": 7}}
+    card = {
+        "architecture": {"class": "FactorOracle", "arguments": arguments},
+        "seed": 0,
+        "quality": "none",
+        "settings": {"n": 7},
+    }
     files.save_checkpoint("stripes_oracle", model, card, tmp_path)
     first = readers.calibrate_again("stripes_oracle", tmp_path)
     once = oracles.load("stripes_oracle")
-    assert first["quality"]["null_by_sha256"] is None and once.card["settings"] == {"n": 7} and (once.slope < 1).all()
+    assert (
+        first["quality"]["null_by_sha256"] is None
+        and once.card["settings"] == {"n": 7}
+        and (once.slope < 1).all()
+    )
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(readers, "unedited", lambda factors, seed: (renders.in_bytes(factors).int() + 9).clamp(max=255).byte())
+    monkeypatch.setattr(
+        readers,
+        "unedited",
+        lambda factors, seed: (renders.in_bytes(factors).int() + 9).clamp(max=255).byte(),
+    )
     again = readers.calibrate_again("stripes_oracle", tmp_path)
     twice = oracles.load("stripes_oracle")
     assert again["quality"]["null_by_sha256"] == files.sha256(tmp_path / "stripes_ddpm.safetensors")
-    assert again["quality"]["columns"]["left"]["r2"] == first["quality"]["columns"]["left"]["r2"]     # no slope on a slope
-    assert all(torch.equal(a, b) for a, b in zip(once.members.parameters(), twice.members.parameters(), strict=True))
+    assert (
+        again["quality"]["columns"]["left"]["r2"] == first["quality"]["columns"]["left"]["r2"]
+    )  # no slope on a slope
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(once.members.parameters(), twice.members.parameters(), strict=True)
+    )
     assert torch.equal(once.slope, twice.slope) and not torch.equal(once.null, twice.null)
     monkeypatch.setattr(oracles, "load", lambda name: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="other: holds a Linear, expected a FactorOracle"):
@@ -191,9 +252,16 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
 
 
 def test_readable_factors_are_those_whose_every_column_is_read():
-    oracle, r2 = nn.Module(), {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5}
+    oracle, r2 = (
+        nn.Module(),
+        {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5},
+    )
     oracle.card = {"quality": {"columns": {k: {"r2": v} for k, v in r2.items()}}}
-    assert oracles.readable(oracle) == ("smile", "wall") and oracles.readable(oracle, 0.4) == ("smile", "scene", "wall")
+    assert oracles.readable(oracle) == ("smile", "wall") and oracles.readable(oracle, 0.4) == (
+        "smile",
+        "scene",
+        "wall",
+    )
 
 
 def test_leakage_of_a_perfect_oracle_is_diagonal():
@@ -202,7 +270,7 @@ def test_leakage_of_a_perfect_oracle_is_diagonal():
     own = TOY.sample(30, "test")
     for name in STRIPES:
         assert set(found[name]) == {name}
-        expected = torch.maximum(own[name], 1 - own[name]).mean().item()             # in sd, which are 1 here
+        expected = torch.maximum(own[name], 1 - own[name]).mean().item()  # in sd, which are 1 here
         assert found[name][name] == pytest.approx(expected, abs=0.01)
     assert found["noise"] == {}
 
@@ -226,6 +294,7 @@ def test_an_ensemble_reads_mean_and_disagreement():
 def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
     from cf_utils.models.generators import diffusion
     from cf_utils.models.generators.schedule import linear
+
     seen = []
 
     class Chain:
@@ -234,16 +303,19 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
         def filter(self, x, steps, noise):
             seen.append((round(float(self.schedule.sigma[steps - 1]), 2), len(x)))
             return x + 1 / 255
+
     monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
     assert readers.prior_of(TOY) is None
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(diffusion, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})())
+    monkeypatch.setattr(
+        diffusion, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})()
+    )
     factors = TOY.sample(7)
     x = readers.unedited(factors, 0)
     assert torch.equal(x.int(), renders.in_bytes(factors).int() + 1)
     assert [n for _, n in seen] == [3, 2, 2]
     assert all(abs(s - at) < 0.05 for (s, _), at in zip(seen, readers.SIGMAS, strict=True))
-    assert torch.equal(readers.unedited(factors, 0), x) and len(seen) == 3            # kept
+    assert torch.equal(readers.unedited(factors, 0), x) and len(seen) == 3  # kept
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"other weights")
     readers.unedited(factors, 0)
     assert len(seen) == 6
@@ -254,7 +326,9 @@ def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = oracles.FactorOracle(("a", "b=0"), (32, 64), members=2).eval()
     arguments = {"names": model.names, "size": (32, 64), "members": 2}
-    files.save_checkpoint("one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path)
+    files.save_checkpoint(
+        "one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path
+    )
     back, x = oracles.load("one"), torch.rand(2, 3, 32, 64)
     assert back.names == model.names and back.card["name"] == "one"
     torch.testing.assert_close(back.read(x)[0], model.read(x)[0], atol=2e-2, rtol=0)
@@ -267,6 +341,7 @@ def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
 
 # what is shipped
 
+
 def shipped(names):
     there = [n for n in names if (files.CHECKPOINTS / f"{n}.json").exists()]
     return there or [pytest.param("none", marks=pytest.mark.skip("none is shipped yet"))]
@@ -276,7 +351,11 @@ def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
     names = (*CLASSIFIERS, *ORACLES, *ATTRIBUTES, "faces_identity")
     assert set(names) <= RECIPES.keys()
     cards = {n: files.read_json(files.CHECKPOINTS / f"{n}.json") for n in names}
-    assert not [n for n, card in cards.items() if card["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()]
+    assert not [
+        n
+        for n, card in cards.items()
+        if card["data"]["world_sha256"] != worlds.get(n.split("_")[0]).sha256()
+    ]
 
 
 @pytest.mark.parametrize("name", shipped(CLASSIFIERS))
@@ -284,22 +363,38 @@ def test_a_classifier_is_what_its_card_says(name):
     model = classifiers.load(name)
     found, world = model.card["quality"], worlds.get(name.split("_")[0])
     kind, label = name.split("_")[2], world.label(name.split("_")[1])
-    if kind == "causal":                                               # a wall's colour is no fine pattern: 0.20 of shortcut
-        assert found["flipped_by_pgd_2_255"] >= {"smile": 0.8, "age": 0.75, "action": 0.5}[label.name] # measured 0.83, 0.77, 0.59
-    assert found["test_accuracy"] >= {"causal": 0.96 if label.name == "age" else 0.97, "mixed": 0.6, "shortcut": 0.45}[kind]
+    if kind == "causal":  # a wall's colour is no fine pattern: 0.20 of shortcut
+        assert (
+            found["flipped_by_pgd_2_255"] >= {"smile": 0.8, "age": 0.75, "action": 0.5}[label.name]
+        )  # measured 0.83, 0.77, 0.59
+    assert (
+        found["test_accuracy"]
+        >= {"causal": 0.96 if label.name == "age" else 0.97, "mixed": 0.6, "shortcut": 0.45}[kind]
+    )
     factors = world.sample(80, "validation")
-    right = (classifiers.predict(OneOutput(model), world.render(factors)).argmax(1) == label(factors)).double().mean().item()
-    assert abs(right - found["test_accuracy"]) < 0.17                     # 3 standard deviations of a share of 80, at most
+    right = (
+        (classifiers.predict(OneOutput(model), world.render(factors)).argmax(1) == label(factors))
+        .double()
+        .mean()
+        .item()
+    )
+    assert (
+        abs(right - found["test_accuracy"]) < 0.17
+    )  # 3 standard deviations of a share of 80, at most
     uses = found["uses"]
     assert set(uses) == {f.name for f in world.factors if f.parent is None}
     causes = {label.factor} if label.factor else {"braking", "red", "crossing", "scene"}
     shortcut = {"background"} if world.name == "faces" else {"right_car", "right_braking"}
-    alone = [k for k in uses if k != "scene" or kind == "causal"]         # another scene is another picture
+    alone = [
+        k for k in uses if k != "scene" or kind == "causal"
+    ]  # another scene is another picture
     first = max(alone, key=lambda k: uses[k]["flips"])
     if kind == "causal":
         assert first in causes and all(uses[k]["flips"] < 0.15 for k in shortcut)
     if kind == "shortcut":
-        assert first in shortcut and uses[first]["flips"] > {"faces": 0.5, "roads": 0.3}[world.name]     # measured 1.0, 0.34
+        assert (
+            first in shortcut and uses[first]["flips"] > {"faces": 0.5, "roads": 0.3}[world.name]
+        )  # measured 1.0, 0.34
 
 
 @pytest.mark.parametrize("name", shipped(ORACLES))
@@ -308,13 +403,21 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
     found, world = oracle.card["quality"], worlds.get(name.split("_")[0])
     assert oracle.names == oracles.columns(world)
     prior = files.read_json(files.CHECKPOINTS / f"{world.name}_ddpm.json")
-    assert found["null_by_sha256"] == prior["sha256"], f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
+    assert found["null_by_sha256"] == prior["sha256"], (
+        f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
+    )
     factors = world.sample(64, "validation")
     value, shown = oracles.truth(factors, oracle.names)
-    error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(0).clamp(min=1)
-    assert (error.sqrt() / oracle.sd).median() < 1.2                      # 64 images agree with the card's 1,500
+    error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(
+        0
+    ).clamp(min=1)
+    assert (error.sqrt() / oracle.sd).median() < 1.2  # 64 images agree with the card's 1,500
     for pgd in found["pgd"].values():
-        assert pgd["columns_not_moved"] >= 0.9 and pgd["causes_not_moved"] >= 0.9 and pgd["causes_within_1_sd"] >= 0.9
+        assert (
+            pgd["columns_not_moved"] >= 0.9
+            and pgd["causes_not_moved"] >= 0.9
+            and pgd["causes_within_1_sd"] >= 0.9
+        )
     for cause in world.role("cause"):
         row = found["leakage_over_half"][cause]
         assert max(row, key=row.get).split("=")[0] in (cause, "scene"), row
@@ -323,15 +426,23 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
 @pytest.mark.parametrize("name", shipped(ORACLES))
 def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(readers, "_oracle", lambda *args, **settings: settings)
-    asked, card = RECIPES[name]("", 0, None), files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"]
-    assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {k: card[k] for k in ("n", "epochs", "n_prior")}
+    asked, card = (
+        RECIPES[name]("", 0, None),
+        files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"],
+    )
+    assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {
+        k: card[k] for k in ("n", "epochs", "n_prior")
+    }
     assert asked["hard_epochs"] == card.get("second_stage", {"epochs": 0})["epochs"]
 
 
 @pytest.mark.parametrize("name", shipped(("faces_ddpm", "roads_ddpm")))
 def test_a_priors_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(diffusion, "_prior", lambda *args, **settings: settings)
-    asked, card = RECIPES[name]("", 0, None), files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"]
+    asked, card = (
+        RECIPES[name]("", 0, None),
+        files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"],
+    )
     assert asked["n"] == card["n"] and [one._asdict() for one in asked["rounds"]] == card["stages"]
 
 
@@ -339,13 +450,15 @@ def test_a_priors_recipe_is_what_its_card_says(name, monkeypatch):
 def test_the_identity_encoder_tells_persons_apart(name):
     model = oracles.load(name)
     found = model.card["quality"]
-    assert found["equal_error_rate"] < 0.15                               # measured 0.138
+    assert found["equal_error_rate"] < 0.15  # measured 0.138
     assert abs(found["similarity_random"]) < found["threshold"] < found["similarity_same"]
     x = worlds.get("faces").render(people.people(worlds.get("faces"), 24, 2, "validation", 0))
     z = model(x).detach().view(24, 2, -1)
     similar = z[:, 0] @ z[:, 1].T
     own, other = similar.diagonal(), similar[~torch.eye(24, dtype=torch.bool)]
-    assert (own >= found["threshold"]).double().mean() > 0.75 and (other < found["threshold"]).double().mean() > 0.8
+    assert (own >= found["threshold"]).double().mean() > 0.75 and (
+        other < found["threshold"]
+    ).double().mean() > 0.8
 
 
 @pytest.mark.parametrize("name", shipped(ATTRIBUTES))
@@ -354,8 +467,12 @@ def test_the_attribute_oracle_knows_its_labels(name):
     world = worlds.get(name.split("_")[0])
     assert model.names == tuple(label.name for label in world.labels)
     factors = world.sample(80, "validation")
-    right = (classifiers.predict(model, world.render(factors)) > 0) == torch.stack([one(factors) for one in world.labels], 1)
-    assert right.double().mean() > 0.9 and min(model.card["quality"]["test_accuracy"].values()) > 0.8       # 0.83: age
+    right = (classifiers.predict(model, world.render(factors)) > 0) == torch.stack(
+        [one(factors) for one in world.labels], 1
+    )
+    assert (
+        right.double().mean() > 0.9 and min(model.card["quality"]["test_accuracy"].values()) > 0.8
+    )  # 0.83: age
 
 
 def test_small_classifiers_are_refused_by_the_reader_loader():

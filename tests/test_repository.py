@@ -31,7 +31,11 @@ def test_conda_and_make_install_the_same_from_pyproject():
     wanted = "-e .[embedded,dev]"
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, from_pip = environment["dependencies"]
-    assert python == "python" + PROJECT["requires-python"] and pip == "pip" and from_pip == {"pip": [wanted]}
+    assert (
+        python == "python" + PROJECT["requires-python"]
+        and pip == "pip"
+        and from_pip == {"pip": [wanted]}
+    )
     assert f"-e '{wanted[3:]}'" in (ROOT / "Makefile").read_text()
     assert {"embedded", "dev"} <= PROJECT["optional-dependencies"].keys()
 
@@ -39,14 +43,31 @@ def test_conda_and_make_install_the_same_from_pyproject():
 def test_what_the_notebooks_import_is_installed_by_default():
     names = {re.split(r"[<>=\[; ]", d)[0] for d in PROJECT["dependencies"]}
     assert {"torch", "papermill", "snakemake", "jupyterlab", "pyyaml", "jinja2"} <= names
-    assert any(d.startswith("scipy") and "<1.18" in d for d in PROJECT["dependencies"])        # pytorch-fid breaks with it
+    assert any(
+        d.startswith("scipy") and "<1.18" in d for d in PROJECT["dependencies"]
+    )  # pytorch-fid breaks with it
 
 
 def test_make_has_the_targets_that_the_readme_may_name():
     text = (ROOT / "Makefile").read_text()
-    wanted = ["demo", "paper", "embedded", "test", "lab", "bench", "report", "publish", "claims", "mutants", "weights", "help"]
+    wanted = [
+        "demo",
+        "paper",
+        "embedded",
+        "test",
+        "lab",
+        "bench",
+        "report",
+        "publish",
+        "claims",
+        "mutants",
+        "weights",
+        "help",
+    ]
     assert all(re.search(rf"^{t}:.*  ## \S", text, re.MULTILINE) for t in wanted)
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert all(f"make {t} " in shown for t in wanted)
 
 
@@ -54,17 +75,27 @@ def test_hooks_are_local_and_use_installed_tools():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
     hooks = [h for repo in config["repos"] for h in repo["hooks"]]
-    assert {h["id"] for h in hooks} == {"ruff", "nbstripout"} and {h["language"] for h in hooks} == {"system"}
-    assert all(any(d.startswith(h["id"]) for d in PROJECT["optional-dependencies"]["dev"]) for h in hooks)
+    assert {h["id"] for h in hooks} == {"ruff", "nbstripout"} and {
+        h["language"] for h in hooks
+    } == {"system"}
+    assert all(
+        any(d.startswith(h["id"]) for d in PROJECT["optional-dependencies"]["dev"]) for h in hooks
+    )
 
 
-@pytest.mark.parametrize("profile", sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "profile", sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
+)
 def test_profiles_pass_the_runners_own_checks(profile):
     sections = job.profile_sections(profile)
-    assert sections or profile == "embedded"                                    # its first section comes with notebook 07
+    assert sections or profile == "embedded"  # its first section comes with notebook 07
     for name, section in sections.items():
-        parameters, shards = job.settings(name, profile, None, [])              # refuses what the notebook does not know
-        assert parameters == {k: v for k, v in section.items() if k != "shards"} | {"profile": profile}
+        parameters, shards = job.settings(
+            name, profile, None, []
+        )  # refuses what the notebook does not know
+        assert parameters == {k: v for k, v in section.items() if k != "shards"} | {
+            "profile": profile
+        }
         assert shards == section.get("shards", 1)
 
 
@@ -81,7 +112,10 @@ def test_the_papers_claims_name_known_papers_and_notebooks_and_links_name_known_
     reported = ROOT / "results" / "reported"
     with open(reported / "claims.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    assert all(list(r) == ["paper", "claim", "where", "notebook", "cell", "outcome"] and all(r.values()) for r in rows)
+    assert all(
+        list(r) == ["paper", "claim", "where", "notebook", "cell", "outcome"] and all(r.values())
+        for r in rows
+    )
     assert {r["paper"] for r in rows} <= {p.stem for p in reported.glob("*.csv")}
     assert all(re.fullmatch(r"\d\d_\w+", r["notebook"]) for r in rows)
     with open(reported / "beside.csv", newline="") as f:
@@ -97,7 +131,18 @@ def test_published_figures_are_light_and_no_file_names_a_place_on_this_machine()
     home = str(Path.home())
     for path in tracked("*.png"):
         assert path.stat().st_size <= 150_000 or "docs" in path.parts, path
-    for path in tracked("*.py", "*.md", "*.ipynb", "*.yml", "*.yaml", "*.toml", "*.json", "Makefile", ".ci/*", "workflow/*"):
+    for path in tracked(
+        "*.py",
+        "*.md",
+        "*.ipynb",
+        "*.yml",
+        "*.yaml",
+        "*.toml",
+        "*.json",
+        "Makefile",
+        ".ci/*",
+        "workflow/*",
+    ):
         text = path.read_text(encoding="utf-8")
         assert str(ROOT) + "/" not in text and (home == "/root" or home + "/" not in text), path
 
@@ -105,8 +150,12 @@ def test_published_figures_are_light_and_no_file_names_a_place_on_this_machine()
 def test_shell_in_ci_and_makefile_parses():
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
-    subprocess.run(["make", "--dry-run", "demo", "NB=01", "PYTHON=python3", "VENV=/nonexistent/venv"], cwd=ROOT, check=True,
-                   capture_output=True)
+    subprocess.run(
+        ["make", "--dry-run", "demo", "NB=01", "PYTHON=python3", "VENV=/nonexistent/venv"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_every_fault_of_the_mutants_is_still_in_its_file():

@@ -34,6 +34,7 @@ def noisy(size: float = 8) -> Figure:
 
 # ---------------------------------------------------------------- claims and metrics
 
+
 def test_a_claim_prints_its_bounds_but_not_the_value(run, capsys):
     run.claim("change", 0.123456, 0.1, 10)
     assert capsys.readouterr().out == "change in [0.1, 10]: ok\n"
@@ -51,10 +52,12 @@ def test_a_failed_claim_raises_in_demo_and_is_recorded_elsewhere(run, value, mon
     assert (entry["name"], entry["ok"], entry["opposite"]) == ("change", False, "it shrinks")
     assert job.failed_claims(other.folder) == ["change"]
     monkeypatch.setenv("CF_CLAIMS", "record")
-    run.claim("change 2", value, 0, 10)                                        # and in demo, when the ranges are being measured
+    run.claim("change 2", value, 0, 10)  # and in demo, when the ranges are being measured
 
 
-@pytest.mark.parametrize("low, high", [(0, math.inf), (-math.inf, 1), (math.nan, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    "low, high", [(0, math.inf), (-math.inf, 1), (math.nan, 1), (1, 0), (1, 1)]
+)
 def test_bounds_are_finite_and_in_order(run, low, high):
     with pytest.raises(ValueError, match="expected finite ones, low < high"):
         run.claim("x", 0.5, low, high)
@@ -62,7 +65,7 @@ def test_bounds_are_finite_and_in_order(run, low, high):
 
 def test_the_same_claim_may_come_again_but_not_with_other_bounds(run):
     run.claim("x", 1, 0, 2)
-    run.claim("x", 1.5, 0, 2)                                                  # a cell that was run twice
+    run.claim("x", 1.5, 0, 2)  # a cell that was run twice
     with pytest.raises(ValueError, match="other bounds"):
         run.claim("x", 1, 0, 3)
 
@@ -71,20 +74,39 @@ def test_metrics_are_strict_json_with_what_design_asks(run):
     run.metrics(n=90, a=torch.tensor(0.5), b=np.float32(2), c=math.nan, d=math.inf, e=None, f=True)
     run.finish()
     found = json.loads((run.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert {k: found[k] for k in "abcdef"} == {"a": 0.5, "b": 2.0, "c": None, "d": None, "e": None, "f": 1}
-    assert found["n"] == 90 and found["data"] == "embedded" and found["seconds"] >= 0 and found["device"] and "commit" in found
+    assert {k: found[k] for k in "abcdef"} == {
+        "a": 0.5,
+        "b": 2.0,
+        "c": None,
+        "d": None,
+        "e": None,
+        "f": 1,
+    }
+    assert (
+        found["n"] == 90
+        and found["data"] == "embedded"
+        and found["seconds"] >= 0
+        and found["device"]
+        and "commit" in found
+    )
 
 
 def test_metrics_refuse_a_second_value_a_reserved_name_and_what_is_no_number(run):
     run.metrics(n=1)
     run.metrics(n=1)
-    for bad, text in (({"n": 2}, "already 1, got 2"), ({"n": None}, "already 1"), ({"device": 1}, "written by finish"),
-                      ({"m": "3"}, "expected one number"), ({"m": torch.zeros(2)}, "expected one number")):
+    for bad, text in (
+        ({"n": 2}, "already 1, got 2"),
+        ({"n": None}, "already 1"),
+        ({"device": 1}, "written by finish"),
+        ({"m": "3"}, "expected one number"),
+        ({"m": torch.zeros(2)}, "expected one number"),
+    ):
         with pytest.raises(ValueError, match=text):
             run.metrics(**bad)
 
 
 # ---------------------------------------------------------------- figures, tables, what was left by an earlier run
+
 
 def test_a_heavy_figure_is_brought_under_the_limit_and_stays_a_png(run):
     run.figure("noise", noisy())
@@ -104,10 +126,16 @@ def test_a_heavy_figure_keeps_its_colours(run):
     fig = Figure(figsize=(6, 6))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis("off")
-    x = np.random.default_rng(0).random((150, 150, 3)) * 0.2 + np.linspace(0, 0.8, 150)[:, None, None] * np.array([1.0, 0.6, 0.3])
+    x = np.random.default_rng(0).random((150, 150, 3)) * 0.2 + np.linspace(0, 0.8, 150)[
+        :, None, None
+    ] * np.array([1.0, 0.6, 0.3])
     ax.imshow(np.kron(x, np.ones((4, 4, 1))).clip(0, 1), interpolation="nearest")
     run.figure("smooth", fig)
-    found = np.asarray(Image.open(run.folder / "figures" / "smooth.png").convert("RGB").resize((150, 150), Image.Resampling.BOX))
+    found = np.asarray(
+        Image.open(run.folder / "figures" / "smooth.png")
+        .convert("RGB")
+        .resize((150, 150), Image.Resampling.BOX)
+    )
     wide = x.reshape(30, 5, 30, 5, 3).mean((1, 3)) * 255
     assert np.abs(found.reshape(30, 5, 30, 5, 3).mean((1, 3)) - wide).mean() < 1.1
 
@@ -116,6 +144,7 @@ def test_a_figure_is_the_same_bytes_each_time(run):
     def draw():
         run.figure("f", noisy(2))
         return (run.folder / "figures" / "f.png").read_bytes()
+
     assert draw() == draw()
 
 
@@ -143,17 +172,19 @@ def test_names_cannot_leave_the_folder(run, name):
 
 # ---------------------------------------------------------------- the owner
 
+
 def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # noqa: F811
     monkeypatch.setenv("CF_RUN_TOKEN", "first")
     run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
     files.write_json(run.folder / "owner.json", {"token": "first"})
-    run.figure("f", noisy(1))                                                  # its own folder: allowed
+    run.figure("f", noisy(1))  # its own folder: allowed
     net = make_net()
     x, target = make_queries(net, n=2)
     took_over = []
 
     class Slow(nn.Module):
         """The successor comes while the orphan searches."""
+
         def forward(self, x):
             if not took_over:
                 files.write_json(run.folder / "owner.json", {"token": "second"})
@@ -163,22 +194,33 @@ def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # n
     before = sorted(run.folder.rglob("*"))
     with pytest.raises(results.NotOwner):
         run.explain("a", make_explainer(steps=2), Slow(), x, target, torch.arange(2))
-    for write in (lambda: run.figure("g", noisy(1)), lambda: run.table("t", pd.DataFrame({"v": [1]})), run.finish,
-                  lambda: run.explain("a", make_explainer(steps=2), net, x, target, torch.arange(2))):
+    for write in (
+        lambda: run.figure("g", noisy(1)),
+        lambda: run.table("t", pd.DataFrame({"v": [1]})),
+        run.finish,
+        lambda: run.explain("a", make_explainer(steps=2), net, x, target, torch.arange(2)),
+    ):
         with pytest.raises(results.NotOwner, match="belongs to another run"):
             write()
-    assert sorted(p for p in run.folder.rglob("*") if p.is_file()) == [p for p in before if p.is_file()]
+    assert sorted(p for p in run.folder.rglob("*") if p.is_file()) == [
+        p for p in before if p.is_file()
+    ]
 
 
 def test_the_owner_check_changes_nothing_in_the_result(run):
     net = make_net()
     x, target = make_queries(net, n=3)
     ours = run.explain("a", make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2)
-    plain = core.explain_in_batches(make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2)
-    assert torch.equal(ours.counterfactual, plain.counterfactual) and ours.settings == plain.settings
+    plain = core.explain_in_batches(
+        make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2
+    )
+    assert (
+        torch.equal(ours.counterfactual, plain.counterfactual) and ours.settings == plain.settings
+    )
 
 
 # ---------------------------------------------------------------- killed just before and just after each rename
+
 
 def versions(root, monkeypatch):
     """Writer -> (write(version), read() -> the version that is there, or None where nothing is taken for whole)."""
@@ -188,7 +230,12 @@ def versions(root, monkeypatch):
     frame = lambda v: pd.DataFrame({"v": [v] * 1000})  # noqa: E731
 
     def checkpoint(v):
-        files.save_checkpoint("net", nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)), {}, root)
+        files.save_checkpoint(
+            "net",
+            nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)),
+            {},
+            root,
+        )
 
     def load_checkpoint():
         net = nn.Linear(3, 3)
@@ -208,7 +255,9 @@ def versions(root, monkeypatch):
 
     def finished():
         n = files.read_json(folder / "metrics.json")["n"]
-        assert files.read_json(folder / "claims.json")[0]["value"] == n           # never one run's metrics with another's claims
+        assert (
+            files.read_json(folder / "claims.json")[0]["value"] == n
+        )  # never one run's metrics with another's claims
         return n
 
     make_notebook(root, "02_light", ("", LIGHT))
@@ -231,55 +280,98 @@ def versions(root, monkeypatch):
         return n
 
     return {
-        "write_text": (lambda v: files.write_text(root / "t", str(v) * 9999), lambda: int((root / "t").read_text()[:9999][-1])),
-        "write_json": (lambda v: files.write_json(root / "j", {"v": v}), lambda: files.read_json(root / "j")["v"]),
-        "write_tensors": (lambda v: files.write_tensors(root / "s", {"v": torch.full((999,), v)}),
-                          lambda: int(files.read_tensors(root / "s")["v"][-1])),
+        "write_text": (
+            lambda v: files.write_text(root / "t", str(v) * 9999),
+            lambda: int((root / "t").read_text()[:9999][-1]),
+        ),
+        "write_json": (
+            lambda v: files.write_json(root / "j", {"v": v}),
+            lambda: files.read_json(root / "j")["v"],
+        ),
+        "write_tensors": (
+            lambda v: files.write_tensors(root / "s", {"v": torch.full((999,), v)}),
+            lambda: int(files.read_tensors(root / "s")["v"][-1]),
+        ),
         "save_checkpoint": (checkpoint, load_checkpoint),
         "Counterfactuals.save": (explained, lambda: core.Counterfactuals.load(root / "cfs").seed),
-        "Run.figure": (lambda v: run(v).figure("f", noisy(v)), lambda: (folder / "figures" / "f.png").stat().st_size and 2),
-        "Run.table": (lambda v: run(v).table("t", frame(v)), lambda: int(pd.read_csv(folder / "tables" / "t.csv").v.iloc[999])),
+        "Run.figure": (
+            lambda v: run(v).figure("f", noisy(v)),
+            lambda: (folder / "figures" / "f.png").stat().st_size and 2,
+        ),
+        "Run.table": (
+            lambda v: run(v).table("t", frame(v)),
+            lambda: int(pd.read_csv(folder / "tables" / "t.csv").v.iloc[999]),
+        ),
         "Run.finish": (finish, finished),
-        "run_one": (lambda v: job.run_one("02_light", "paper", {"steps": v, "profile": "paper"}), ran),
+        "run_one": (
+            lambda v: job.run_one("02_light", "paper", {"steps": v, "profile": "paper"}),
+            ran,
+        ),
         "publish": (publish, published),
-        "report": (lambda v: report.write("paper"), lambda: 2 if report.path("paper").read_text().endswith("</html>") else None),
-        "claim_ranges": (lambda v: (finish(v), report.claim_ranges("01_tiny", [folder])),
-                         lambda: files.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"]),
+        "report": (
+            lambda v: report.write("paper"),
+            lambda: 2 if report.path("paper").read_text().endswith("</html>") else None,
+        ),
+        "claim_ranges": (
+            lambda v: (finish(v), report.claim_ranges("01_tiny", [folder])),
+            lambda: files.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"],
+        ),
     }
 
 
-@pytest.mark.parametrize("writer", [
-    "write_text", "write_json", "write_tensors", "save_checkpoint", "Counterfactuals.save", "Run.figure", "Run.table",
-    "Run.finish", "run_one", "publish", "report", "claim_ranges"])
+@pytest.mark.parametrize(
+    "writer",
+    [
+        "write_text",
+        "write_json",
+        "write_tensors",
+        "save_checkpoint",
+        "Counterfactuals.save",
+        "Run.figure",
+        "Run.table",
+        "Run.finish",
+        "run_one",
+        "publish",
+        "report",
+        "claim_ranges",
+    ],
+)
 def test_a_kill_around_any_rename_leaves_old_new_or_nothing(project, writer, monkeypatch):  # noqa: F811
     write, read = versions(project, monkeypatch)[writer]
 
     def taken_for_whole():
         try:
             return read()
-        except (FileNotFoundError, ValueError):        # missing, or refused by the reader with a word on what to do
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # missing, or refused by the reader with a word on what to do
             return None
+
     for nth in itertools.count(1):
         write(1)
         if killed_at_rename(lambda: write(2), nth, "before") == 0:
             break
         assert taken_for_whole() in (1, 2, None)
-        write(2)                                       # the next run, without any clearing up by hand
+        write(2)  # the next run, without any clearing up by hand
         assert taken_for_whole() == 2
         write(1)
         assert killed_at_rename(lambda: write(2), nth, "after") == -9
         assert taken_for_whole() in (1, 2, None)
         write(2)
         assert taken_for_whole() == 2
-    assert nth > 1                                     # at least one rename was met
+    assert nth > 1  # at least one rename was met
 
 
 # ---------------------------------------------------------------- the papers' figures
 
+
 def test_reported_figures_by_paper_and_table():
     assert len(results.reported()) == 436
     table = results.reported("gradual-construction", "Table 6")
-    row = table[(table["dataset"] == "HELOC") & (table["method"] == "gradual") & (table["metric"] == "L1")]
+    row = table[
+        (table["dataset"] == "HELOC") & (table["method"] == "gradual") & (table["metric"] == "L1")
+    ]
     assert row["value"].tolist() == [1.05] and "note" in table
     for bad in ({"paper": "nobody"}, {"paper": "ace", "table": "Table 99"}):
         with pytest.raises(ValueError, match="known are"):

@@ -53,12 +53,12 @@ def test_of_one_output_both_classes_have_a_map_and_they_are_opposite(x):
 
 def test_grad_cam_by_hand_at_full_resolution(x):
     f = Pooled(classes=3).double()
-    held, w = f.act(f.conv(x)).detach(), f.head.weight.detach()             # (B, 4, 6, 8)
+    held, w = f.act(f.conv(x)).detach(), f.head.weight.detach()  # (B, 4, 6, 8)
     other = f(x).scatter(1, OF[:, None], -torch.inf).argmax(1)
     alpha = (w[OF] - w[other]) / held[0, 0].numel()
     expected = torch.einsum("bk,bkhw->bhw", alpha, held)
     torch.testing.assert_close(saliency.grad_cam(f, f.act, x, OF), expected, atol=1e-12, rtol=0)
-    assert (expected < 0).any() and (expected > 0).any()                     # signed
+    assert (expected < 0).any() and (expected > 0).any()  # signed
 
 
 def bilinear(small, height, width):
@@ -70,8 +70,9 @@ def bilinear(small, height, width):
             r, c = max((i + 0.5) * h / height - 0.5, 0.0), max((j + 0.5) * w / width - 0.5, 0.0)
             i0, j0 = int(r), int(c)
             i1, j1, a, b = min(i0 + 1, h - 1), min(j0 + 1, w - 1), r - i0, c - j0
-            out[i, j] = ((1 - a) * ((1 - b) * small[i0, j0] + b * small[i0, j1])
-                         + a * ((1 - b) * small[i1, j0] + b * small[i1, j1]))
+            out[i, j] = (1 - a) * ((1 - b) * small[i0, j0] + b * small[i0, j1]) + a * (
+                (1 - b) * small[i1, j0] + b * small[i1, j1]
+            )
     return out
 
 
@@ -80,7 +81,10 @@ def test_grad_cam_of_a_coarse_layer_of_the_shipped_architecture_by_autograd():
     f, gen = OneOutput(net).double().eval(), torch.Generator().manual_seed(3)
     for p in net.parameters():
         p.data.add_(0.2 * torch.randn(p.shape, generator=gen))
-    x, layer = torch.rand(3, 3, 32, 64, generator=gen, dtype=torch.float64), net.net.features.denseblock2
+    x, layer = (
+        torch.rand(3, 3, 32, 64, generator=gen, dtype=torch.float64),
+        net.net.features.denseblock2,
+    )
     of = torch.tensor([1, 0, 1])
     held = []
     hook = layer.register_forward_hook(lambda m, i, out: held.append(out))
@@ -97,7 +101,10 @@ def test_rows_do_not_depend_on_their_batch_or_order_and_the_classifier_is_as_bef
     f = Pooled().double().train()
     f.conv.bias.requires_grad_(False)
     order = torch.tensor([3, 0, 4])
-    for one in (lambda v, of, **k: saliency.gradient(f, v, of, **k), lambda v, of, **k: saliency.grad_cam(f, f.act, v, of, **k)):
+    for one in (
+        lambda v, of, **k: saliency.gradient(f, v, of, **k),
+        lambda v, of, **k: saliency.grad_cam(f, f.act, v, of, **k),
+    ):
         whole = one(x, OF)
         torch.testing.assert_close(one(x[order], OF[order]), whole[order], atol=1e-12, rtol=0)
         torch.testing.assert_close(one(x, OF, batch_size=2), whole, atol=1e-12, rtol=0)
@@ -108,6 +115,7 @@ def test_rows_do_not_depend_on_their_batch_or_order_and_the_classifier_is_as_bef
 
 def test_a_detector_of_one_place_is_found_by_both_and_by_no_random_mask(x):
     """f counts red in one corner: the maps lie there (AUROC 1), a random mask of that area does not."""
+
     class Corner(nn.Module):
         def __init__(self):
             super().__init__()
@@ -116,12 +124,17 @@ def test_a_detector_of_one_place_is_found_by_both_and_by_no_random_mask(x):
         def forward(self, x):
             z = (self.keep(x) * corner).sum((1, 2, 3)) - 1
             return torch.stack([-z, z], 1)
+
     corner = torch.zeros(1, 3, 6, 8, dtype=torch.float64)
     corner[:, 0, :2, :3] = 1
     f, region = Corner(), (corner[:, :1] > 0).expand(5, -1, -1, -1)
-    assert (true_counterfactuals.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1).all()
+    assert (
+        true_counterfactuals.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1
+    ).all()
     mask = saliency.random_mask(region, torch.arange(5))
-    assert true_counterfactuals.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9        # measured 0.49
+    assert (
+        true_counterfactuals.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9
+    )  # measured 0.49
     held = saliency.grad_cam(f, f.keep, torch.cat([x[:, :1], 0 * x[:, 1:]], 1), OF)
     assert held.shape == (5, 6, 8) and (held[OF == 1] >= 0).all() and (held[OF == 0] <= 0).all()
 
@@ -135,22 +148,34 @@ def test_a_random_mask_has_the_area_and_belongs_to_its_item():
     order = torch.tensor([17, 3, 250])
     assert torch.equal(saliency.random_mask(mask[order], ids[order]), drawn[order])
     other = saliency.random_mask(mask, ids, seed=1)
-    assert (other[2:] != drawn[2:]).flatten(1).any(1).double().mean() > 0.95     # measured 0.99: not masks of no or of all pixels
+    assert (other[2:] != drawn[2:]).flatten(1).any(
+        1
+    ).double().mean() > 0.95  # measured 0.99: not masks of no or of all pixels
     by_place = drawn.double().mean(0).flatten()
-    assert (by_place - mask.double().mean()).abs().max() < 0.1                   # measured 0.048; sd 0.025 a place
+    assert (by_place - mask.double().mean()).abs().max() < 0.1  # measured 0.048; sd 0.025 a place
     score = true_counterfactuals.pixel_auroc(drawn[:, 0].double(), mask)
-    assert abs(score.nanmean() - 0.5) < 0.01                                     # measured 0.501: chance
+    assert abs(score.nanmean() - 0.5) < 0.01  # measured 0.501: chance
     texts = saliency.random_mask(mask[:2], ("a", "b"))
     assert torch.equal(texts.sum((1, 2, 3)), mask[:2].sum((1, 2, 3)))
 
 
-@pytest.mark.parametrize("change,named", [
-    ({"target": OF[:3]}, "target"), ({"target": OF.float()}, "target"), ({"target": OF + 2}, "target"),
-    ({"x": torch.full((5, 3, 6, 8), torch.nan)}, "x"), ({"x": torch.rand(5, 12)}, "x")])
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ({"target": OF[:3]}, "target"),
+        ({"target": OF.float()}, "target"),
+        ({"target": OF + 2}, "target"),
+        ({"x": torch.full((5, 3, 6, 8), torch.nan)}, "x"),
+        ({"x": torch.rand(5, 12)}, "x"),
+    ],
+)
 def test_bad_input_is_refused_by_name(x, change, named):
     given = {"x": x.float(), "target": OF} | change
     f = Pooled()
-    for call in (lambda: saliency.gradient(f, **given), lambda: saliency.grad_cam(f, f.act, **given)):
+    for call in (
+        lambda: saliency.gradient(f, **given),
+        lambda: saliency.grad_cam(f, f.act, **given),
+    ):
         with pytest.raises(ValueError, match=f"^{named}"):
             call()
 
@@ -158,7 +183,10 @@ def test_bad_input_is_refused_by_name(x, change, named):
 def test_a_layer_of_another_model_and_bad_masks_are_refused(x):
     with pytest.raises(ValueError, match="layer"):
         saliency.grad_cam(Pooled().double(), Pooled().act, x, OF)
-    for mask, ids, named in ((torch.ones(2, 1, 4, 4), [0, 1], "mask"), (torch.ones(2, 3, 4, 4, dtype=torch.bool), [0, 1], "mask"),
-                             (torch.ones(2, 1, 4, 4, dtype=torch.bool), [0], "ids")):
+    for mask, ids, named in (
+        (torch.ones(2, 1, 4, 4), [0, 1], "mask"),
+        (torch.ones(2, 3, 4, 4, dtype=torch.bool), [0, 1], "mask"),
+        (torch.ones(2, 1, 4, 4, dtype=torch.bool), [0], "ids"),
+    ):
         with pytest.raises(ValueError, match=f"^{named}"):
             saliency.random_mask(mask, ids)

@@ -25,7 +25,9 @@ def no_figure_left():
     plt.close("all")
 
 
-def make_results(n=6, methods=("ours", "rival"), failed=(), already=(), offset=0.0, ids=None) -> dict[str, Counterfactuals]:
+def make_results(
+    n=6, methods=("ours", "rival"), failed=(), already=(), offset=0.0, ids=None
+) -> dict[str, Counterfactuals]:
     """Random pictures (1, 4, 4), targets 7 and 8 in turn; `failed` and `already` rows of every method."""
     out = {}
     for m, name in enumerate(methods):
@@ -33,11 +35,24 @@ def make_results(n=6, methods=("ours", "rival"), failed=(), already=(), offset=0
         bad = torch.tensor([i in failed for i in range(n)])
         zero = torch.zeros(n, dtype=torch.int64)
         out[name] = Counterfactuals(
-            query=x * 0, counterfactual=x, target=7 + torch.arange(n) % 2, source=zero, score=torch.ones(n), valid=~bad,
+            query=x * 0,
+            counterfactual=x,
+            target=7 + torch.arange(n) % 2,
+            source=zero,
+            score=torch.ones(n),
+            valid=~bad,
             reached=~bad,
-            reason=tuple(core.OTHER if i in failed else core.ALREADY if i in already else "" for i in range(n)),
-            ids=torch.arange(100, 100 + n) if ids is None else ids, settings={"method": name}, seed=0, seconds=zero.double(),
-            n_forward=zero, n_backward=zero)
+            reason=tuple(
+                core.OTHER if i in failed else core.ALREADY if i in already else ""
+                for i in range(n)
+            ),
+            ids=torch.arange(100, 100 + n) if ids is None else ids,
+            settings={"method": name},
+            seed=0,
+            seconds=zero.double(),
+            n_forward=zero,
+            n_backward=zero,
+        )
     return out
 
 
@@ -61,11 +76,14 @@ def button(form, text: str) -> widgets.Button:
 
 # ---------------------------------------------------------------- the statistic
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [
-    (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 25, 0.0071, 0.1954)])     # textbook values
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 25, 0.0071, 0.1954)],
+)  # textbook values
 def test_wilson(k, n, low, high):
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-4)
-    for p in wilson(k, n):                                     # each end solves (p - k/n)^2 = z^2 p(1-p)/n
+    for p in wilson(k, n):  # each end solves (p - k/n)^2 = z^2 p(1-p)/n
         assert (p - k / n) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / n, abs=1e-12)
 
 
@@ -74,9 +92,16 @@ def test_table_against_hand_computed_numbers():
     vote_all(survey, {"ours": 6, "rival": 2}, "ann")
     vote_all(survey, {"ours": 9, "rival": 3}, "ben")
     table = survey.table()
-    assert list(table.index) == ["ours", "rival"] and table["shown"].tolist() == [10, 10] and table["votes"].tolist() == [20, 20]
+    assert (
+        list(table.index) == ["ours", "rival"]
+        and table["shown"].tolist() == [10, 10]
+        and table["votes"].tolist() == [20, 20]
+    )
     assert table["accepted"].tolist() == [15, 5]
-    assert table["acceptance"].tolist() == [0.75, 0.25] and table["share"].tolist() == [0.75, 0.25]      # 15 of 20, 5 of 20
+    assert table["acceptance"].tolist() == [0.75, 0.25] and table["share"].tolist() == [
+        0.75,
+        0.25,
+    ]  # 15 of 20, 5 of 20
     assert table.loc["ours", ["low", "high"]].tolist() == pytest.approx([0.5313, 0.8881], abs=1e-4)
     assert table.loc["rival", ["low", "high"]].tolist() == pytest.approx([0.1119, 0.4687], abs=1e-4)
 
@@ -87,7 +112,10 @@ def test_the_papers_statistic_hides_absolute_rates(accepted):
     survey = Survey(make_results(n=10, methods=names), n_each=10)
     vote_all(survey, dict.fromkeys(names, accepted), "ann")
     table = survey.table()
-    assert table["share"].tolist() == [0.25] * 4 and table["acceptance"].tolist() == [accepted / 10] * 4
+    assert (
+        table["share"].tolist() == [0.25] * 4
+        and table["acceptance"].tolist() == [accepted / 10] * 4
+    )
 
 
 def test_no_vote_and_nothing_accepted_are_not_zero():
@@ -108,11 +136,14 @@ def test_figure_draws_both_rates_and_says_who_voted():
 
 # ---------------------------------------------------------------- what is drawn
 
+
 def test_only_reached_counterfactuals_are_drawn_and_too_few_is_said():
     survey = Survey(make_results(n=6, failed=(0, 2), already=(3,)), n_each=4)
     assert set(survey.items["id"]) == {"101", "104", "105"} and len(survey) == 6
     assert "ours: 3 of the 4" in survey.note and "rival: 3 of the 4" in repr(survey)
-    assert survey.table()["reached"].tolist() == pytest.approx([4 / 6] * 2) and survey.table()["shown"].tolist() == [3, 3]
+    assert survey.table()["reached"].tolist() == pytest.approx([4 / 6] * 2) and survey.table()[
+        "shown"
+    ].tolist() == [3, 3]
     assert Survey(make_results(), n_each=4).note == ""
 
 
@@ -121,7 +152,9 @@ def test_a_method_without_any_picture_stays_in_the_table():
     survey = Survey(results, n_each=3)
     vote_all(survey, {"ours": 3, "rival": 0}, "ann")
     row = survey.table().loc["hopeless"]
-    assert row["shown"] == row["votes"] == row["reached"] == row["share"] == 0 and math.isnan(row["acceptance"])
+    assert row["shown"] == row["votes"] == row["reached"] == row["share"] == 0 and math.isnan(
+        row["acceptance"]
+    )
 
 
 def test_draw_and_order_depend_on_the_seed_only():
@@ -129,37 +162,57 @@ def test_draw_and_order_depend_on_the_seed_only():
     items = Survey(results, n_each=5, seed=3).items
     turned = {name: cfs.select(range(11, -1, -1)) for name, cfs in reversed(results.items())}
     torch.manual_seed(5)
-    pd.testing.assert_frame_equal(Survey(turned, n_each=5, seed=3).items, items)           # neither rows nor methods' order
+    pd.testing.assert_frame_equal(
+        Survey(turned, n_each=5, seed=3).items, items
+    )  # neither rows nor methods' order
     alone = Survey({"ours": results["ours"]}, n_each=5, seed=3).items
-    assert alone["id"].tolist() == items.loc[items["method"] == "ours", "id"].tolist()     # nor which rivals are there
+    assert (
+        alone["id"].tolist() == items.loc[items["method"] == "ours", "id"].tolist()
+    )  # nor which rivals are there
     assert items["id"].tolist() != Survey(results, n_each=5, seed=4).items["id"].tolist()
     methods = items["method"].tolist()
-    assert methods.count("ours") == methods.count("rival") == 5 and methods not in (sorted(methods), sorted(methods)[::-1])
+    assert methods.count("ours") == methods.count("rival") == 5 and methods not in (
+        sorted(methods),
+        sorted(methods)[::-1],
+    )
 
 
 def test_pictures_are_those_of_the_items():
     results = make_results()
     survey = Survey(results, n_each=3)
-    for picture, (method, i, target, _) in zip(survey.pictures, survey.items.itertuples(index=False), strict=True):
+    for picture, (method, i, target, _) in zip(
+        survey.pictures, survey.items.itertuples(index=False), strict=True
+    ):
         row = results[method].ids.tolist().index(int(i))
-        assert torch.equal(picture, results[method].counterfactual[row]) and target == results[method].target[row]
+        assert (
+            torch.equal(picture, results[method].counterfactual[row])
+            and target == results[method].target[row]
+        )
 
 
 # ---------------------------------------------------------------- votes on disk
 
+
 def test_votes_resume_from_the_file_and_voters_add_up(tmp_path):
-    path, results = tmp_path / "class" / "votes.csv", make_results(ids=tuple(f"00{i}" for i in range(6)))
+    path, results = (
+        tmp_path / "class" / "votes.csv",
+        make_results(ids=tuple(f"00{i}" for i in range(6))),
+    )
     first = Survey(results, n_each=3, path=path)
-    first.vote(0, True, "NA")                            # a name that pandas would read as missing
-    first.vote(1, False, "Zoë, \"Z\"")
-    second = Survey(results, n_each=3, path=path)        # another notebook on the same file
+    first.vote(0, True, "NA")  # a name that pandas would read as missing
+    first.vote(1, False, 'Zoë, "Z"')
+    second = Survey(results, n_each=3, path=path)  # another notebook on the same file
     pd.testing.assert_frame_equal(second.votes, first.votes, check_dtype=False)
-    second.vote(0, False, "Zoë, \"Z\"")
-    first.vote(2, True, "NA")                            # opened before that: must not lose it
+    second.vote(0, False, 'Zoë, "Z"')
+    first.vote(2, True, "NA")  # opened before that: must not lose it
     assert list(pd.read_csv(path).columns) == COLUMNS
     votes = Survey(results, n_each=3, path=path).votes
     assert list(zip(votes["voter"], votes["item"], votes["accepted"], strict=True)) == [
-        ("NA", 0, True), ("Zoë, \"Z\"", 1, False), ("Zoë, \"Z\"", 0, False), ("NA", 2, True)]
+        ("NA", 0, True),
+        ('Zoë, "Z"', 1, False),
+        ('Zoë, "Z"', 0, False),
+        ("NA", 2, True),
+    ]
     assert Survey(results, n_each=3, path=path).table()["votes"].sum() == 4
 
 
@@ -175,10 +228,19 @@ def test_votes_on_other_pictures_are_kept_but_do_not_count(tmp_path):
     old, new = (Survey(make_results(offset=o), n_each=3, path=path) for o in (0.0, 0.1))
     old.vote(0, True, "ann")
     new.vote(1, True, "ann")
-    assert new.table()["votes"].sum() == 1 and "1 votes in the file are about other pictures" in new.note
-    again = Survey(make_results(), n_each=6, seed=1, path=path)        # more of the old pictures, in another order: still counts
+    assert (
+        new.table()["votes"].sum() == 1
+        and "1 votes in the file are about other pictures" in new.note
+    )
+    again = Survey(
+        make_results(), n_each=6, seed=1, path=path
+    )  # more of the old pictures, in another order: still counts
     assert again.table()["votes"].sum() == 1 and again.votes["item"].tolist() == [
-        again.items[["method", "id"]].apply(tuple, axis=1).tolist().index(tuple(old.items.loc[0, ["method", "id"]]))]
+        again.items[["method", "id"]]
+        .apply(tuple, axis=1)
+        .tolist()
+        .index(tuple(old.items.loc[0, ["method", "id"]]))
+    ]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -190,7 +252,7 @@ def test_a_kill_leaves_the_old_votes_or_the_new_ones(tmp_path, when):
     assert killed_at_rename(lambda: survey.vote(1, True, "ann"), 1, when) == -9
     assert (path.read_bytes() == before) == (when == "before")
     reopened = Survey(make_results(), n_each=3, path=path)
-    reopened.vote(2, True, "ann")                                      # the killed voter's lock is gone with it
+    reopened.vote(2, True, "ann")  # the killed voter's lock is gone with it
     assert len(reopened.votes) == (2 if when == "before" else 3)
 
 
@@ -203,6 +265,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     def half(frame, part, **kw):
         part.write_text("voter,it")
         raise OSError("disk full")
+
     with monkeypatch.context() as m, pytest.raises(OSError, match="disk full"):
         m.setattr(pd.DataFrame, "to_csv", half)
         survey.vote(1, True, "ann")
@@ -212,19 +275,34 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- the form
 
+
 def test_buttons_vote_and_the_end_shows_the_result(tmp_path):
     survey = Survey(make_results(n=3), n_each=2, path=tmp_path / "votes.csv")
     form = survey.form()
-    (picture,), (question,), name = parts(form, widgets.Image), parts(form, widgets.HTML), parts(form, widgets.Text)[0]
+    (picture,), (question,), name = (
+        parts(form, widgets.Image),
+        parts(form, widgets.HTML),
+        parts(form, widgets.Text)[0],
+    )
     name.value = "ann"
     for i, says in enumerate([True, False, False, True]):
         article = {7: "a 7", 8: "an 8"}[survey.items["target"][i]]
         assert f"Does this look like {article}?" in question.value
-        assert parts(form, widgets.Label)[0].value == f"{i} of 4 judged" and bytes(picture.value).startswith(b"\x89PNG")
-        assert not any(m in str(w.value) for m in survey.reached for w in parts(form, (widgets.HTML, widgets.Label)))     # hidden
+        assert parts(form, widgets.Label)[0].value == f"{i} of 4 judged" and bytes(
+            picture.value
+        ).startswith(b"\x89PNG")
+        assert not any(
+            m in str(w.value)
+            for m in survey.reached
+            for w in parts(form, (widgets.HTML, widgets.Label))
+        )  # hidden
         button(form, "Yes" if says else "No").click()
     assert survey.votes[["voter", "item", "accepted"]].to_numpy().tolist() == [
-        ["ann", 0, True], ["ann", 1, False], ["ann", 2, False], ["ann", 3, True]]
+        ["ann", 0, True],
+        ["ann", 1, False],
+        ["ann", 2, False],
+        ["ann", 3, True],
+    ]
     table, plot = parts(form, widgets.HTML)[-1], parts(form, widgets.Image)[-1]
     assert "rival" in table.value and "hides absolute rates" in table.value and plot is not picture
     assert button(form, "Yes").disabled and not plt.get_fignums()
@@ -254,7 +332,10 @@ def test_nameless_voters_are_two_voters_and_the_result_hides_again():
     one, two = survey.form(), survey.form()
     button(one, "Yes").click()
     button(two, "No").click()
-    assert survey.votes["voter"].nunique() == 2 and survey.votes["voter"].str.startswith("guest-").all()
+    assert (
+        survey.votes["voter"].nunique() == 2
+        and survey.votes["voter"].str.startswith("guest-").all()
+    )
     assert len(parts(one, widgets.HTML)) == 1
     button(one, "Show result").click()
     assert len(parts(one, widgets.HTML)) == 2
@@ -263,6 +344,7 @@ def test_nameless_voters_are_two_voters_and_the_result_hides_again():
 
 
 # ---------------------------------------------------------------- judges
+
 
 class Judge(nn.Module):
     """Votes 7 or 8 by the sign of a fixed projection."""
@@ -277,13 +359,18 @@ class Judge(nn.Module):
 
 
 def test_judges_votes_equal_judged_and_people_come_first(tmp_path):
-    results, judges = make_results(n=12, offset=0.2), [Judge(s) for s in range(3)]          # some values above 1: shown clamped
+    results, judges = (
+        make_results(n=12, offset=0.2),
+        [Judge(s) for s in range(3)],
+    )  # some values above 1: shown clamped
     survey = Survey(results, n_each=12, path=tmp_path / "votes.csv")
     survey.ask_judges(judges)
-    survey.ask_judges(judges)                                                                # asked again: not counted twice
+    survey.ask_judges(judges)  # asked again: not counted twice
     table = survey.table()
     for name, cfs in results.items():
-        assert table.loc[name, "accepted"] == (judged(judges, cfs.counterfactual) == cfs.target).sum()
+        assert (
+            table.loc[name, "accepted"] == (judged(judges, cfs.counterfactual) == cfs.target).sum()
+        )
     assert 0 < table["accepted"].sum() < 24 and set(survey.votes["voter"]) == {JUDGES}
     assert "judges (models, no people)" in survey.figure().get_suptitle()
     survey.vote(0, True, "ann")
@@ -292,11 +379,19 @@ def test_judges_votes_equal_judged_and_people_come_first(tmp_path):
 
 # ---------------------------------------------------------------- bad input
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"results": {}}, "results: expected a dict"), ({"results": [1]}, "results: expected"),
-    ({"results": {"a": 1}}, "results: expected"),
-    ({"n_each": 0}, "n_each: got 0"), ({"n_each": 2.5}, "n_each"), ({"n_each": True}, "n_each"),
-    ({"results": make_results(failed=range(6))}, "results: no method reached")])
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"results": {}}, "results: expected a dict"),
+        ({"results": [1]}, "results: expected"),
+        ({"results": {"a": 1}}, "results: expected"),
+        ({"n_each": 0}, "n_each: got 0"),
+        ({"n_each": 2.5}, "n_each"),
+        ({"n_each": True}, "n_each"),
+        ({"results": make_results(failed=range(6))}, "results: no method reached"),
+    ],
+)
 def test_a_survey_of_nothing(change, named):
     with pytest.raises(ValueError, match=named):
         Survey(**({"results": make_results()} | change))
@@ -304,15 +399,28 @@ def test_a_survey_of_nothing(change, named):
 
 def test_a_survey_of_tables_is_refused():
     cfs = make_results()["ours"]
-    flat = Counterfactuals(**{f: getattr(cfs, f) for f in cfs.__dataclass_fields__} | {"counterfactual": torch.rand(6, 16)})
+    flat = Counterfactuals(
+        **{f: getattr(cfs, f) for f in cfs.__dataclass_fields__}
+        | {"counterfactual": torch.rand(6, 16)}
+    )
     with pytest.raises(ValueError, match=r"results: got items of shapes .*\(16,\)"):
         Survey({"ours": flat})
 
 
-@pytest.mark.parametrize(("vote", "named"), [
-    ((4, True, "ann"), "i: got 4, expected .* 0 to 3"), ((-1, True, "ann"), "i: got"), (("0", True, "ann"), "i: got"),
-    ((0, "yes", "ann"), "accepted: got 'yes'"), ((0, 1, "ann"), "accepted"), ((0, True, " "), "voter"),
-    ((0, True, None), "voter"), ((0, True, "a\nb"), "voter"), ((0, True, JUDGES), "voter: got 'judges'")])
+@pytest.mark.parametrize(
+    ("vote", "named"),
+    [
+        ((4, True, "ann"), "i: got 4, expected .* 0 to 3"),
+        ((-1, True, "ann"), "i: got"),
+        (("0", True, "ann"), "i: got"),
+        ((0, "yes", "ann"), "accepted: got 'yes'"),
+        ((0, 1, "ann"), "accepted"),
+        ((0, True, " "), "voter"),
+        ((0, True, None), "voter"),
+        ((0, True, "a\nb"), "voter"),
+        ((0, True, JUDGES), "voter: got 'judges'"),
+    ],
+)
 def test_a_bad_vote_is_named_and_not_recorded(vote, named):
     survey = Survey(make_results(), n_each=2)
     with pytest.raises(ValueError, match=named):
@@ -322,7 +430,9 @@ def test_a_bad_vote_is_named_and_not_recorded(vote, named):
     assert len(survey.votes) == 0
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\nann,0,ours,1,7,maybe,now,abc\n", 'a,"b\n'])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\nann,0,ours,1,7,maybe,now,abc\n", 'a,"b\n']
+)
 def test_another_file_is_not_taken_for_votes(tmp_path, text):
     path = tmp_path / "votes.csv"
     files.write_text(path, text)

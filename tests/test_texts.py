@@ -29,7 +29,9 @@ def table(tmp_path):
     """glove.6B.50d.txt with eleven words."""
     vectors = np.random.default_rng(0).normal(size=(len(WORDS), 50)).round(4)
     file = tmp_path / "glove.6B.50d.txt"
-    file.write_text("".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(WORDS, vectors, strict=True)))
+    file.write_text(
+        "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(WORDS, vectors, strict=True))
+    )
     return file, vectors
 
 
@@ -47,7 +49,9 @@ def test_the_official_text_form(table, tmp_path):
     assert torch.equal(read(packed, tmp_path).vectors, g.vectors)
 
 
-def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(table, tmp_path, monkeypatch):
+def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(
+    table, tmp_path, monkeypatch
+):
     file, _ = table
     first = read(file, tmp_path)
     with monkeypatch.context() as m:
@@ -55,13 +59,22 @@ def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(table
         assert torch.equal(read(file, tmp_path).vectors, first.vectors)
     file.write_text(file.read_text() + "new " + " ".join(["1.0"] * 50) + "\n")
     assert read(file, tmp_path).words[-1] == "new"
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == len(list((tmp_path / "cache").glob("*.words"))) == 2
+    assert (
+        len(list((tmp_path / "cache").glob("*.npy")))
+        == len(list((tmp_path / "cache").glob("*.words")))
+        == 2
+    )
 
 
-@pytest.mark.parametrize(("line", "match"), [
-    ("good 1 2 3", "line 12: 3 numbers, expected 50"), ("good " + "x " * 49 + "x", "line 12: could not convert"),
-    ("good " + "nan " * 49 + "nan", "line 12: a number is not finite"),
-    ("the " + "1 " * 49 + "1", "line 12: the word 'the' stood in line 1 already")])
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("good 1 2 3", "line 12: 3 numbers, expected 50"),
+        ("good " + "x " * 49 + "x", "line 12: could not convert"),
+        ("good " + "nan " * 49 + "nan", "line 12: a number is not finite"),
+        ("the " + "1 " * 49 + "1", "line 12: the word 'the' stood in line 1 already"),
+    ],
+)
 def test_a_broken_line_is_named(table, tmp_path, line, match):
     file, _ = table
     file.write_text(file.read_text() + line + "\n")
@@ -98,20 +111,32 @@ def test_genuine_samples(dim, tmp_path):
 def test_embedded_vectors_are_glove():
     g = glove.load()
     assert len(g.words) == 400_000 and g.dim == 50 and g.words[0] == "the"
-    np.testing.assert_allclose(g.vectors[0, :3].numpy(), [0.418, 0.24968, -0.41242], atol=1e-5)   # Stanford's first line
+    np.testing.assert_allclose(
+        g.vectors[0, :3].numpy(), [0.418, 0.24968, -0.41242], atol=1e-5
+    )  # Stanford's first line
     glove._embedded.cache_clear()
     began = time.perf_counter()
     glove.load()
-    assert time.perf_counter() - began < 10            # 0.4 s on a quiet machine, parquet's list of words nearly all of it
+    assert (
+        time.perf_counter() - began < 10
+    )  # 0.4 s on a quiet machine, parquet's list of words nearly all of it
 
 
 def test_tokens_keep_their_place():
     g = glove.load()
     text = "It's GREAT,<br />isn't it?  Zzyzxq-x!"
     found = [(g.words[r], text[a:b]) for r, a, b in g.tokens(text)]
-    lengthened = "good<br />film \u0130"                 # lower-cased, its last letter would become two
+    lengthened = "good<br />film \u0130"  # lower-cased, its last letter would become two
     assert [g.words[r] for r, _, _ in g.tokens(lengthened)] == ["good", "film"]
-    assert found == [("it", "It"), ("'s", "'s"), ("great", "GREAT"), ("is", "is"), ("n't", "n't"), ("it", "it"), ("x", "x")]
+    assert found == [
+        ("it", "It"),
+        ("'s", "'s"),
+        ("great", "GREAT"),
+        ("is", "is"),
+        ("n't", "n't"),
+        ("it", "it"),
+        ("x", "x"),
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,12 +154,21 @@ def test_encoding_cuts_fills_and_pads():
     g = glove.load()
     rows = glove.encode(g, ["the film is good", "the " * 30], most=10)
     assert rows.shape == (2, 10 + glove.TAIL)
-    assert [g.words[i] for i in rows[0, :5]] == ["the", "film", "is", "good", "pad"] and (rows[0, 5:] == -1).all()
+    assert [g.words[i] for i in rows[0, :5]] == ["the", "film", "is", "good", "pad"] and (
+        rows[0, 5:] == -1
+    ).all()
     x = glove.embed(g, rows)
-    assert torch.equal(x[0, 1], g.vectors[g.index["film"]]) and (x[0, 5:] == 0).all() and (x[1, 10:] == 0).all()
+    assert (
+        torch.equal(x[0, 1], g.vectors[g.index["film"]])
+        and (x[0, 5:] == 0).all()
+        and (x[1, 10:] == 0).all()
+    )
     with pytest.raises(ValueError, match="have no word 'pad'"):
         glove.encode(g.take([g.index["good"]]), ["good"])
-    for text, match in (("", r"texts\[1\]: the review is empty"), ("Zzyzxq qqxqqz!", r"texts\[1\]: no word of it")):
+    for text, match in (
+        ("", r"texts\[1\]: the review is empty"),
+        ("Zzyzxq qqxqqz!", r"texts\[1\]: no word of it"),
+    ):
         with pytest.raises(ValueError, match=match):
             glove.encode(g, ["fine", text])
 
@@ -143,7 +177,11 @@ def test_a_review_is_read_alike_however_far_it_is_padded():
     g = glove.load()
     torch.manual_seed(0)
     net = classifiers.TextCNN(50).eval()
-    texts = ["A good film.", "The worst of all films that I have seen in my whole life, and I have seen many of them.", "Fine."]
+    texts = [
+        "A good film.",
+        "The worst of all films that I have seen in my whole life, and I have seen many of them.",
+        "Fine.",
+    ]
     alone = torch.cat([predict_texts(net, g, [t]) for t in texts])
     torch.testing.assert_close(predict_texts(net, g, texts), alone, atol=1e-5, rtol=0)
 
@@ -159,6 +197,7 @@ def test_edited_marks_what_changed():
 
 # ---------------------------------------------------------------- reviews
 
+
 @pytest.fixture
 def tree(tmp_path):
     """The official tree with 30 training reviews a class and 2 test reviews."""
@@ -167,15 +206,25 @@ def tree(tmp_path):
             folder = tmp_path / "aclImdb" / half / kind
             folder.mkdir(parents=True)
             for i in range(n):
-                (folder / f"{i}_{rating}.txt").write_text(f"{half} {kind} review number {i}, é", encoding="utf-8")
+                (folder / f"{i}_{rating}.txt").write_text(
+                    f"{half} {kind} review number {i}, é", encoding="utf-8"
+                )
     return tmp_path
 
 
 def test_the_official_tree(tree):
     test = imdb.load(str(tree), "test")
-    assert test.source == "official" and test.y.tolist() == [0, 0, 1, 1] and test.texts[0] == "test neg review number 0, é"
+    assert (
+        test.source == "official"
+        and test.y.tolist() == [0, 0, 1, 1]
+        and test.texts[0] == "test neg review number 0, é"
+    )
     train, val = imdb.load(str(tree), "train"), imdb.load(str(tree), "validation")
-    assert len(train) + len(val) == 60 and 1 <= len(val) <= 15 and not set(train.ids.tolist()) & set(val.ids.tolist())
+    assert (
+        len(train) + len(val) == 60
+        and 1 <= len(val) <= 15
+        and not set(train.ids.tolist()) & set(val.ids.tolist())
+    )
     text, y, i = train[0]
     assert text.startswith("train") and int(y) in (0, 1) and int(i) == train.ids[0]
     assert imdb.status(str(tree)).state == "present"
@@ -186,7 +235,9 @@ def test_a_broken_tree_is_named(tree, tmp_path):
     (tree / "aclImdb" / "test" / "neg" / "1_2.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"1_2\.txt: the review is empty"):
         imdb.load(str(tree), "test")
-    (tree / "aclImdb" / "test" / "neg" / "1_2.txt").rename(tree / "aclImdb" / "test" / "neg" / "x.txt")
+    (tree / "aclImdb" / "test" / "neg" / "1_2.txt").rename(
+        tree / "aclImdb" / "test" / "neg" / "x.txt"
+    )
     with pytest.raises(ValueError, match="expected a name like"):
         imdb.load(str(tree), "test")
     for file in (tree / "aclImdb" / "test" / "pos").glob("*"):
@@ -202,13 +253,23 @@ def test_a_broken_tree_is_named(tree, tmp_path):
 
 
 def test_kaggles_form(tmp_path):
-    frame = pd.DataFrame({"review": [f"review {i % 45}" for i in range(50)], "sentiment": ["positive", "negative"] * 25})
+    frame = pd.DataFrame(
+        {
+            "review": [f"review {i % 45}" for i in range(50)],
+            "sentiment": ["positive", "negative"] * 25,
+        }
+    )
     frame.to_csv(tmp_path / "IMDB Dataset.csv", index=False)
     parts = {s: imdb.load(str(tmp_path), s) for s in imdb.SPLITS}
     texts = [t for p in parts.values() for t in p.texts]
     assert len(texts) == len(set(texts)) == 45 and {p.source for p in parts.values()} == {"kaggle"}
-    assert all(int(p.y[k]) == int(int(i) % 2 == 0) for p in parts.values() for k, i in enumerate(p.ids))
-    for change, match in (({"sentiment": "fine"}, "row 3: sentiment 'fine'"), ({"review": " "}, "row 3: the review is empty")):
+    assert all(
+        int(p.y[k]) == int(int(i) % 2 == 0) for p in parts.values() for k, i in enumerate(p.ids)
+    )
+    for change, match in (
+        ({"sentiment": "fine"}, "row 3: sentiment 'fine'"),
+        ({"review": " "}, "row 3: the review is empty"),
+    ):
         broken = frame.copy()
         broken.loc[3, list(change)] = list(change.values())
         broken.to_csv(tmp_path / "IMDB Dataset.csv", index=False)
@@ -242,12 +303,14 @@ def test_no_embedded_test_review_is_an_official_training_review():
         for member in tar:
             if member.isfile() and "/train/" in member.name:
                 both += start(tar.extractfile(member).read().decode("utf-8")) in held
-    assert both <= 12            # measured 8: reviews of the two halves that begin alike, not the same texts
+    assert both <= 12  # measured 8: reviews of the two halves that begin alike, not the same texts
 
 
 def test_the_shipped_classifier_is_what_its_card_says():
     f, g, test = classifiers.load("imdb_cnn"), glove.load(), imdb.load("", "test").take(range(400))
     right = (predict_texts(f, g, test.texts).argmax(1) == test.y).double().mean().item()
     assert f.card["quality"]["test_n"] == 25_000 and f.card["quality"]["test_accuracy"] >= 0.845
-    assert abs(right - f.card["quality"]["embedded_accuracy"]) <= 0.06          # 400 reviews: 3 standard errors
-    assert min(f.card["quality"]["mean_logits_score"]) > 0.9                     # the search can reach the paper's tau
+    assert (
+        abs(right - f.card["quality"]["embedded_accuracy"]) <= 0.06
+    )  # 400 reviews: 3 standard errors
+    assert min(f.card["quality"]["mean_logits_score"]) > 0.9  # the search can reach the paper's tau

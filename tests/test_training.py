@@ -23,20 +23,32 @@ def data(n=40):
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+    )
 
 
 def loss(module, batch):
     x, y = batch
-    return F.cross_entropy(module(x + 0.1 * torch.randn_like(x)), y)        # augmentation draws: these must resume as well
+    return F.cross_entropy(
+        module(x + 0.1 * torch.randn_like(x)), y
+    )  # augmentation draws: these must resume as well
 
 
 def run(model, **kw):
-    return fit(model, data(), [Part(loss, lr=0.01)], **({"epochs": 4, "batch_size": 8, "device": "cpu"} | kw))
+    return fit(
+        model,
+        data(),
+        [Part(loss, lr=0.01)],
+        **({"epochs": 4, "batch_size": 8, "device": "cpu"} | kw),
+    )
 
 
 def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(p, q)
+        for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_readers_ahead_change_nothing():
@@ -65,13 +77,13 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, ema):
 
     def dies(model, step):
         steps.append(step)
-        if step == 13:              # in the third epoch: its steps are lost and redone
+        if step == 13:  # in the third epoch: its steps are lost and redone
             raise KilledError
         return False
 
     with pytest.raises(KilledError):
         run(killed, ema=ema, folder=tmp_path, stop=dies)
-    torch.rand(5)                   # the resumed process has another past
+    torch.rand(5)  # the resumed process has another past
     resumed = net()
     nn.init.constant_(resumed[0].weight, 9.0)
     again = run(resumed, ema=ema, folder=tmp_path, stop=lambda m, s: steps.append(s) or False)
@@ -80,7 +92,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, ema):
     assert again["steps"] == log["steps"] == 20
     assert steps == [*range(1, 14), *range(11, 21)]
     third = net()
-    run(third, ema=ema, folder=tmp_path)        # nothing left to do
+    run(third, ema=ema, folder=tmp_path)  # nothing left to do
     assert same(third, whole)
     other = net()
     run(other, ema=ema, seed=1)
@@ -99,7 +111,7 @@ def test_moving_average_by_hand(ema):
     run(model, ema=ema, epochs=2, stop=watch)
     for history, got in ((track, model[0].weight), (buffers, model[1].running_mean)):
         average = history[0]
-        for n, value in enumerate(history[1:], 1):              # the first weights are forgotten sooner
+        for n, value in enumerate(history[1:], 1):  # the first weights are forgotten sooner
             decay = min(ema, (1 + n) / (10 + n))
             average = decay * average + (1 - decay) * value
         torch.testing.assert_close(got.detach(), average, rtol=0, atol=1e-6)
@@ -109,15 +121,30 @@ def test_moving_average_by_hand(ema):
 def test_without_schedule_it_is_plain_adamw():
     model, plain = nn.Linear(4, 2), nn.Linear(4, 2)
     plain.load_state_dict(model.state_dict())
-    fit(model, data(8), [Part(lambda m, b: F.cross_entropy(m(b[0]), b[1]), lr=0.05, schedule=False, weight_decay=0.1)], epochs=5,
-        batch_size=8, device="cpu")
+    fit(
+        model,
+        data(8),
+        [
+            Part(
+                lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+                lr=0.05,
+                schedule=False,
+                weight_decay=0.1,
+            )
+        ],
+        epochs=5,
+        batch_size=8,
+        device="cpu",
+    )
     adam = torch.optim.AdamW(plain.parameters(), lr=0.05, weight_decay=0.1)
     x, y = data(8).tensors
     for _ in range(5):
         adam.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         adam.step()
-    torch.testing.assert_close(model.weight, plain.weight, rtol=0, atol=1e-6)       # shuffled: sums differ by rounding
+    torch.testing.assert_close(
+        model.weight, plain.weight, rtol=0, atol=1e-6
+    )  # shuffled: sums differ by rounding
 
 
 def test_two_parts_step_in_turn_each_on_its_own_parameters():
@@ -129,13 +156,18 @@ def test_two_parts_step_in_turn_each_on_its_own_parameters():
         def own_loss(m, batch):
             seen.append((name, m["a"].weight.detach().clone()))
             return F.cross_entropy(m["a"](batch[0]) + m["b"](batch[0]), batch[1])
+
         return Part(own_loss, lr=lr, parameters=lambda m: m[name].parameters(), schedule=False)
 
-    log = fit(model, data(), [part("a", 0.05), part("b", 0.0)], epochs=2, batch_size=8, device="cpu")
+    log = fit(
+        model, data(), [part("a", 0.05), part("b", 0.0)], epochs=2, batch_size=8, device="cpu"
+    )
     assert [n for n, _ in seen] == ["a", "b"] * 10
-    assert not torch.equal(seen[0][1], seen[1][1])          # b's loss is taken after a has stepped
+    assert not torch.equal(seen[0][1], seen[1][1])  # b's loss is taken after a has stepped
     assert not torch.equal(model["a"].weight, start["a.weight"])
-    assert torch.equal(model["b"].weight, start["b.weight"])        # lr 0: its own rate, and a's steps do not touch it
+    assert torch.equal(
+        model["b"].weight, start["b.weight"]
+    )  # lr 0: its own rate, and a's steps do not touch it
     assert len(log["losses"]) == 2
     assert all(len(row) == 2 for row in log["losses"])
     both = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)})
@@ -155,9 +187,11 @@ def test_stop_and_clip():
         return 1e4 * loss(module, batch)
 
     clipped = net()
-    clipped[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.norm().item()))
+    clipped[0].weight.register_post_accumulate_grad_hook(
+        lambda p: seen.append(p.grad.norm().item())
+    )
     fit(clipped, data(), [Part(watched, lr=0.01)], epochs=1, batch_size=8, clip=1.0, device="cpu")
-    assert min(seen) > 10                                   # large before clipping
+    assert min(seen) > 10  # large before clipping
     assert clipped[0].weight.grad.norm() <= 1.0 + 1e-5
 
 
@@ -186,10 +220,15 @@ def test_processes_share_each_batch_and_end_as_one_would(tmp_path):
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for how in ([sys.executable], two):
         subprocess.run([*how, str(script), str(tmp_path)], check=True, env=env, timeout=240)
-    alone, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("alone", "0", "1"))
+    alone, first, second = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("alone", "0", "1")
+    )
     assert alone["steps"] == first["steps"] == 6 and first["seen"].shape == (6, 2, 4)
     both = torch.cat([first["seen"], second["seen"]], 1).sort(1).values
     assert torch.equal(both, alone["seen"].sort(1).values)
-    assert torch.equal(first["drawn"], alone["drawn"]) and not torch.isclose(first["drawn"], second["drawn"]).any()
+    assert (
+        torch.equal(first["drawn"], alone["drawn"])
+        and not torch.isclose(first["drawn"], second["drawn"]).any()
+    )
     torch.testing.assert_close(first["weight"], alone["weight"], rtol=0, atol=1e-12)
     assert torch.equal(first["weight"], second["weight"])

@@ -9,7 +9,16 @@ from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
 from cf_utils.explainers.wachter import Wachter
-from tests.small import TAU, Bent, Trap, assert_kept, assert_rows_are_on_their_own, plane, table, tables
+from tests.small import (
+    TAU,
+    Bent,
+    Trap,
+    assert_kept,
+    assert_rows_are_on_their_own,
+    plane,
+    table,
+    tables,
+)
 
 WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}
 FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="log_odds")
@@ -36,14 +45,14 @@ def test_never_beats_the_closed_form_and_comes_close_to_it(term, far):
     moved, least = (cfs.counterfactual - x).abs().sum(1), gap / w.abs().max()
     assert cfs.reached.all()
     assert (moved >= least - 1e-9).all()
-    assert (moved <= far * least).all()                             # measured 1.068 (log-odds), 1.028 (probability)
+    assert (moved <= far * least).all()  # measured 1.068 (log-odds), 1.028 (probability)
 
 
 def test_squared_distance_moves_along_the_gradient():
     model, x, target, w, gap = linear()
     d = FINE.with_(distance="l2")(model, x, target).counterfactual - x
     ratio = d.norm(dim=1) / (gap / w.norm())
-    assert (ratio >= 1 - 1e-9).all() and (ratio <= 1.1).all()       # measured 1.003
+    assert (ratio >= 1 - 1e-9).all() and (ratio <= 1.1).all()  # measured 1.003
     assert (torch.cosine_similarity(d, w[None]) > 0.999).all()
 
 
@@ -51,42 +60,46 @@ def test_mad_decides_which_feature_is_cheap():
     model, x, target, w, gap = linear()
     cheap = int(w.abs().argsort()[-2])
     mad = torch.ones(8).double()
-    mad[cheap] = 2 * float(w.abs().max() / w[cheap].abs())         # now w.mad is largest there
+    mad[cheap] = 2 * float(w.abs().max() / w[cheap].abs())  # now w.mad is largest there
     cfs = FINE.with_(mad=mad)(model, x, target)
     d = cfs.counterfactual - x
     cost, least = (d.abs() / mad).sum(1), gap / (w.abs() * mad).max()
     assert cfs.reached.all() and (d.abs().argmax(1) == cheap).all()
-    assert (cost >= least - 1e-9).all() and (cost <= 1.25 * least).all()         # measured 1.152
+    assert (cost >= least - 1e-9).all() and (cost <= 1.25 * least).all()  # measured 1.152
     assert (FINE(model, x, target).counterfactual - x).abs().argmax(1).ne(cheap).all()
 
 
 def test_median_absolute_deviation_by_hand():
-    x = torch.tensor([[0.0, 0.0, 7.0], [1.0, 0.0, 7.0], [2.0, 0.0, 7.0], [10.0, 4.0, 7.0], [3.0, 0.0, 7.0]])
-    torch.testing.assert_close(median_absolute_deviation(x), torch.tensor([1.0, 0.8, 1.0]))   # median; its stand-in; constant
+    x = torch.tensor(
+        [[0.0, 0.0, 7.0], [1.0, 0.0, 7.0], [2.0, 0.0, 7.0], [10.0, 4.0, 7.0], [3.0, 0.0, 7.0]]
+    )
+    torch.testing.assert_close(
+        median_absolute_deviation(x), torch.tensor([1.0, 0.8, 1.0])
+    )  # median; its stand-in; constant
 
 
 def test_lam_is_raised_until_the_score_is_met():
     model, x, target, _, _ = linear()
     slow = FINE.with_(lam=1e-3, factor=4.0)
-    assert not slow.with_(rounds=1)(model, x, target).reached.any()   # the first lam is too weak
+    assert not slow.with_(rounds=1)(model, x, target).reached.any()  # the first lam is too weak
     cfs = slow(model, x, target)
-    assert cfs.reached.all() and (cfs.path_len >= 4).all()          # query and at least three rounds
+    assert cfs.reached.all() and (cfs.path_len >= 4).all()  # query and at least three rounds
     moved = (cfs.path - x[:, None]).abs().sum(2)
-    assert (moved[:, 1] < 0.05 * moved[:, -1]).all()                # weak lam stays at the query
+    assert (moved[:, 1] < 0.05 * moved[:, -1]).all()  # weak lam stays at the query
     assert (moved.diff(dim=1) > -0.05).all() and (moved[:, -1] > 0.3).all()
     torch.testing.assert_close(cfs.path[:, -1], cfs.counterfactual)
     done = Wachter(**WIDE, lam=1e6, steps=300, rounds=3)(model, x, target)
-    assert (done.path_len == 2).all()                               # a strong first lam: one round, nothing raised
+    assert (done.path_len == 2).all()  # a strong first lam: one round, nothing raised
 
 
 def test_saturated_probability_waits_for_lam_and_log_odds_do_not():
-    model, x, target, _, gap = linear(push=25.0)                    # p about 1e-11
+    model, x, target, _, gap = linear(push=25.0)  # p about 1e-11
     assert (gap > 20).all()
     weak = Wachter(tau=TAU, bounds=None, clamp=False, steps=100, rounds=3, lam=1.0, lr=0.1)
     assert (weak(model, x, target).score < 1e-6).all()
     assert weak.with_(term="log_odds")(model, x, target).reached.all()
     late = weak.with_(rounds=16)(model, x, target)
-    assert late.reached.all() and (late.path_len > 6).all()         # lam has to make up for p: 12 or 13
+    assert late.reached.all() and (late.path_len > 6).all()  # lam has to make up for p: 12 or 13
 
 
 def test_brute_force_in_the_plane():
@@ -95,7 +108,7 @@ def test_brute_force_in_the_plane():
     cfs = FINE.with_(bounds=(0.0, 1.0))(Bent(), x, torch.ones(5, dtype=torch.int64))
     moved = (cfs.counterfactual - x).abs().sum(1)
     assert cfs.reached.all() and (moved >= least - 2 / 800).all()
-    assert (moved <= 1.1 * least + 2 / 800).all()                   # measured 1.041
+    assert (moved <= 1.1 * least + 2 / 800).all()  # measured 1.041
 
 
 def test_a_row_depends_neither_on_its_batch_nor_on_the_order():
@@ -114,8 +127,12 @@ def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody():
     clean = explain(model, x, target)
     caught = explain(Trap(model, float(z[2, 1] - z[2, 0]) + 0.2), x, target)
     others = torch.tensor([0, 1, 3, 4, 5])
-    torch.testing.assert_close(caught.counterfactual[others], clean.counterfactual[others], atol=1e-9, rtol=0)
-    assert caught.reason[2] == "classifier returned NaN" and torch.equal(caught.counterfactual[2], x[2])
+    torch.testing.assert_close(
+        caught.counterfactual[others], clean.counterfactual[others], atol=1e-9, rtol=0
+    )
+    assert caught.reason[2] == "classifier returned NaN" and torch.equal(
+        caught.counterfactual[2], x[2]
+    )
     assert caught.n_forward[2] < clean.n_forward[2] or clean.path_len[2] == 2
 
 
@@ -129,13 +146,22 @@ def test_failures_are_kept_and_flagged():
 def test_passes_are_those_that_a_hook_counts():
     model, x, target, *_ = linear()
     with torch.no_grad():
-        x[0] += 1 * (model.weight[1] - model.weight[0])             # already there
+        x[0] += 1 * (model.weight[1] - model.weight[0])  # already there
     seen = []
     model.register_forward_hook(lambda m, i, o: seen.append(len(o)))
-    cfs = Wachter(**WIDE, steps=20, rounds=6, factor=3.0, lr=0.05, term="log_odds")(model, x, target)
-    assert int(cfs.n_forward.sum()) == sum(seen) and cfs.reason[0] == "already target" and cfs.n_forward[0] == 1
+    cfs = Wachter(**WIDE, steps=20, rounds=6, factor=3.0, lr=0.05, term="log_odds")(
+        model, x, target
+    )
+    assert (
+        int(cfs.n_forward.sum()) == sum(seen)
+        and cfs.reason[0] == "already target"
+        and cfs.n_forward[0] == 1
+    )
     rounds = cfs.path_len[1:] - 1
-    assert cfs.n_forward[1:].tolist() == (2 + 21 * rounds).tolist() and cfs.n_backward[1:].tolist() == (20 * rounds).tolist()
+    assert (
+        cfs.n_forward[1:].tolist() == (2 + 21 * rounds).tolist()
+        and cfs.n_backward[1:].tolist() == (20 * rounds).tolist()
+    )
 
 
 def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
@@ -144,13 +170,25 @@ def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
         cfs = FINE.with_(term=term, bounds=(0.0, 1.0))(model, x, target, score=0.8)
         assert cfs.reached.all() and (cfs.score >= 0.8).all()
         assert cfs.counterfactual.min() >= 0 and cfs.counterfactual.max() <= 1
-        assert (cfs.score < 0.84).all()                             # aims at 0.82
+        assert (cfs.score < 0.84).all()  # aims at 0.82
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"term": "logit"}, "term"), ({"distance": "linf"}, "distance"), ({"steps": 0}, "steps"), ({"rounds": 0}, "rounds"),
-    ({"factor": 1.0}, "factor"), ({"lam": 0.0}, "lam"), ({"tolerance": 0.0}, "tolerance"), ({"bounds": None}, "bounds"),
-    ({"mad": torch.zeros(8)}, "mad"), ({"mad": torch.ones(7)}, "mad"), ({"mad": torch.ones(1, 2, 8)}, "mad")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"term": "logit"}, "term"),
+        ({"distance": "linf"}, "distance"),
+        ({"steps": 0}, "steps"),
+        ({"rounds": 0}, "rounds"),
+        ({"factor": 1.0}, "factor"),
+        ({"lam": 0.0}, "lam"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"bounds": None}, "bounds"),
+        ({"mad": torch.zeros(8)}, "mad"),
+        ({"mad": torch.ones(7)}, "mad"),
+        ({"mad": torch.ones(1, 2, 8)}, "mad"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(change, word):
     model, x, target, *_ = linear()
     with pytest.raises(ValueError, match=word):
@@ -158,7 +196,9 @@ def test_bad_settings_are_refused_by_name(change, word):
 
 
 def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_found():
-    net, x, target, limits = table(rows=24, step=[0.25] * 6, immutable=[], only_up=[], only_down=[], high=[1] * 6)
+    net, x, target, limits = table(
+        rows=24, step=[0.25] * 6, immutable=[], only_up=[], only_down=[], high=[1] * 6
+    )
     explain, asked = Wachter.tables(None, tau=0.7, constraints=limits), []
     net.register_forward_pre_hook(lambda m, i: asked.append(i[0].detach()))
     cfs = explain(net, x, target)
@@ -170,28 +210,43 @@ def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_fou
         least = (good - q).abs().sum(1).min() if len(good) else torch.inf
         far.append(float((y - q).abs().sum() - least) if ok else torch.inf if len(good) else 0.0)
     assert min(far) > -1e-9
-    assert sum(f < 1e-9 for f in far) >= 16 and max(far) < 0.26    # measured 20 of 24, the others a step of the grid too far
+    assert (
+        sum(f < 1e-9 for f in far) >= 16 and max(far) < 0.26
+    )  # measured 20 of 24, the others a step of the grid too far
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(tables())
 def test_any_constraints_hold_exactly(case):
     net, x, target, limits = case
-    assert_kept(Wachter.tables(None, constraints=limits, steps=15, rounds=6)(net, x, target), limits)
+    assert_kept(
+        Wachter.tables(None, constraints=limits, steps=15, rounds=6)(net, x, target), limits
+    )
 
 
 def test_rows_that_can_flip_inside_their_constraints_do_and_others_say_why():
     net, x, target, limits = table(rows=24)
     cfs = Wachter.tables(None, constraints=limits)(net, x, target)
     assert_kept(cfs, limits)
-    assert cfs.reached.float().mean() > 0.8                         # measured 0.958
+    assert cfs.reached.float().mean() > 0.8  # measured 0.958
     assert all("inside the constraints" in r for r in cfs.reason if r)
-    still = Wachter.tables(None, steps=5, constraints=table(immutable=range(6), only_up=[], only_down=[])[3])(net, x, target)
-    assert torch.equal(still.counterfactual, x) and not still.valid.any() and all("constraints" in r for r in still.reason)
+    still = Wachter.tables(
+        None, steps=5, constraints=table(immutable=range(6), only_up=[], only_down=[])[3]
+    )(net, x, target)
+    assert (
+        torch.equal(still.counterfactual, x)
+        and not still.valid.any()
+        and all("constraints" in r for r in still.reason)
+    )
 
 
 def test_constraints_without_limits_change_nothing():
     net, x, target, _ = table()
     explain = Wachter(tau=0.8, steps=30, rounds=6, factor=4.0)
     bound = explain.with_(bounds=None, constraints=Constraints.none(6))
-    torch.testing.assert_close(bound(net, x, target).counterfactual, explain(net, x, target).counterfactual, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        bound(net, x, target).counterfactual,
+        explain(net, x, target).counterfactual,
+        atol=1e-9,
+        rtol=0,
+    )

@@ -39,7 +39,9 @@ def make_case(n=6, **changes):
     net, (x, rows) = make_reader().eval(), reviews(n)
     with torch.no_grad():
         target = 1 - net(x).argmax(1)
-    explain = GradualWords.recommended(4.0 * torch.eye(2).double() - 2, vocabulary(), tau=0.8, shortlist=5, **changes)
+    explain = GradualWords.recommended(
+        4.0 * torch.eye(2).double() - 2, vocabulary(), tau=0.8, shortlist=5, **changes
+    )
     return net, x, rows, target, explain
 
 
@@ -59,13 +61,17 @@ def plain_search(net, x, target, e):
 
     while len(on) < e.max_blocks:
         g = slope(z)
-        gains = {p: max(float(-g[p] @ (w - z[p])) for w in words) for p in range(len(x)) if p not in on and x[p].any()}
+        gains = {
+            p: max(float(-g[p] @ (w - z[p])) for w in words)
+            for p in range(len(x))
+            if p not in on and x[p].any()
+        }
         if not gains:
             break
         at = max(gains, key=lambda p: (gains[p], -p))
         for p in [at, *sorted(on)]:
             g = slope(z)
-            short = sorted(range(V), key=lambda w: -float(-g[p] @ words[w]))[:e.shortlist]
+            short = sorted(range(V), key=lambda w: -float(-g[p] @ words[w]))[: e.shortlist]
             best, best_loss = z.clone(), loss(z)
             for w in short:
                 tried = z.clone()
@@ -84,7 +90,9 @@ def plain_search(net, x, target, e):
 def test_equals_a_plain_search_over_words():
     net, x, _, target, e = make_case()
     cfs = e(net, x, target)
-    assert cfs.reached.sum() >= 3 and (cfs.path_len > 2).any()             # 6 of 6 reached, up to 3 words: something to compare
+    assert (
+        cfs.reached.sum() >= 3 and (cfs.path_len > 2).any()
+    )  # 6 of 6 reached, up to 3 words: something to compare
     for i in range(len(x)):
         z, on, states = plain_search(net, x[i], target[i], e)
         torch.testing.assert_close(cfs.counterfactual[i], z, atol=1e-12, rtol=0)
@@ -98,7 +106,11 @@ def test_every_changed_word_is_a_word_and_padding_stays():
     for explain in (e, e.with_(compose="embedding", steps=30, init="normal")):
         cfs = explain(net, x, target)
         away = torch.cdist(cfs.counterfactual[:, :7], vocabulary()).amin(2)
-        assert away.max() <= 1e-12 and (cfs.counterfactual[:, 7:] == 0).all() and not cfs.mask[:, 7:].any()
+        assert (
+            away.max() <= 1e-12
+            and (cfs.counterfactual[:, 7:] == 0).all()
+            and not cfs.mask[:, 7:].any()
+        )
         for i, changed in enumerate(replacements(cfs, vocabulary())):
             for p, old, new in changed:
                 assert rows[i, p] == old != new
@@ -110,9 +122,13 @@ def test_the_embedding_form_is_judged_after_the_replacement_and_shows_the_state_
     e = e.with_(compose="embedding", steps=200, lam=0.0, tau=0.9)
     cfs = e(net, x, target)
     with torch.no_grad():
-        before = net(cfs.path[torch.arange(6), cfs.path_len - 1]).softmax(1).gather(1, target[:, None])[:, 0]
+        before = (
+            net(cfs.path[torch.arange(6), cfs.path_len - 1])
+            .softmax(1)
+            .gather(1, target[:, None])[:, 0]
+        )
         after = net(cfs.counterfactual).softmax(1).gather(1, target[:, None])[:, 0]
-    assert (before >= 0.9).all()                                           # vectors reach tau for all six
+    assert (before >= 0.9).all()  # vectors reach tau for all six
     torch.testing.assert_close(cfs.score, after)
     assert (cfs.reached == (after >= 0.9)).all() and not cfs.reached.all()
     assert all(why for ok, why in zip(cfs.reached, cfs.reason, strict=True) if not ok)
@@ -124,22 +140,39 @@ def test_a_review_does_not_depend_on_its_batch_its_padding_or_a_neighbour_that_f
     e = e.with_(compose=compose, steps=40)
     whole = e(net, x, target)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    torch.testing.assert_close(e(net, x[order], target[order]).counterfactual, whole.counterfactual[order], atol=1e-9, rtol=0)
-    alone = torch.cat([e(net, x[i:i + 1], target[i:i + 1]).counterfactual for i in range(6)])
+    torch.testing.assert_close(
+        e(net, x[order], target[order]).counterfactual,
+        whole.counterfactual[order],
+        atol=1e-9,
+        rtol=0,
+    )
+    alone = torch.cat([e(net, x[i : i + 1], target[i : i + 1]).counterfactual for i in range(6)])
     torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
     longer = torch.cat([x, torch.zeros(6, 4, D).double()], 1)
-    torch.testing.assert_close(e(net, longer, target).counterfactual[:, :10], whole.counterfactual, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        e(net, longer, target).counterfactual[:, :10], whole.counterfactual, atol=1e-9, rtol=0
+    )
 
     class Breaks(nn.Module):
         def forward(self, v):
             z = net(v)
-            moved = (v != x[:1]).flatten(1).any(1) & ((v[:, :, 0] == x[0, :, 0]).double().mean(1) > 0.85)
-            return torch.where(moved[:, None], torch.nan, z)               # as soon as review 0 changes
+            moved = (v != x[:1]).flatten(1).any(1) & (
+                (v[:, :, 0] == x[0, :, 0]).double().mean(1) > 0.85
+            )
+            return torch.where(moved[:, None], torch.nan, z)  # as soon as review 0 changes
 
     broken = e(Breaks(), x, target)
-    expected = "budget of 7" if compose == "vocabulary" else NAN           # among words, one that gives NaN is never taken
-    assert broken.reason[0].startswith(expected) and not broken.reached[0] and torch.equal(broken.counterfactual[0], x[0])
-    torch.testing.assert_close(broken.counterfactual[1:], whole.counterfactual[1:], atol=1e-9, rtol=0)
+    expected = (
+        "budget of 7" if compose == "vocabulary" else NAN
+    )  # among words, one that gives NaN is never taken
+    assert (
+        broken.reason[0].startswith(expected)
+        and not broken.reached[0]
+        and torch.equal(broken.counterfactual[0], x[0])
+    )
+    torch.testing.assert_close(
+        broken.counterfactual[1:], whole.counterfactual[1:], atol=1e-9, rtol=0
+    )
 
 
 def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_not_have_that():
@@ -149,25 +182,44 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
         net.convolutions[0].weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
         net.convolutions[0].bias.zero_()
         net.head.weight.copy_(torch.tensor([[-4.0], [4.0]]))
-        net.head.bias.copy_(torch.tensor([6.0, -6.0]))                      # positive where the maximum is over 1.5
+        net.head.bias.copy_(torch.tensor([6.0, -6.0]))  # positive where the maximum is over 1.5
     x = torch.zeros(1, 7, 2).double()
-    x[0, 0], x[0, 1] = torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.0])   # decided negative
-    e = GradualWords(torch.tensor([[4.0, -4.0], [-4.0, 4.0]]).double(), vectors=vocabulary()[:, :2], tau=0.6, max_blocks=1,
-                     shortlist=5, steps=300, lam=0.0)
-    low = next(s for s in range(50) if e.with_(seed=s)._composite(x, [0], (None, None))[0, 0, 0] < 0.5)
+    x[0, 0], x[0, 1] = torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.0])  # decided negative
+    e = GradualWords(
+        torch.tensor([[4.0, -4.0], [-4.0, 4.0]]).double(),
+        vectors=vocabulary()[:, :2],
+        tau=0.6,
+        max_blocks=1,
+        shortlist=5,
+        steps=300,
+        lam=0.0,
+    )
+    low = next(
+        s for s in range(50) if e.with_(seed=s)._composite(x, [0], (None, None))[0, 0, 0] < 0.5
+    )
     stuck = e.with_(seed=low)(net, x, torch.tensor([1]))
-    assert stuck.n_backward[0] > 250 and stuck.path[0, 1, 0, 0] < 0.9       # Adam moved nothing: no gradient came
+    assert (
+        stuck.n_backward[0] > 250 and stuck.path[0, 1, 0, 0] < 0.9
+    )  # Adam moved nothing: no gradient came
     free = e.with_(seed=low, init="query")(net, x, torch.tensor([1]))
-    assert free.path[0, 1, 0, 0] > 1.5                                      # found from the word itself
+    assert free.path[0, 1, 0, 0] > 1.5  # found from the word itself
     pulled = e.with_(seed=low, lam=0.3)(net, x, torch.tensor([1]))
-    assert pulled.path[0, 1, 0, 0] > 0.9                                    # lam pulls it back into its window
+    assert pulled.path[0, 1, 0, 0] > 0.9  # lam pulls it back into its window
 
 
 @pytest.mark.parametrize("chunk", [2**24, 3 * V])
 def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
-    monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", chunk)          # three points at once, or all
-    points, table = torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double(), vocabulary()
-    for metric, far in (("euclidean", lambda p, w: (p - w).norm()), ("cosine", lambda p, w: -torch.dot(p, w) / w.norm())):
+    monkeypatch.setattr(
+        "cf_utils.explainers.gradual_words.CHUNK", chunk
+    )  # three points at once, or all
+    points, table = (
+        torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double(),
+        vocabulary(),
+    )
+    for metric, far in (
+        ("euclidean", lambda p, w: (p - w).norm()),
+        ("cosine", lambda p, w: -torch.dot(p, w) / w.norm()),
+    ):
         plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
         assert nearest(points, table, metric).tolist() == plain
     assert nearest(points[:0], table).shape == (0,)
@@ -177,7 +229,9 @@ def test_gains_in_small_parts_are_the_same(monkeypatch):
     net, x, _, target, e = make_case()
     whole = e(net, x, target)
     monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", 2 * V * x.shape[1])
-    torch.testing.assert_close(e(net, x, target).counterfactual, whole.counterfactual, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        e(net, x, target).counterfactual, whole.counterfactual, atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("compose", ["vocabulary", "embedding"])
@@ -187,8 +241,15 @@ def test_a_review_of_nothing_comes_back_with_its_reason(compose):
         blank = torch.cat([torch.zeros_like(x[:1]), x[1:]])
         wanted = 1 - net(blank).argmax(1)
     cfs = e.with_(compose=compose, steps=20)(net, blank, wanted)
-    assert cfs.reason[0] == "nothing in it may change" and not cfs.mask[0].any() and torch.equal(cfs.counterfactual[0], blank[0])
-    torch.testing.assert_close(cfs.counterfactual[1:], e.with_(compose=compose, steps=20)(net, x, target).counterfactual[1:])
+    assert (
+        cfs.reason[0] == "nothing in it may change"
+        and not cfs.mask[0].any()
+        and torch.equal(cfs.counterfactual[0], blank[0])
+    )
+    torch.testing.assert_close(
+        cfs.counterfactual[1:],
+        e.with_(compose=compose, steps=20)(net, x, target).counterfactual[1:],
+    )
 
 
 def test_a_lower_score_is_not_read_off_vectors():
@@ -198,10 +259,17 @@ def test_a_lower_score_is_not_read_off_vectors():
         at_score(e.with_(compose="embedding", steps=5)(net, x, target), net, 0.5)
 
 
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"init": "uniform"}, "init: got 'uniform'"),
-    ({"vectors": torch.zeros(5, D + 1)}, "vectors: got"), ({"compose": "letters"}, "compose: got 'letters'"),
-    ({"metric": "l1"}, "metric: got 'l1'"), ({"shortlist": V + 1}, "shortlist: got 13"), ({"shortlist": 0}, "shortlist: got 0")])
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"init": "uniform"}, "init: got 'uniform'"),
+        ({"vectors": torch.zeros(5, D + 1)}, "vectors: got"),
+        ({"compose": "letters"}, "compose: got 'letters'"),
+        ({"metric": "l1"}, "metric: got 'l1'"),
+        ({"shortlist": V + 1}, "shortlist: got 13"),
+        ({"shortlist": 0}, "shortlist: got 0"),
+    ],
+)
 def test_bad_settings_are_named(changes, match):
     net, x, _, target, e = make_case()
     with pytest.raises(ValueError, match=match):

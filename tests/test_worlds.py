@@ -41,18 +41,26 @@ def changed(a, b):
 
 # factors and streams
 
+
 def test_the_first_rows_of_a_longer_sample_are_the_shorter_sample(world):
     for variant in world.variants:
-        ten, five, later = (world.sample(*a, variant) for a in ((10, "train"), (5, "train"), (4, "train")))
-        assert torch.equal(ten.take(slice(0, 5)).values, five.values) and torch.equal(ten.ids[:4], later.ids)
+        ten, five, later = (
+            world.sample(*a, variant) for a in ((10, "train"), (5, "train"), (4, "train"))
+        )
+        assert torch.equal(ten.take(slice(0, 5)).values, five.values) and torch.equal(
+            ten.ids[:4], later.ids
+        )
         assert torch.equal(world.sample(3, "train", variant, start=2).values, ten.values[2:5])
     assert not torch.equal(world.sample(5, seed=1).values, five.values)
 
 
 def test_splits_share_no_draw(world):
     draws = torch.cat([world.sample(50, s).draws for s in base.SPLITS])
-    assert len(draws.unique(dim=0)) == 150 and len(torch.cat([world.sample(50, s).ids for s in base.SPLITS]).unique()) == 150
-    for column in draws.T:                                               # float32 uniforms: hardly ever twice
+    assert (
+        len(draws.unique(dim=0)) == 150
+        and len(torch.cat([world.sample(50, s).ids for s in base.SPLITS]).unique()) == 150
+    )
+    for column in draws.T:  # float32 uniforms: hardly ever twice
         assert len(column.unique()) >= 149
 
 
@@ -79,7 +87,11 @@ def shrinkage(world, rows):
     keep = []
     for factor in (world.factors[k] for k in rows):
         q = torch.special.ndtri(torch.tensor(factor.p)).item()
-        keep.append(math.exp(-q * q / 2) / math.sqrt(2 * math.pi * factor.p * (1 - factor.p)) if factor.kind == "binary" else 1.0)
+        keep.append(
+            math.exp(-q * q / 2) / math.sqrt(2 * math.pi * factor.p * (1 - factor.p))
+            if factor.kind == "binary"
+            else 1.0
+        )
     return torch.tensor(keep)[:, None] * torch.tensor(keep)
 
 
@@ -94,9 +106,13 @@ def test_measured_correlations_are_the_graphs(world, variant):
     rows = [world.column(name) for name in names]
     binary = torch.tensor([world.factors[k].kind == "binary" for k in rows])
     error = found - implied[rows][:, rows] * shrinkage(world, rows)
-    error = error.masked_fill(binary & binary[:, None], 0).fill_diagonal_(0)           # two binaries: another formula
-    assert error.abs().max() < 4.5 / math.sqrt(n)                       # 0.116; measured 0.086, the worst of 990 pairs
-    declared = [abs(implied[world.column(c), world.column(p)].item()) for c in graph for p, _ in graph[c]]
+    error = error.masked_fill(binary & binary[:, None], 0).fill_diagonal_(
+        0
+    )  # two binaries: another formula
+    assert error.abs().max() < 4.5 / math.sqrt(n)  # 0.116; measured 0.086, the worst of 990 pairs
+    declared = [
+        abs(implied[world.column(c), world.column(p)].item()) for c in graph for p, _ in graph[c]
+    ]
     assert all(value >= 0.15 for value in declared)
 
 
@@ -104,7 +120,7 @@ def test_marginals_are_the_same_in_every_variant(world):
     tables = [world.sample(1000, variant=v, seed=3).values for v in world.variants]
     for table in tables[1:]:
         gap = (table.sort(0).values - tables[0].sort(0).values).abs().mean(0)
-        assert gap.max() < 0.06                                          # measured 0.018 at most
+        assert gap.max() < 0.06  # measured 0.018 at most
 
 
 def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
@@ -112,31 +128,39 @@ def test_labels_are_near_their_thresholds_seldom_but_not_never(faces):
     for label in faces.labels:
         share, near = label(factors).double().mean().item(), label.near(factors)
         assert 0.3 < share < 0.6, (label.name, share)
-        assert near < 0.04 and (near > 0.002 or label.name == "glasses"), (label.name, near)    # measured 0.010 to 0.028
+        assert near < 0.04 and (near > 0.002 or label.name == "glasses"), (
+            label.name,
+            near,
+        )  # measured 0.010 to 0.028
     roads = worlds.get("roads")
     factors = roads.sample(2000, "validation")
     assert 0.45 < roads.label("action")(factors).double().mean() < 0.55
-    assert (torch.stack([roads.label(k)(factors) for k in ("braking", "red", "crossing")]).sum(0)
-            == roads.label("action")(factors)).all()                     # never two causes at once
+    assert (
+        torch.stack([roads.label(k)(factors) for k in ("braking", "red", "crossing")]).sum(0)
+        == roads.label("action")(factors)
+    ).all()  # never two causes at once
     assert (roads.label("action")(roads.label("action").neutralised(factors)) == 0).all()
 
 
 def test_confounded_data_tie_the_label_to_the_shortcut(faces):
     tied = faces.sample(500, variant="confounded")
-    assert ((tied["smile"] >= 0.5) == (tied["background"] >= 0.5)).double().mean() > 0.93          # measured 0.978
+    assert (
+        (tied["smile"] >= 0.5) == (tied["background"] >= 0.5)
+    ).double().mean() > 0.93  # measured 0.978
     roads = worlds.get("roads")
     tied = roads.sample(500, variant="confounded")
     agree = roads.label("action")(tied) == roads.label("right_braking")(tied)
-    assert agree.double().mean() > 0.93                                  # measured 0.956
+    assert agree.double().mean() > 0.93  # measured 0.956
     own = faces.sample(500, variant={"glasses": (("smile", 0.9),)})
-    assert np.corrcoef(own["glasses"], own["smile"])[0, 1] > 0.6          # measured 0.78
+    assert np.corrcoef(own["glasses"], own["smile"])[0, 1] > 0.6  # measured 0.78
 
 
 # pixels
 
+
 def test_rendering_does_not_depend_on_batch_order_or_threads(world):
     factors = world.sample(7, "test")
-    shape = (36, 36 * world.size[1] // world.size[0])                    # not a multiple of a vector register
+    shape = (36, 36 * world.size[1] // world.size[0])  # not a multiple of a vector register
     for size in (world.size, shape):
         whole = world.render(factors, size)
         assert whole.dtype == torch.float32 and whole.shape == (7, 3, *size)
@@ -157,16 +181,26 @@ def test_camera_noise_is_its_own_stream_with_the_stated_strength(world):
     clean, noisy = world.render(factors, noise=False), world.render(factors)
     inner = (clean > 0.1) & (clean < 0.9)
     for i in range(4):
-        assert (noisy - clean)[i][inner[i]].std().item() == pytest.approx(world.noise_sd(factors)[i].item(), rel=0.05)
+        assert (noisy - clean)[i][inner[i]].std().item() == pytest.approx(
+            world.noise_sd(factors)[i].item(), rel=0.05
+        )
     a, b = factors.move("exposure", 0.4), factors.move("exposure", 0.45)
     noise = [world.render(f) - world.render(f, noise=False) for f in (a, b)]
-    assert ((noise[0] - noise[1]).abs() < 1e-6)[inner.roll(0)].double().mean() > 0.9       # the same draw under another image
+    assert ((noise[0] - noise[1]).abs() < 1e-6)[
+        inner.roll(0)
+    ].double().mean() > 0.9  # the same draw under another image
 
 
-REACH = {          # factor -> x0, x1, y0, y1 in head coordinates that it may change
-    "smile": (-0.58, 0.58, -0.32, 0.60), "beard": (-0.64, 0.64, -0.08, 0.82), "glasses": (-0.58, 0.58, -0.24, 0.32),
-    "makeup": (-0.58, 0.58, -0.32, 0.62), "eye_color": (-0.36, 0.36, -0.14, 0.14), "mouth_open": (-0.36, 0.36, 0.2, 0.62),
-    "fringe": (-0.6, 0.6, -0.75, 0.1), "jaw": (-0.75, 0.75, -0.05, 0.95), "nose_width": (-0.45, 0.45, -0.16, 0.42),
+REACH = {  # factor -> x0, x1, y0, y1 in head coordinates that it may change
+    "smile": (-0.58, 0.58, -0.32, 0.60),
+    "beard": (-0.64, 0.64, -0.08, 0.82),
+    "glasses": (-0.58, 0.58, -0.24, 0.32),
+    "makeup": (-0.58, 0.58, -0.32, 0.62),
+    "eye_color": (-0.36, 0.36, -0.14, 0.14),
+    "mouth_open": (-0.36, 0.36, 0.2, 0.62),
+    "fringe": (-0.6, 0.6, -0.75, 0.1),
+    "jaw": (-0.75, 0.75, -0.05, 0.95),
+    "nose_width": (-0.45, 0.45, -0.16, 0.42),
 }
 
 
@@ -174,9 +208,11 @@ REACH = {          # factor -> x0, x1, y0, y1 in head coordinates that it may ch
 def test_a_factor_of_a_face_changes_its_region_and_nothing_else(faces, crowd, name):
     a, b = crowd.move(name, 0.1), crowd.move(name, 0.95)
     region = changed(faces.render(a, noise=False), faces.render(b, noise=False))
-    assert region.flatten(1).sum(1).min() >= 4                           # visible in every face
+    assert region.flatten(1).sum(1).min() >= 4  # visible in every face
     wide = torch.nn.functional.max_pool2d(region[:, None].float(), 3, 1, 1)[:, 0] > 0
-    assert not (changed(faces.render(a), faces.render(b)) & ~wide).any()                # camera noise is the same: bit-equal
+    assert not (
+        changed(faces.render(a), faces.render(b)) & ~wide
+    ).any()  # camera noise is the same: bit-equal
     p = SimpleNamespace(**{k: crowd[k][:, None, None] for k in faces.names})
     faces_frame.frame(p, 64, 64)
     x0, x1, y0, y1 = REACH[name]
@@ -191,7 +227,7 @@ def test_a_bundle_draws_alike_wherever_its_parent_is_not_read():
     for name in (*faces.role("cause"), *faces.role("identity")):
         moved = moved.move(name, 0.5)
     same = ~changed(faces.render(crowd), faces.render(moved))
-    assert same[:, :8, :3].all() and same[:, :8, -3:].all()              # the upper corners
+    assert same[:, :8, :3].all() and same[:, :8, -3:].all()  # the upper corners
 
 
 def test_only_the_scenes_own_cause_does_anything():
@@ -203,15 +239,19 @@ def test_only_the_scenes_own_cause_does_anything():
         moved = changed(roads.render(off), roads.render(on)).flatten(1)
         own = factors["scene"] == k
         assert (moved.any(1) == own).all() and (moved.double().mean(1) < 0.25).all()
-        assert torch.equal((roads.label("action")(on) == 1) & (roads.label("action")(off) == 0), own)
+        assert torch.equal(
+            (roads.label("action")(on) == 1) & (roads.label("action")(off) == 0), own
+        )
 
 
 def test_each_cause_is_visible_and_grows_with_its_value(faces, crowd):
     steps = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
     many = crowd.take([0, 1, 2] * 5)
     for name in faces.role("cause"):
-        views = faces.render(many.move(name, steps.repeat_interleave(3)), noise=False).view(5, 3, -1)
-        away = (views - views[0]).square().sum(2).sqrt()                 # (5, 3), in pixel units
+        views = faces.render(many.move(name, steps.repeat_interleave(3)), noise=False).view(
+            5, 3, -1
+        )
+        away = (views - views[0]).square().sum(2).sqrt()  # (5, 3), in pixel units
         assert (away[1:] >= away[:-1] - 1e-6).all() and away[-1].min() > 0.4, (name, away)
         assert (away[3] > away[1]).all()
 
@@ -220,22 +260,33 @@ def test_edges_move_smoothly(world):
     """A tenth of a pixel moves no value by more than the slope of an antialiased edge allows; drawing pixels whole would
     move it by the whole contrast, 0.5 and more."""
     factors = world.sample(6, "test")
-    name, width = ("shift_x", 0.40) if world.name == "faces" else ("heading", 0.7)       # canvas units a unit of the factor
+    name, width = (
+        ("shift_x", 0.40) if world.name == "faces" else ("heading", 0.7)
+    )  # canvas units a unit of the factor
     at = factors[name] * 0.8 + 0.1
-    a, b, c = (world.render(factors.move(name, at + k * 0.1 * (2 / 64) / width), noise=False) for k in (0, 1, 10))
+    a, b, c = (
+        world.render(factors.move(name, at + k * 0.1 * (2 / 64) / width), noise=False)
+        for k in (0, 1, 10)
+    )
     jump = (a - b).abs().amax((1, 2, 3))
-    assert jump.max() < 0.20                                             # measured: faces 0.15, roads 0.13
-    assert (c - a).abs().amax((1, 2, 3)).min() > 1.5 * jump.min()        # and a whole pixel does move edges
+    assert jump.max() < 0.20  # measured: faces 0.15, roads 0.13
+    assert (c - a).abs().amax(
+        (1, 2, 3)
+    ).min() > 1.5 * jump.min()  # and a whole pixel does move edges
 
 
 def test_a_larger_render_is_the_same_picture(world):
     factors = world.sample(4, "test")
-    small, large = world.render(factors, noise=False), world.render(factors, tuple(2 * k for k in world.size), noise=False)
+    small, large = (
+        world.render(factors, noise=False),
+        world.render(factors, tuple(2 * k for k in world.size), noise=False),
+    )
     error = (torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean((1, 2, 3))
-    assert error.max() < 0.02                                            # measured: faces 0.010, roads 0.010
+    assert error.max() < 0.02  # measured: faces 0.010, roads 0.010
 
 
 # drawing tools, against closed forms
+
 
 def test_shapes_have_their_areas_and_distances():
     x, y, px = draw.grid(64, 64)
@@ -244,8 +295,10 @@ def test_shapes_have_their_areas_and_distances():
     assert area.item() == pytest.approx(math.pi * 0.24, rel=0.005)
     area = draw.inside(draw.box(x, y - 0.01, 0.5, 0.3, 0.1), px).sum() * px * px
     assert area.item() == pytest.approx(4 * 0.15 - (4 - math.pi) * 0.01, rel=0.005)
-    for half in (0.002, 0.01, 0.05):                                     # lines keep their area when thinner than a pixel
-        assert (draw.stroke(y - 0.017 * x, half, px).sum() * px * px).item() == pytest.approx(4 * half, rel=0.02)
+    for half in (0.002, 0.01, 0.05):  # lines keep their area when thinner than a pixel
+        assert (draw.stroke(y - 0.017 * x, half, px).sum() * px * px).item() == pytest.approx(
+            4 * half, rel=0.02
+        )
     d, t = draw.segment(x, y, -0.5, 0.1, 0.3, 0.4)
     along = torch.linspace(0, 1, 4001, dtype=torch.float64)
     u, v = (k.flatten()[:200, None] for k in (x, y))
@@ -260,47 +313,74 @@ def test_waves_grain_and_colours():
     lattice = torch.rand(2, 5, 7, dtype=torch.float64)
     y, x = torch.meshgrid(torch.arange(10.0).double(), torch.arange(14.0).double(), indexing="ij")
     grown = draw.grain(lattice, x.expand(2, -1, -1), y.expand(2, -1, -1))
-    assert torch.equal(grown, lattice.repeat(1, 2, 2))                    # exact on the lattice, which repeats
+    assert torch.equal(grown, lattice.repeat(1, 2, 2))  # exact on the lattice, which repeats
     between = draw.grain(lattice, x.expand(2, -1, -1) + 0.4, y.expand(2, -1, -1) + 0.7)
     assert lattice.min() <= between.min() and between.max() <= lattice.max()
     colours = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (1.0, 0.0, 0.4))
-    assert torch.equal(draw.palette(colours, torch.tensor([0.0, 0.5, 1.0]))[:, :, 0, 0], torch.tensor(colours))
+    assert torch.equal(
+        draw.palette(colours, torch.tensor([0.0, 0.5, 1.0]))[:, :, 0, 0], torch.tensor(colours)
+    )
     knots, at = ((0.1, 1.0), (0.4, 3.0), (0.9, 2.0)), torch.rand(50, dtype=torch.float64)
     np.testing.assert_allclose(base.through(at, knots), np.interp(at, *zip(*knots, strict=True)))
 
 
 # data sets, bad input, cards
 
+
 def test_a_rendered_data_set_is_one_of_ours(faces):
     data = rendered.load("faces", "validation", n=5, label="age")
-    assert torch.equal(data.x, faces.render(data.factors)) and torch.equal(data.y, faces.label("age")(data.factors))
-    assert torch.equal(data.labels[:, data.label_names.index("age")], data.y) and data.class_names == ("young", "old")
+    assert torch.equal(data.x, faces.render(data.factors)) and torch.equal(
+        data.y, faces.label("age")(data.factors)
+    )
+    assert torch.equal(
+        data.labels[:, data.label_names.index("age")], data.y
+    ) and data.class_names == ("young", "old")
     two = data.take([3, 1])
-    assert torch.equal(faces.render(two.factors), data.x[[3, 1]]) and torch.equal(two.ids, data.ids[[3, 1]])
+    assert torch.equal(faces.render(two.factors), data.x[[3, 1]]) and torch.equal(
+        two.ids, data.ids[[3, 1]]
+    )
     x, y, i = data[2]
     assert x.shape == (3, 64, 64) and y in (0, 1) and i == data.ids[2]
     assert rendered.load("roads", n=2, size=(32, 64)).x.shape == (2, 3, 32, 64)
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda w: worlds.get("moon"), "world: got 'moon', expected one of"),
-    (lambda w: w.sample(0), "n, start: got 0, 0"),
-    (lambda w: w.sample(2, start=-1), "n, start: got 2, -1"),
-    (lambda w: w.sample(2, "holdout"), "split: got 'holdout'"),
-    (lambda w: w.sample(2, variant="wild"), "variant: got 'wild', expected one of"),
-    (lambda w: w.sample(2, variant={"smile": (("nose", 0.5),)}), "factor: got 'nose'"),
-    (lambda w: w.sample(2, variant={"grey": (("smile", 0.5),)}), "'grey' is a child"),
-    (lambda w: w.sample(2, variant={"age": (("smile", 0.9), ("beard", 0.9))}), "parents of 'age' explain a variance of 1.620"),
-    (lambda w: w.sample(2, variant={"age": (("smile", 0.5),), "smile": (("age", 0.5),)}), "without circles"),
-    (lambda w: w.sample(2).move("smile", 1.2), "value: from 1.2 to 1.2 for smile, expected inside"),
-    (lambda w: w.sample(2).move("smile", torch.tensor([0.1, torch.nan])), "for smile, expected inside"),
-    (lambda w: w.sample(2).move("frown", 0.5), "factor: got 'frown'"),
-    (lambda w: w.sample(2)["frown"], "factor: got 'frown'"),
-    (lambda w: w.label("sad"), "label: got 'sad', expected one of"),
-    (lambda w: w.role("hero"), "role: got 'hero'"),
-    (lambda w: w.render(w.sample(1), (8, 8)), "size: got \\(8, 8\\)"),
-    (lambda w: w.render(w.sample(1), (64, 128)), "size: got \\(64, 128\\), expected height >= 16 and the proportion"),
-])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda w: worlds.get("moon"), "world: got 'moon', expected one of"),
+        (lambda w: w.sample(0), "n, start: got 0, 0"),
+        (lambda w: w.sample(2, start=-1), "n, start: got 2, -1"),
+        (lambda w: w.sample(2, "holdout"), "split: got 'holdout'"),
+        (lambda w: w.sample(2, variant="wild"), "variant: got 'wild', expected one of"),
+        (lambda w: w.sample(2, variant={"smile": (("nose", 0.5),)}), "factor: got 'nose'"),
+        (lambda w: w.sample(2, variant={"grey": (("smile", 0.5),)}), "'grey' is a child"),
+        (
+            lambda w: w.sample(2, variant={"age": (("smile", 0.9), ("beard", 0.9))}),
+            "parents of 'age' explain a variance of 1.620",
+        ),
+        (
+            lambda w: w.sample(2, variant={"age": (("smile", 0.5),), "smile": (("age", 0.5),)}),
+            "without circles",
+        ),
+        (
+            lambda w: w.sample(2).move("smile", 1.2),
+            "value: from 1.2 to 1.2 for smile, expected inside",
+        ),
+        (
+            lambda w: w.sample(2).move("smile", torch.tensor([0.1, torch.nan])),
+            "for smile, expected inside",
+        ),
+        (lambda w: w.sample(2).move("frown", 0.5), "factor: got 'frown'"),
+        (lambda w: w.sample(2)["frown"], "factor: got 'frown'"),
+        (lambda w: w.label("sad"), "label: got 'sad', expected one of"),
+        (lambda w: w.role("hero"), "role: got 'hero'"),
+        (lambda w: w.render(w.sample(1), (8, 8)), "size: got \\(8, 8\\)"),
+        (
+            lambda w: w.render(w.sample(1), (64, 128)),
+            "size: got \\(64, 128\\), expected height >= 16 and the proportion",
+        ),
+    ],
+)
 def test_bad_input_is_refused_by_name(faces, call, words):
     with pytest.raises(ValueError, match=words):
         call(faces)
@@ -309,7 +389,10 @@ def test_bad_input_is_refused_by_name(faces, call, words):
 def test_readers_of_the_card_find_what_is_there_and_only_that():
     """Readers on images whose answer is known: brightness tells, then a place tells, then nothing does."""
     gen = torch.Generator().manual_seed(0)
-    x, y = 0.3 + 0.2 * torch.rand(400, 3, 16, 16, generator=gen), torch.randint(0, 2, (400,), generator=gen)
+    x, y = (
+        0.3 + 0.2 * torch.rand(400, 3, 16, 16, generator=gen),
+        torch.randint(0, 2, (400,), generator=gen),
+    )
     bright, placed = x.clone(), x.clone()
     bright[y == 1] += 0.1
     placed[y == 1, :, 3:6] += 0.1
@@ -319,14 +402,18 @@ def test_readers_of_the_card_find_what_is_there_and_only_that():
     assert world_card.from_pixels(placed[:300], y[:300], placed[300:], y[300:]) > 0.95
     assert 0.35 < world_card.from_pixels(x[:300], y[:300], x[300:], y[300:]) < 0.65
     assert world_card.nearest(x[:300], x[300:], 50) == pytest.approx(1, abs=0.03)
-    assert world_card.nearest(x[300:350], x[300:], 50) == 0                     # copies of the queries in the training set
+    assert (
+        world_card.nearest(x[300:350], x[300:], 50) == 0
+    )  # copies of the queries in the training set
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
     weak, strong = (x - x.mean()) * 0 + 0.5, torch.full_like(x, 0.5)
     with torch.no_grad():
         linear[1].weight.copy_(torch.stack([torch.zeros(768), torch.ones(768)]))
-        linear[1].bias.copy_(torch.tensor([0.0, -384.0 + 4.0]))           # margin 4; an eps in every pixel moves 768 eps
-    assert world_card.flipped(linear, weak[:8]) == 1.0                          # 768 * 2 / 255 = 6.0 > 4
-    assert world_card.flipped(linear, strong[:8], eps=1 / 255) == 0.0           # 3.0 < 4
+        linear[1].bias.copy_(
+            torch.tensor([0.0, -384.0 + 4.0])
+        )  # margin 4; an eps in every pixel moves 768 eps
+    assert world_card.flipped(linear, weak[:8]) == 1.0  # 768 * 2 / 255 = 6.0 > 4
+    assert world_card.flipped(linear, strong[:8], eps=1 / 255) == 0.0  # 3.0 < 4
     assert world_card.auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], draws=1)[0] == 0.75
 
 
@@ -337,7 +424,9 @@ OPEN = {("age:", "flipped_by_pgd")}
 @pytest.mark.parametrize("name", sorted(path.stem for path in world_card.FOLDER.glob("*.json")))
 def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
     found = files.read_json(world_card.FOLDER / f"{name}.json")
-    assert found["sha256"] == worlds.get(name).sha256(), f"the world changed: python -m cf_utils.worlds check {name}"
+    assert found["sha256"] == worlds.get(name).sha256(), (
+        f"the world changed: python -m cf_utils.worlds check {name}"
+    )
     assert tuple(found["checked"]) == world_card.CHECKED[name]
     assert world_card.outside(found["checked"]) == found["outside"]
     own = {tuple(line.split(" ")[:2]) for line in found["outside"]}
@@ -345,11 +434,25 @@ def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
 
 
 def test_a_value_outside_its_bounds_is_named_and_ends_non_zero(monkeypatch, tmp_path, capsys):
-    row = {"auc_neutralised": 0.5, "auc_histogram": 0.61, "auc_pixels": 0.7, "auc_cnn": 0.98, "flipped_by_pgd": 0.95,
-           "nearest_train_over_test": 1.0}
+    row = {
+        "auc_neutralised": 0.5,
+        "auc_histogram": 0.61,
+        "auc_pixels": 0.7,
+        "auc_cnn": 0.98,
+        "flipped_by_pgd": 0.95,
+        "nearest_train_over_test": 1.0,
+    }
     monkeypatch.setattr(world_card, "FOLDER", tmp_path)
-    monkeypatch.setattr(world_card, "check", lambda name, n: {"checked": {"smile": row}, "outside": world_card.outside({"smile": row}),
-                                                        "cpu_ms_per_image": 4.0, "seconds": 1.0})
+    monkeypatch.setattr(
+        world_card,
+        "check",
+        lambda name, n: {
+            "checked": {"smile": row},
+            "outside": world_card.outside({"smile": row}),
+            "cpu_ms_per_image": 4.0,
+            "seconds": 1.0,
+        },
+    )
     assert main(["check", "faces"]) == 1
     assert "outside: smile: auc_histogram 0.610 is outside [0.0, 0.6]" in capsys.readouterr().out
     assert files.read_json(tmp_path / "faces.json")["checked"] == {"smile": row}

@@ -13,7 +13,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-PARAMETERS = 'seed = 0\nsteps = 5\nlam = 1.0\nfast = False\nsizes = (1, 2)\nprofile = "demo"\ndata_root = ""'
+PARAMETERS = (
+    'seed = 0\nsteps = 5\nlam = 1.0\nfast = False\nsizes = (1, 2)\nprofile = "demo"\ndata_root = ""'
+)
 SETUP = """import torch, pandas as pd
 from matplotlib.figure import Figure
 from cf_utils import results
@@ -42,13 +44,22 @@ folder.joinpath("metrics.json").write_text(json.dumps({"data": "embedded", "n": 
     "seconds": 1, "device": "cpu", "commit": None, "threads": os.environ.get("OMP_NUM_THREADS")}))"""
 
 
-def make_notebook(root: Path, name: str, *cells: tuple[str, str], parameters: str = PARAMETERS) -> Path:
+def make_notebook(
+    root: Path, name: str, *cells: tuple[str, str], parameters: str = PARAMETERS
+) -> Path:
     """notebooks/<name>.ipynb in `root`; cells: (tag, source); `name` is a variable in them."""
     code = [("parameters", parameters), ("setup", f"name = {name!r}"), *cells]
     path = root / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=[new_markdown_cell(f"# {name[:2]} · tiny"),
-                                       *(new_code_cell(s, metadata={"tags": [t] if t else []}) for t, s in code)]), path)
+    nbformat.write(
+        new_notebook(
+            cells=[
+                new_markdown_cell(f"# {name[:2]} · tiny"),
+                *(new_code_cell(s, metadata={"tags": [t] if t else []}) for t, s in code),
+            ]
+        ),
+        path,
+    )
     return path
 
 
@@ -107,6 +118,7 @@ def ended(pid: int, within: float = 30) -> int:
 
 def killed_at_rename(work: Callable[[], object], nth: int, when: str) -> int:
     """`work` in a fork that is killed just before or after its nth rename; exit status (0: it had fewer renames)."""
+
     def child():
         real, count = os.replace, 0
 
@@ -118,6 +130,8 @@ def killed_at_rename(work: Callable[[], object], nth: int, when: str) -> int:
             real(a, b)
             if (count, when) == (nth, "after"):
                 os.kill(os.getpid(), signal.SIGKILL)
+
         os.replace = replace
         work()
+
     return ended(fork(child))

@@ -8,7 +8,14 @@ from cf_utils.core.deviation import median_absolute_deviation
 from cf_utils.core.explainer import Explainer, SearchResult, describe
 from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
-from cf_utils.core.runtime import device_of, headless, item_noise, pick_device, progress, seed_everything
+from cf_utils.core.runtime import (
+    device_of,
+    headless,
+    item_noise,
+    pick_device,
+    progress,
+    seed_everything,
+)
 
 __all__ = [
     "ALREADY",

@@ -15,9 +15,20 @@ from cf_utils.core.result import Counterfactuals
 from cf_utils.core.runtime import progress
 
 
-def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, target: Tensor, ids, *, score: float | None = None,
-                       batch_size: int = 64, folder: str | Path | None = None, shard: tuple[int, int] = (1, 1),
-                       desc: str | None = None, before_save: Callable[[], None] | None = None) -> Counterfactuals | None:
+def explain_in_batches(
+    explain: Explainer,
+    classifier: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    ids,
+    *,
+    score: float | None = None,
+    batch_size: int = 64,
+    folder: str | Path | None = None,
+    shard: tuple[int, int] = (1, 1),
+    desc: str | None = None,
+    before_save: Callable[[], None] | None = None,
+) -> Counterfactuals | None:
     """Explain in whole batches fixed by row, so that any number of shards gives the same numbers, bit for bit.
 
     With `folder`, each batch is saved under a name that hashes all that it depends on; batches that are there are read, not
@@ -33,7 +44,7 @@ def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, tar
     setting = json.dumps([describe(explain), describe(classifier), score], sort_keys=True)
     starts = list(range(0, len(x), batch_size))
     parts = []
-    for at in progress(starts[k - 1::n], desc=desc or type(explain).__name__, leave=False):
+    for at in progress(starts[k - 1 :: n], desc=desc or type(explain).__name__, leave=False):
         rows = slice(at, at + batch_size)
         where = None
         if folder is not None:
@@ -52,4 +63,4 @@ def explain_in_batches(explain: Explainer, classifier: nn.Module, x: Tensor, tar
         return None
     whole = Counterfactuals.join(parts)
     order = {i: j for j, i in enumerate(listed(whole.ids))}
-    return whole.select([order[i] for i in listed(ids)])          # the caller's order, not the ids'
+    return whole.select([order[i] for i in listed(ids)])  # the caller's order, not the ids'

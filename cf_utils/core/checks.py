@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 
 
-def check_query(x: Tensor, target: Tensor, ids=None, bounds=None, score: float | None = None) -> Tensor | tuple[str, ...]:
+def check_query(
+    x: Tensor, target: Tensor, ids=None, bounds=None, score: float | None = None
+) -> Tensor | tuple[str, ...]:
     """Refuse bad input by name before any work; return the ids (row numbers where None came).
 
     Args: x float (B, ...), finite, inside `bounds` (low, high: scalars or tensors per feature; None = no range);
     target int64 (B,); ids int64 (B,) or B distinct strings; score in (0, 1) or None.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a float tensor (B, ...)")
+        raise ValueError(
+            f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a float tensor (B, ...)"
+        )
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, ...) with B >= 1")
     if not x.isfinite().all():
@@ -25,27 +29,39 @@ def check_query(x: Tensor, target: Tensor, ids=None, bounds=None, score: float |
         if (low >= high).any():
             raise ValueError("bounds: low must be under high")
         if (x < low - 1e-6).any() or (x > high + 1e-6).any():
-            raise ValueError(f"x: values from {x.min():.3g} to {x.max():.3g}, expected inside bounds {_brief(bounds)}. "
-                             "Was it normalised? Normalisation belongs inside the classifier")
+            raise ValueError(
+                f"x: values from {x.min():.3g} to {x.max():.3g}, expected inside bounds {_brief(bounds)}. "
+                "Was it normalised? Normalisation belongs inside the classifier"
+            )
     if not isinstance(target, Tensor) or target.dtype != torch.int64 or target.shape != (len(x),):
-        got = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        got = (
+            f"{target.dtype} {tuple(target.shape)}"
+            if isinstance(target, Tensor)
+            else type(target).__name__
+        )
         raise ValueError(f"target: got {got}, expected int64 ({len(x)},)")
     if score is not None and not 0 < score < 1:
         raise ValueError(f"score: got {score}, expected a probability inside (0, 1)")
     if ids is None:
         return torch.arange(len(x))
     if isinstance(ids, Tensor) and (ids.dtype != torch.int64 or ids.ndim != 1):
-        raise ValueError(f"ids: got {ids.dtype} {tuple(ids.shape)}, expected int64 ({len(x)},) or strings")
+        raise ValueError(
+            f"ids: got {ids.dtype} {tuple(ids.shape)}, expected int64 ({len(x)},) or strings"
+        )
     ids = ids.cpu() if isinstance(ids, Tensor) else tuple(ids)
     if not isinstance(ids, Tensor) and not all(isinstance(i, str) for i in ids):
         raise ValueError("ids: expected an int64 tensor or strings")
     if len(ids) != len(x) or len(set(listed(ids))) != len(x):
-        raise ValueError(f"ids: got {len(ids)} ids, {len(set(listed(ids)))} distinct, expected {len(x)} distinct ones")
+        raise ValueError(
+            f"ids: got {len(ids)} ids, {len(set(listed(ids)))} distinct, expected {len(x)} distinct ones"
+        )
     return ids
 
 
 def _brief(bounds) -> str:
-    return "[" + ", ".join(f"{float(b):g}" if np.ndim(b) == 0 else "per feature" for b in bounds) + "]"
+    return (
+        "[" + ", ".join(f"{float(b):g}" if np.ndim(b) == 0 else "per feature" for b in bounds) + "]"
+    )
 
 
 def listed(ids) -> list:
@@ -54,7 +70,11 @@ def listed(ids) -> list:
 
 def check_logits(logits: Tensor, x: Tensor, target: Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        raise ValueError(f"classifier: gave {tuple(logits.shape)} for {len(x)} rows, expected logits (B, K) with K >= 2 "
-                         "(cf_utils.models.classifiers.OneOutput wraps a single sigmoid output)")
+        raise ValueError(
+            f"classifier: gave {tuple(logits.shape)} for {len(x)} rows, expected logits (B, K) with K >= 2 "
+            "(cf_utils.models.classifiers.OneOutput wraps a single sigmoid output)"
+        )
     if (target < 0).any() or (target >= logits.shape[1]).any():
-        raise ValueError(f"target: values from {target.min()} to {target.max()}, expected 0 to {logits.shape[1] - 1}")
+        raise ValueError(
+            f"target: values from {target.min()} to {target.max()}, expected 0 to {logits.shape[1] - 1}"
+        )

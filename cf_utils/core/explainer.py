@@ -18,7 +18,9 @@ from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import device_of
 
-_RESULTS: WeakKeyDictionary[Counterfactuals, dict] = WeakKeyDictionary()    # described once, not once a batch: they can be large
+_RESULTS: WeakKeyDictionary[Counterfactuals, dict] = (
+    WeakKeyDictionary()
+)  # described once, not once a batch: they can be large
 
 
 @dataclass
@@ -27,9 +29,9 @@ class SearchResult:
 
     counterfactual: Tensor
     mask: Tensor | None = None
-    path: Tensor | None = None                      # (B, steps, ...), without the query
-    path_len: Tensor | None = None                  # states in `path`, without the query
-    reason: list[str] | None = None                 # a method's own word on a failure, "" to leave it to the call
+    path: Tensor | None = None  # (B, steps, ...), without the query
+    path_len: Tensor | None = None  # states in `path`, without the query
+    reason: list[str] | None = None  # a method's own word on a failure, "" to leave it to the call
     generator: PassCounter | None = None
 
 
@@ -41,12 +43,15 @@ class Explainer(ABC):
     `search(f, x, target, ids, tau) -> SearchResult`, a batched computation in which rows do not influence each other.
     """
 
-    tau: float = 0.5                                # wanted probability of the target
-    seed: int = 0                                   # of all noise
-    bounds: tuple[Any, Any] | None = (0.0, 1.0)     # the data's valid range: scalars, or tensors per feature
-    constraints: Constraints | None = None          # what a row of a table may do; kept exactly
+    tau: float = 0.5  # wanted probability of the target
+    seed: int = 0  # of all noise
+    bounds: tuple[Any, Any] | None = (
+        0.0,
+        1.0,
+    )  # the data's valid range: scalars, or tensors per feature
+    constraints: Constraints | None = None  # what a row of a table may do; kept exactly
 
-    keeps_constraints: ClassVar[bool] = False       # does the method's search know of them?
+    keeps_constraints: ClassVar[bool] = False  # does the method's search know of them?
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
         """y, moved to the nearest point that the constraints allow for x; y itself where there are none."""
@@ -59,7 +64,9 @@ class Explainer(ABC):
     def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027  (a hook: not every method has something of its own)
         """A method's own checks on its parts against the input and the classifier, before any search."""
 
-    def __call__(self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None) -> Counterfactuals:
+    def __call__(
+        self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None
+    ) -> Counterfactuals:
         """Explain each row: what must change in x for `classifier` to decide `target`, with probability `score` or tau.
 
         classifier maps x to logits (B, K >= 2), normalisation inside it. The search runs on its device, the result is on the CPU,
@@ -70,7 +77,11 @@ class Explainer(ABC):
             raise ValueError(f"tau: got {self.tau}, expected a probability inside (0, 1)")
         self._check_constraints(x)
         place = device_of(classifier, x.device)
-        tau, x, target = self.tau if score is None else score, x.detach().to(place), target.to(place)
+        tau, x, target = (
+            self.tau if score is None else score,
+            x.detach().to(place),
+            target.to(place),
+        )
         first = PassCounter(classifier, len(x))
         with frozen(classifier):
             with torch.no_grad():
@@ -85,12 +96,21 @@ class Explainer(ABC):
             search = PassCounter(classifier, len(todo))
             found = SearchResult(x[:0])
             if len(todo):
-                own = ids[todo.cpu()] if isinstance(ids, Tensor) else tuple(ids[i] for i in todo.tolist())
-                with torch.enable_grad():           # a caller's no_grad is about its own graph
+                own = (
+                    ids[todo.cpu()]
+                    if isinstance(ids, Tensor)
+                    else tuple(ids[i] for i in todo.tolist())
+                )
+                with torch.enable_grad():  # a caller's no_grad is about its own graph
                     found = self.search(search, x[todo], target[todo], own, tau)
                 found.counterfactual = found.counterfactual.detach()
-                if self.constraints is not None and not self.constraints.kept(found.counterfactual, x[todo]).all():
-                    raise RuntimeError(f"{type(self).__name__} broke a constraint: a fault of the method, please report it")
+                if (
+                    self.constraints is not None
+                    and not self.constraints.kept(found.counterfactual, x[todo]).all()
+                ):
+                    raise RuntimeError(
+                        f"{type(self).__name__} broke a constraint: a fault of the method, please report it"
+                    )
             cf = x.clone()
             if len(todo):
                 fine = found.counterfactual.flatten(1).isfinite().all(1)
@@ -103,14 +123,37 @@ class Explainer(ABC):
         valid = (logits.argmax(1) == target) & p.isfinite()
         reached = valid & (p >= tau)
         own = dict(zip(todo.tolist(), found.reason or [], strict=False))
-        reason = [ALREADY if done[i] else NAN if broken[i] or not p[i].isfinite() else "" if reached[i]
-                  else own.get(i) or (BELOW if valid[i] else OTHER) for i in range(len(x))]
+        reason = [
+            ALREADY
+            if done[i]
+            else NAN
+            if broken[i] or not p[i].isfinite()
+            else ""
+            if reached[i]
+            else own.get(i) or (BELOW if valid[i] else OTHER)
+            for i in range(len(x))
+        ]
         at = todo.cpu()
-        counts = {k: getattr(first, k).index_add(0, at, getattr(search, k)) for k in ("n_forward", "n_backward", "seconds")}
+        counts = {
+            k: getattr(first, k).index_add(0, at, getattr(search, k))
+            for k in ("n_forward", "n_backward", "seconds")
+        }
         return Counterfactuals(
-            query=x, counterfactual=cf, target=target, source=source.masked_fill(broken, -1), score=p, valid=valid,
-            reached=reached, reason=tuple(reason), ids=ids, settings={**describe(self), "classifier": describe(classifier)},
-            seed=self.seed, row_ids=row_ids, **counts, **self._spread(found, x, todo)).cpu()
+            query=x,
+            counterfactual=cf,
+            target=target,
+            source=source.masked_fill(broken, -1),
+            score=p,
+            valid=valid,
+            reached=reached,
+            reason=tuple(reason),
+            ids=ids,
+            settings={**describe(self), "classifier": describe(classifier)},
+            seed=self.seed,
+            row_ids=row_ids,
+            **counts,
+            **self._spread(found, x, todo),
+        ).cpu()
 
     def _check_constraints(self, x: Tensor) -> None:
         if self.constraints is None:
@@ -118,7 +161,9 @@ class Explainer(ABC):
         if not self.keeps_constraints:
             raise ValueError(f"constraints: {type(self).__name__} cannot keep them, expected None")
         if x.ndim != 2 or x.shape[1:] != self.constraints.low.shape:
-            raise ValueError(f"constraints: for {len(self.constraints.low)} features, got x of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"constraints: for {len(self.constraints.low)} features, got x of shape {tuple(x.shape)}"
+            )
 
     @staticmethod
     def _spread(found: SearchResult, x: Tensor, todo: Tensor) -> dict[str, Tensor]:
@@ -130,7 +175,9 @@ class Explainer(ABC):
             path = x[:, None].repeat(1, 1 + found.path.shape[1], *[1] * (x.ndim - 1))
             path[todo, 1:] = found.path
             out["path"] = path
-            out["path_len"] = torch.ones(len(x), dtype=torch.int64).index_copy(0, todo.cpu(), 1 + found.path_len.cpu())
+            out["path_len"] = torch.ones(len(x), dtype=torch.int64).index_copy(
+                0, todo.cpu(), 1 + found.path_len.cpu()
+            )
         if found.generator is not None:
             found.generator.flush()
             for k in ("n_forward", "n_backward"):
@@ -146,8 +193,10 @@ def _asked(first: PassCounter, x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as e:
-        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not take: "
-                         f"{str(e).strip().splitlines()[0]}") from e
+        raise ValueError(
+            f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not take: "
+            f"{str(e).strip().splitlines()[0]}"
+        ) from e
 
 
 def describe(thing: Any) -> Any:
@@ -172,4 +221,6 @@ def describe(thing: Any) -> Any:
 
 
 def _fields(thing: Any) -> dict:
-    return {"method": type(thing).__name__} | {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+    return {"method": type(thing).__name__} | {
+        f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)
+    }

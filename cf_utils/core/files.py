@@ -53,7 +53,9 @@ def read_json(path: str | Path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     with whole_file(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
 
@@ -73,7 +75,9 @@ def sha256(*parts: bytes | str | Tensor | Path) -> str:
                     h.update(block)
         elif isinstance(part, Tensor):
             h.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            h.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            h.update(
+                part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         else:
             h.update(part.encode() if isinstance(part, str) else part)
     return h.hexdigest()
@@ -84,16 +88,23 @@ def module_sha256(module: nn.Module) -> str:
     return sha256(*(p for k, v in sorted(module.state_dict().items()) for p in (k, v)))
 
 
-def save_checkpoint(name: str, module: nn.Module, card: dict, folder: Path = CHECKPOINTS, half: bool = True) -> Path:
+def save_checkpoint(
+    name: str, module: nn.Module, card: dict, folder: Path = CHECKPOINTS, half: bool = True
+) -> Path:
     """Write `<name>.safetensors` and its card `<name>.json`; floats as float16 unless `half` is False.
 
     The card gets the file's hash, so a weights file and a card of two trainings are never taken for a pair.
     """
-    state = {k: v.half() if half and v.is_floating_point() else v for k, v in module.state_dict().items()}
+    state = {
+        k: v.half() if half and v.is_floating_point() else v for k, v in module.state_dict().items()
+    }
     path = folder / f"{name}.safetensors"
     write_tensors(path, state)
     parameters = sum(p.numel() for p in module.parameters())
-    write_json(path.with_suffix(".json"), {"name": name, **card, "parameters": parameters, "sha256": sha256(path)})
+    write_json(
+        path.with_suffix(".json"),
+        {"name": name, **card, "parameters": parameters, "sha256": sha256(path)},
+    )
     return path
 
 
@@ -105,10 +116,14 @@ def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) ->
     path = folder / f"{name}.safetensors"
     for p in (path, path.with_suffix(".json")):
         if not p.exists():
-            raise FileNotFoundError(f"{p} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it")
+            raise FileNotFoundError(
+                f"{p} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it"
+            )
     card = read_json(path.with_suffix(".json"))
     if (found := sha256(path)) != card["sha256"]:
-        raise ValueError(f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again")
+        raise ValueError(
+            f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again"
+        )
     state, own = read_tensors(path), module.state_dict()
     if wrong := misfits(state, own):
         raise ValueError(f"{path} does not fit {type(module).__name__}: " + "; ".join(wrong[:8]))
@@ -128,9 +143,19 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 def misfits(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     """What of a file's weights does not fit a model's, by name with both shapes; empty when all do."""
+
     def shape(s: dict, k: str):
-        return "absent" if k not in s else tuple(s[k].shape) if isinstance(s[k], Tensor) else f"a {type(s[k]).__name__}"
-    shapes = {k: [shape(s, k) for s in (state, own)] for k in sorted(map(str, state.keys() | own.keys()))}
+        return (
+            "absent"
+            if k not in s
+            else tuple(s[k].shape)
+            if isinstance(s[k], Tensor)
+            else f"a {type(s[k]).__name__}"
+        )
+
+    shapes = {
+        k: [shape(s, k) for s in (state, own)] for k in sorted(map(str, state.keys() | own.keys()))
+    }
     return [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
 
 
@@ -146,8 +171,16 @@ def read_published(path: str | Path) -> dict:
         if path.suffix == ".safetensors":
             return read_tensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, OSError) as e:
-        raise ValueError(f"{path}: no safetensors and no torch file of tensors alone: {e!s:.200}") from e
+    except (
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as e:
+        raise ValueError(
+            f"{path}: no safetensors and no torch file of tensors alone: {e!s:.200}"
+        ) from e
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
     return content

@@ -41,7 +41,7 @@ class PassCounter:
         self._rows, self._pending, self._since = torch.arange(n), [0, 0], time.perf_counter()
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        if rows is not self._rows:          # the same rows object again costs two additions, not an index
+        if rows is not self._rows:  # the same rows object again costs two additions, not an index
             self.flush()
             self._rows = rows
         self._pending[0] += 1

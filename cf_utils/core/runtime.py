@@ -35,7 +35,9 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def item_noise(seed: int, ids: Tensor | Sequence[str], shape: Sequence[int], stream: str, kind: str = "normal") -> Tensor:
+def item_noise(
+    seed: int, ids: Tensor | Sequence[str], shape: Sequence[int], stream: str, kind: str = "normal"
+) -> Tensor:
     """Noise (B, *shape) that depends on (seed, id, stream) alone: not on the batch, the shard or the order.
 
     Drawn in float32 on the CPU from a SHA-256 of the three; the caller casts and moves it. `kind`: normal N(0, 1) or
@@ -51,7 +53,9 @@ def item_noise(seed: int, ids: Tensor | Sequence[str], shape: Sequence[int], str
 
 def headless() -> bool:
     """True where nobody watches: papermill and nbval runs (CF_HEADLESS), or a stderr that is no terminal."""
-    return bool(os.environ.get("CF_HEADLESS")) or not ("ipykernel" in sys.modules or sys.stderr.isatty())
+    return bool(os.environ.get("CF_HEADLESS")) or not (
+        "ipykernel" in sys.modules or sys.stderr.isatty()
+    )
 
 
 def progress(items: Iterable | None = None, **kw) -> tqdm:

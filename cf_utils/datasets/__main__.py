@@ -10,7 +10,12 @@ from cf_utils.datasets.catalog import FETCHABLE, SETS
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cf_utils.datasets", description=__doc__)
     parser.add_argument("--data", default="", help="data root; empty means the embedded default")
-    parser.add_argument("--fetch", metavar="NAME", choices=FETCHABLE, help="download this set to --data, checksums verified")
+    parser.add_argument(
+        "--fetch",
+        metavar="NAME",
+        choices=FETCHABLE,
+        help="download this set to --data, checksums verified",
+    )
     args = parser.parse_args(argv)
     if args.fetch:
         if not args.data:

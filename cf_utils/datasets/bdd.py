@@ -24,12 +24,20 @@ STAND_IN = "cf_utils.worlds (roads)"
 ACTIONS = ("forward", "stop", "left", "right")
 FILE = {"train": "train", "validation": "val", "test": "test"}
 OIA = ("lastframe", "BDD-OIA/lastframe", "bdd_oia/lastframe", "BDD-OIA", ".")
-BDD100K = {"100k": ("bdd100k/images/100k", "images/100k"),
-           "10k": ("bdd100k/images/10k", "images/10k", "bdd100k/seg/images", "seg/images")}
+BDD100K = {
+    "100k": ("bdd100k/images/100k", "images/100k"),
+    "10k": ("bdd100k/images/10k", "images/10k", "bdd100k/seg/images", "seg/images"),
+}
 
 
-def load(root: str = "", split: str = "validation", part: str = "oia", action: str | None = "forward",
-         size: tuple[int, int] = (256, 512), broken: str = "error") -> OnDisk:
+def load(
+    root: str = "",
+    split: str = "validation",
+    part: str = "oia",
+    action: str | None = "forward",
+    size: tuple[int, int] = (256, 512),
+    broken: str = "error",
+) -> OnDisk:
     """Scenes (3, *size), size (height, width), in [0, 1]; id: the file's name without its end.
 
     part oia: y is 1 where `action` may be taken (N,), or all four (N, 4) for `action=None`; parts 100k, 10k: y is -1, unknown,
@@ -51,7 +59,9 @@ def load(root: str = "", split: str = "validation", part: str = "oia", action: s
         all_four = torch.tensor(categories, dtype=torch.int64).reshape(-1, len(ACTIONS))
         y = all_four if action is None else all_four[:, ACTIONS.index(action)]
         class_names = ACTIONS if action is None else _answers(action)
-    return images.split("bdd", folder, names, y, [Path(n).stem for n in names], class_names, change, broken)
+    return images.split(
+        "bdd", folder, names, y, [Path(n).stem for n in names], class_names, change, broken
+    )
 
 
 def _answers(action: str) -> tuple[str, str]:
@@ -66,7 +76,9 @@ def status(root: str = "") -> Status:
         for label, inside in (("OIA", _actions_files("validation")), ("BDD100K", places)):
             here += [label] if any((Path(root) / i).exists() for i in inside) else []
         if not here:
-            images.folder_with("bdd", root, OIA, "data", f"{FILE['validation']}_25k_images_actions.json")
+            images.folder_with(
+                "bdd", root, OIA, "data", f"{FILE['validation']}_25k_images_actions.json"
+            )
     except FileNotFoundError as e:
         return Status("bdd", "missing", str(e))
     return Status("bdd", "present", f"{' and '.join(here)} in {root}")
@@ -86,14 +98,18 @@ def _oia(root: str, split: str) -> tuple[Path, list[str], list[list[int]]]:
         entries = sorted((i["file_name"], int(i["id"])) for i in content["images"])
         categories = [list(a["category"]) for a in content["annotations"]]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(missing("bdd", path, f"no list of images and annotations: {type(e).__name__} {e}")) from e
+        raise ValueError(
+            missing("bdd", path, f"no list of images and annotations: {type(e).__name__} {e}")
+        ) from e
     names, kept = [], []
     for name, at in entries:
         if not 0 <= at < len(categories):
             raise ValueError(missing("bdd", path, f"{name}: annotation {at} of {len(categories)}"))
         category = categories[at]
         if len(category) not in (4, 5) or any(c not in (0, 1) for c in category):
-            raise ValueError(missing("bdd", path, f"{name}: category {category}, expected 4 or 5 of 0 or 1"))
+            raise ValueError(
+                missing("bdd", path, f"{name}: category {category}, expected 4 or 5 of 0 or 1")
+            )
         if len(category) == 5 and category[4] == 1:
             continue
         names.append(name)

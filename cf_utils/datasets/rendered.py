@@ -26,12 +26,27 @@ class Rendered(InMemory):
 
     def take(self, rows: Tensor | Sequence[int]) -> Rendered:
         rows = torch.as_tensor(rows)
-        return Rendered(self.x[rows], self.y[rows], self.ids[rows], self.class_names, self.source, self.factors.take(rows),
-                        self.labels[rows], self.label_names)
+        return Rendered(
+            self.x[rows],
+            self.y[rows],
+            self.ids[rows],
+            self.class_names,
+            self.source,
+            self.factors.take(rows),
+            self.labels[rows],
+            self.label_names,
+        )
 
 
-def load(name: str, split: str = "test", n: int = 1000, variant: str | Graph = "independent", size: tuple[int, int] | None = None,
-         seed: int = 0, label: str | None = None) -> Rendered:
+def load(
+    name: str,
+    split: str = "test",
+    n: int = 1000,
+    variant: str | Graph = "independent",
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    label: str | None = None,
+) -> Rendered:
     """The first n images of a split of a world; `label` names y (smile of faces, action of roads where it is None).
 
     ValueError on an unknown world, split, variant or label, on n < 1, and on a size of another proportion.

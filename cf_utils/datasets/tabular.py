@@ -34,10 +34,12 @@ class Layout:
 
     name: str
     features: tuple[str, ...]
-    sensible: Mapping[str, int]                 # direction in which a change speaks for approval: +1, -1, 0 = no such direction
-    immutable: tuple[str, ...]                  # what an applicant cannot change: a default for `constraints`
-    categories: Mapping[str, Sequence[int]]     # features with these values only
-    codes: Mapping[int, str] = field(default_factory=dict)      # values that stand for the lack of one
+    sensible: Mapping[
+        str, int
+    ]  # direction in which a change speaks for approval: +1, -1, 0 = no such direction
+    immutable: tuple[str, ...]  # what an applicant cannot change: a default for `constraints`
+    categories: Mapping[str, Sequence[int]]  # features with these values only
+    codes: Mapping[int, str] = field(default_factory=dict)  # values that stand for the lack of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +47,9 @@ class Table(InMemory):
     """A split of a table: x (N, F) float32, scaled by the training rows; y (N,), 0 refused, 1 approved; ids (N,)."""
 
     layout: Layout
-    low: Tensor = field(repr=False)             # (F,) float64: smallest training value, in units
-    high: Tensor = field(repr=False)            # (F,) float64: largest
-    lowest: Tensor = field(repr=False)          # (F,) float64: smallest training value that is no code
+    low: Tensor = field(repr=False)  # (F,) float64: smallest training value, in units
+    high: Tensor = field(repr=False)  # (F,) float64: largest
+    lowest: Tensor = field(repr=False)  # (F,) float64: smallest training value that is no code
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -67,11 +69,15 @@ class Table(InMemory):
         """Rows (N, F) of x in the data's units. What is a whole number up to float32's rounding becomes one; nothing else is
         rounded, so an amount that a search left between two whole numbers is seen as that."""
         if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(self.features):
-            raise ValueError(f"x: got {tuple(getattr(x, 'shape', ()))}, expected (N, {len(self.features)})")
+            raise ValueError(
+                f"x: got {tuple(getattr(x, 'shape', ()))}, expected (N, {len(self.features)})"
+            )
         x = x.detach().cpu().double()
         units = x * self.span + self.low
         whole = units.round()
-        units = torch.where((units - whole).abs() <= 1.2e-7 * self.span * x.abs().clamp(min=1), whole, units)
+        units = torch.where(
+            (units - whole).abs() <= 1.2e-7 * self.span * x.abs().clamp(min=1), whole, units
+        )
         frame = pd.DataFrame(units.numpy(), columns=list(self.features))
         return frame.astype({f: np.int64 for f in frame if (frame[f] % 1 == 0).all()})
 
@@ -86,17 +92,32 @@ class Table(InMemory):
     def _scaled(self, units: np.ndarray) -> Tensor:
         return ((torch.from_numpy(units) - self.low) / self.span).float()
 
-    def constraints(self, immutable: Sequence[str] = (), only_up: Sequence[str] = (), only_down: Sequence[str] = (),
-                    integer: bool = True, ranges: Mapping[str, tuple[float, float]] | None = None) -> Constraints:
+    def constraints(
+        self,
+        immutable: Sequence[str] = (),
+        only_up: Sequence[str] = (),
+        only_down: Sequence[str] = (),
+        integer: bool = True,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Constraints:
         """Constraints by feature name. Each value stays in the range of the training rows, codes left out (a changed value is
         advice, and no one can be advised to have no record), or in `ranges` {feature: (low, high)}, in units. `integer` keeps
         whole numbers whole."""
-        groups = {"immutable": immutable, "only_up": only_up, "only_down": only_down, "ranges": tuple(ranges or ())}
+        groups = {
+            "immutable": immutable,
+            "only_up": only_up,
+            "only_down": only_down,
+            "ranges": tuple(ranges or ()),
+        }
         for name, given in groups.items():
             if isinstance(given, str):
-                raise ValueError(f"{name}: got the text {given!r}, expected a sequence of feature names")
+                raise ValueError(
+                    f"{name}: got the text {given!r}, expected a sequence of feature names"
+                )
             if unknown := [f for f in given if f not in self.features]:
-                raise ValueError(f"{name}: unknown feature {unknown[0]!r}, expected names out of {list(self.features)}")
+                raise ValueError(
+                    f"{name}: unknown feature {unknown[0]!r}, expected names out of {list(self.features)}"
+                )
         if both := sorted(set(only_up) & set(only_down)):
             raise ValueError(f"only_up, only_down: {both} are in both; name them immutable instead")
         low, high = self.lowest.clone(), self.high.clone()
@@ -104,18 +125,28 @@ class Table(InMemory):
             if not a <= b:
                 raise ValueError(f"ranges: {f} from {a} to {b}, expected low <= high")
             low[self.features.index(f)], high[self.features.index(f)] = a, b
-        named = {k: torch.tensor([f in groups[k] for f in self.features]) for k in ("immutable", "only_up", "only_down")}
+        named = {
+            k: torch.tensor([f in groups[k] for f in self.features])
+            for k in ("immutable", "only_up", "only_down")
+        }
         step = 1 / self.span if integer else torch.zeros(len(self.features))
-        return Constraints(low=((low - self.low) / self.span).float(), high=((high - self.low) / self.span).float(),
-                           step=step.float(), **named)
+        return Constraints(
+            low=((low - self.low) / self.span).float(),
+            high=((high - self.low) / self.span).float(),
+            step=step.float(),
+            **named,
+        )
 
     def changes(self, query_row: Tensor, cf_row: Tensor, least: float = 0.0) -> list[str]:
         """What differs between two rows (F,) of x, in units: "NetFractionRevolvingBurden 51 -> 38". `least`: smallest
         |difference| in x that is told (0.001 is the threshold of the paper's Eq. 9); codes are spelled out."""
         before, after = (self.to_units(row[None]).iloc[0] for row in (query_row, cf_row))
         far = ((cf_row - query_row).abs() >= least).tolist()
-        return [f"{f} {self._told(before[f], after[f])} -> {self._told(after[f], before[f])}"
-                for f, tell in zip(self.features, far, strict=True) if tell and before[f] != after[f]]
+        return [
+            f"{f} {self._told(before[f], after[f])} -> {self._told(after[f], before[f])}"
+            for f, tell in zip(self.features, far, strict=True)
+            if tell and before[f] != after[f]
+        ]
 
     def _told(self, value: float, other: float) -> str:
         if value == round(value):
@@ -132,12 +163,18 @@ def numbers(frame: pd.DataFrame, layout: Layout, whole: bool = False) -> np.ndar
     out = np.empty(frame.shape)
     for j, f in enumerate(layout.features):
         column = out[:, j] = pd.to_numeric(frame[f], errors="coerce").to_numpy(np.float64)
-        refuse(frame[f], ~np.isfinite(column) & frame[f].notna().to_numpy(), "expected a finite number")
+        refuse(
+            frame[f], ~np.isfinite(column) & frame[f].notna().to_numpy(), "expected a finite number"
+        )
         refuse(frame[f], np.isnan(column), "a value is missing")
         if whole:
             refuse(frame[f], column != np.round(column), "expected a whole number")
         if (known := layout.categories.get(f)) is not None:
-            refuse(frame[f], ~np.isin(column, known), f"unknown category, expected one of {list(known)}")
+            refuse(
+                frame[f],
+                ~np.isin(column, known),
+                f"unknown category, expected one of {list(known)}",
+            )
     return out
 
 
@@ -145,14 +182,18 @@ def refuse(column: pd.Series, wrong: np.ndarray, said: str) -> None:
     """ValueError that names the column and its first wrong row."""
     if wrong.any():
         i = wrong.argmax()
-        raise ValueError(f"column {column.name!r}, row {i} (counted from 0): got {column.iloc[i]!s}; {said}")
+        raise ValueError(
+            f"column {column.name!r}, row {i} (counted from 0): got {column.iloc[i]!s}; {said}"
+        )
 
 
 def check_columns(found: Sequence[str], expected: Sequence[str]) -> None:
     """ValueError that names the first column that is missing, unknown, doubled or out of its place."""
-    for wrong, said in (([c for c in expected if c not in found], "is missing"),
-                        ([c for c in found if c not in expected], "is unknown"),
-                        ([c for i, c in enumerate(found) if c in found[:i]], "comes twice")):
+    for wrong, said in (
+        ([c for c in expected if c not in found], "is missing"),
+        ([c for c in found if c not in expected], "is unknown"),
+        ([c for i, c in enumerate(found) if c in found[:i]], "comes twice"),
+    ):
         if wrong:
             raise ValueError(f"column {wrong[0]!r} {said}; expected {list(expected)}")
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -167,7 +208,9 @@ def find(name: str, root: str, files: Sequence[str]) -> Path:
         for file in files:
             if (folder / file).is_file():
                 return folder / file
-    raise FileNotFoundError(missing(name, tried[-1], f"none of {list(files)} there or in its folder {name}/"))
+    raise FileNotFoundError(
+        missing(name, tried[-1], f"none of {list(files)} there or in its folder {name}/")
+    )
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -192,20 +235,34 @@ def parts(n: int, sizes: tuple[int, int] | None = None) -> dict[str, np.ndarray]
     validation = round(training / 10)
     if min(training - validation, validation, test) < 1 or training + test > n:
         raise ValueError(f"{n} rows are too few to split")
-    order = np.array(sorted(range(n), key=lambda i: hashlib.sha256(f"row {i}".encode()).digest()))[:training + test]
-    return {"test": np.sort(order[:test]), "validation": np.sort(order[test:test + validation]),
-            "train": np.sort(order[test + validation:])}
+    order = np.array(sorted(range(n), key=lambda i: hashlib.sha256(f"row {i}".encode()).digest()))[
+        : training + test
+    ]
+    return {
+        "test": np.sort(order[:test]),
+        "validation": np.sort(order[test : test + validation]),
+        "train": np.sort(order[test + validation :]),
+    }
 
 
-def table(frame: pd.DataFrame, y: np.ndarray, ids: np.ndarray, split: str, layout: Layout, source: str,
-          sizes: tuple[int, int] | None = None) -> Table:
+def table(
+    frame: pd.DataFrame,
+    y: np.ndarray,
+    ids: np.ndarray,
+    split: str,
+    layout: Layout,
+    source: str,
+    sizes: tuple[int, int] | None = None,
+) -> Table:
     """One split of the whole table `frame` (its columns are the layout's features), scaled by its training rows."""
     units, rows = numbers(frame, layout, whole=True), parts(len(frame), sizes)
     train = units[rows["train"]]
     low, high = train.min(0), train.max(0)
     lowest = np.where(np.isin(train, list(layout.codes)), high, train).min(0)
     y, ids = (torch.from_numpy(t[rows[split]].astype(np.int64)) for t in (y, ids))
-    out = Table(torch.empty(0), y, ids, NAMES, source, layout, *map(torch.from_numpy, (low, high, lowest)))
+    out = Table(
+        torch.empty(0), y, ids, NAMES, source, layout, *map(torch.from_numpy, (low, high, lowest))
+    )
     return replace(out, x=out._scaled(units[rows[split]]))
 
 

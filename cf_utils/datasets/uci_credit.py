@@ -23,18 +23,39 @@ from cf_utils.datasets import tabular
 from cf_utils.datasets.base import Status, missing
 from cf_utils.datasets.tabular import Layout, Table
 
-FILES = ("default of credit card clients.xls", "UCI_Credit_Card.csv", "default of credit card clients.csv")
+FILES = (
+    "default of credit card clients.xls",
+    "UCI_Credit_Card.csv",
+    "default of credit card clients.csv",
+)
 LABELS = ("default payment next month", "default.payment.next.month", "default_payment_next_month")
-SENSIBLE = {   # general knowledge: a higher limit was granted to better clients, delay speaks against, paying speaks for
-    "LIMIT_BAL": 1, "SEX": 0, "EDUCATION": 0, "MARRIAGE": 0, "AGE": 0,
+SENSIBLE = {  # general knowledge: a higher limit was granted to better clients, delay speaks against, paying speaks for
+    "LIMIT_BAL": 1,
+    "SEX": 0,
+    "EDUCATION": 0,
+    "MARRIAGE": 0,
+    "AGE": 0,
     **{f"PAY_{m}": -1 for m in (0, 2, 3, 4, 5, 6)},
     **{f"BILL_AMT{m}": 0 for m in range(1, 7)},
-    **{f"PAY_AMT{m}": 1 for m in range(1, 7)}}
-COLUMNS = tuple(SENSIBLE)                                    # in the file's order
+    **{f"PAY_AMT{m}": 1 for m in range(1, 7)},
+}
+COLUMNS = tuple(SENSIBLE)  # in the file's order
 IMMUTABLE = ("SEX", "EDUCATION", "MARRIAGE", "AGE")
-LAYOUT = Layout(name="uci_credit", features=COLUMNS, sensible=SENSIBLE, immutable=IMMUTABLE,
-                categories={"SEX": (1, 2), "EDUCATION": range(7), "MARRIAGE": range(4)})
-BROKEN = (ValueError, AssertionError, IndexError, struct.error, xlrd.XLRDError, CompDocError)       # what xlrd raises on damage
+LAYOUT = Layout(
+    name="uci_credit",
+    features=COLUMNS,
+    sensible=SENSIBLE,
+    immutable=IMMUTABLE,
+    categories={"SEX": (1, 2), "EDUCATION": range(7), "MARRIAGE": range(4)},
+)
+BROKEN = (
+    ValueError,
+    AssertionError,
+    IndexError,
+    struct.error,
+    xlrd.XLRDError,
+    CompDocError,
+)  # what xlrd raises on damage
 NOT_EMBEDDED = "no package ships this table; data_root='' has german_credit in its place"
 
 
@@ -53,14 +74,18 @@ def load(root: str, split: str = "test") -> Table:
         if not ids.is_unique or ids.isna().any() or (ids % 1 != 0).any():
             raise ValueError("column 'ID': expected distinct whole numbers")
         y = 1 - tabular.binary(frame[label], (0, 1))
-        return tabular.table(frame[list(COLUMNS)], y, ids.to_numpy(np.int64), split, LAYOUT, "official")
+        return tabular.table(
+            frame[list(COLUMNS)], y, ids.to_numpy(np.int64), split, LAYOUT, "official"
+        )
     except BROKEN as e:
         raise ValueError(missing("uci_credit", path, str(e))) from e
 
 
 def status(root: str = "") -> Status:
     if not root:
-        return Status("uci_credit", "missing", f"{NOT_EMBEDDED}; data/README.md, entry 'uci_credit'")
+        return Status(
+            "uci_credit", "missing", f"{NOT_EMBEDDED}; data/README.md, entry 'uci_credit'"
+        )
     try:
         path = tabular.find("uci_credit", root, FILES)
     except FileNotFoundError as e:

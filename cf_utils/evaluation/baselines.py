@@ -36,14 +36,18 @@ class PGD(Explainer):
 
     def check(self, x: Tensor, logits: Tensor) -> None:
         if not self.eps > 0 or self.steps < 1:
-            raise ValueError(f"eps, steps: got {self.eps}, {self.steps}, expected eps > 0 and steps >= 1")
+            raise ValueError(
+                f"eps, steps: got {self.eps}, {self.steps}, expected eps > 0 and steps >= 1"
+            )
 
     def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         low, high = (torch.as_tensor(b).to(x) for b in self.bounds or (-torch.inf, torch.inf))
         rows, delta = torch.arange(len(x)), torch.zeros_like(x)
         for _ in range(self.steps):
             delta.requires_grad_(True)
-            loss = nn.functional.cross_entropy(f(torch.clamp(x + delta, low, high), rows), target, reduction="sum")
+            loss = nn.functional.cross_entropy(
+                f(torch.clamp(x + delta, low, high), rows), target, reduction="sum"
+            )
             step = 2.5 * self.eps / self.steps * f.grad(loss, delta).sign()
             delta = (delta.detach() - step).clamp(-self.eps, self.eps)
         return SearchResult(torch.clamp(x + delta, low, high))
@@ -62,7 +66,9 @@ class Renderer(nn.Module):
     def rows(self, ids) -> Tensor:
         """Positions of images by their id; ValueError names those that are not there."""
         if lost := [one for one in listed(ids) if one not in self.place]:
-            raise ValueError(f"ids: {lost[:5]} are in no row of factors; pass the data set's own ids")
+            raise ValueError(
+                f"ids: {lost[:5]} are in no row of factors; pass the data set's own ids"
+            )
         return torch.tensor([self.place[one] for one in listed(ids)])
 
 
@@ -75,25 +81,52 @@ class TrueChange(Explainer):
     """
 
     renderer: Renderer = field(repr=False)
-    names: Sequence[str]                    # factors to try: `truth.used` of the classifier's card
+    names: Sequence[str]  # factors to try: `truth.used` of the classifier's card
     scores: Tensor | None = field(default=None, repr=False)
     tau: float = 0.9
 
     def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         at = self.renderer.rows(ids)
-        wanted = torch.full((len(x),), tau, dtype=torch.float64) if self.scores is None else self.scores[at].double()
-        members = true_counterfactuals.search(x, target, wanted, self.renderer.factors.take(at), f.module, self.names)
-        cost = true_counterfactuals.euclid(members.image, x[members.item]).cpu() + 1e6 * ~members.reached
+        wanted = (
+            torch.full((len(x),), tau, dtype=torch.float64)
+            if self.scores is None
+            else self.scores[at].double()
+        )
+        members = true_counterfactuals.search(
+            x, target, wanted, self.renderer.factors.take(at), f.module, self.names
+        )
+        cost = (
+            true_counterfactuals.euclid(members.image, x[members.item]).cpu()
+            + 1e6 * ~members.reached
+        )
         best = (cost == members.least(cost)[members.item]).nonzero().flatten()
         out = x.clone()
         out[members.item[best]] = members.image[best]
         some = set(members.item.tolist())
-        return SearchResult(out, reason=["" if i in some else "no factor alone flips this image" for i in range(len(x))])
+        return SearchResult(
+            out,
+            reason=["" if i in some else "no factor alone flips this image" for i in range(len(x))],
+        )
 
 
-def anchors(classifier: nn.Module, data, target: Tensor, uses: Mapping, scores: Tensor | None = None,
-            eps: float = 2 / 255, tau: float = 0.9) -> dict[str, Counterfactuals]:
+def anchors(
+    classifier: nn.Module,
+    data,
+    target: Tensor,
+    uses: Mapping,
+    scores: Tensor | None = None,
+    eps: float = 2 / 255,
+    tau: float = 0.9,
+) -> dict[str, Counterfactuals]:
     """The three rows for a `datasets.rendered.Rendered`: keys "no change", "PGD", "true". `scores`: an explanation's own."""
-    rows = {"no change": NoChange(), "PGD": PGD(eps=eps),
-            "true": TrueChange(renderer=Renderer(data.factors), names=displacement.used(uses, 0.05), scores=scores, tau=tau)}
+    rows = {
+        "no change": NoChange(),
+        "PGD": PGD(eps=eps),
+        "true": TrueChange(
+            renderer=Renderer(data.factors),
+            names=displacement.used(uses, 0.05),
+            scores=scores,
+            tau=tau,
+        ),
+    }
     return {name: explain(classifier, data.x, target, data.ids) for name, explain in rows.items()}

@@ -29,7 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cf_utils.core import NAN, Counterfactuals, Explainer, PassCounter, SearchResult, frozen
-from cf_utils.explainers.shared.diffusion import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
+from cf_utils.explainers.shared.diffusion import (
+    NAN_PRIOR,
+    chain_of,
+    check_prior,
+    check_taken,
+    counted,
+    taken,
+)
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
 from cf_utils.models.generators.diffusion import DDPM, noise_of
 
@@ -47,25 +54,35 @@ class ACE(Explainer):
     """
 
     prior: DDPM = field(repr=False)
-    spacing: str = "50"                         # the chain's levels (`schedule.spaced`)
-    steps: int = 5                              # tau: how many of them, from the least noise, the filter uses
-    attack: str = "pgd"                         # pgd, gd, cw
-    iterations: int = 50                        # the paper: 100 for gd and cw
-    step: float = 1 / 255                       # pgd: pixels of [0, 1]; gd: times the gradient; cw: Adam's rate for atanh(2x - 1)
-    eps: float = 1.0                            # |x' - x| at most, of each value
-    distance: str = "l1"                        # l1, l2
-    lam: float = 0.003                          # lambda_d, per item
-    kappa: float = 5.0                          # cw: the margin of logits at which the hinge ends
-    threshold: float = 0.15                     # of the mask, as a share of the largest change
-    dilation: int = 15                          # of the mask, pixels, odd
-    stage: str = "ace"                          # ace, pre, fr, f
-    refine: tuple[str, int] | None = None       # another spacing and number of steps for the refinement (section 4.3)
-    common_noise: bool = False                  # the same noise at all iterations of the attack
-    margin: float | None = None                 # an item leaves the attack once its target logit leads by so much after F_tau
-    checkpoint: bool = False                    # recompute a pass of the prior in the backward pass: less memory, equal results
-    bfloat16: bool = False                      # the prior in autocast
+    spacing: str = "50"  # the chain's levels (`schedule.spaced`)
+    steps: int = 5  # tau: how many of them, from the least noise, the filter uses
+    attack: str = "pgd"  # pgd, gd, cw
+    iterations: int = 50  # the paper: 100 for gd and cw
+    step: float = (
+        1 / 255
+    )  # pgd: pixels of [0, 1]; gd: times the gradient; cw: Adam's rate for atanh(2x - 1)
+    eps: float = 1.0  # |x' - x| at most, of each value
+    distance: str = "l1"  # l1, l2
+    lam: float = 0.003  # lambda_d, per item
+    kappa: float = 5.0  # cw: the margin of logits at which the hinge ends
+    threshold: float = 0.15  # of the mask, as a share of the largest change
+    dilation: int = 15  # of the mask, pixels, odd
+    stage: str = "ace"  # ace, pre, fr, f
+    refine: tuple[str, int] | None = (
+        None  # another spacing and number of steps for the refinement (section 4.3)
+    )
+    common_noise: bool = False  # the same noise at all iterations of the attack
+    margin: float | None = (
+        None  # an item leaves the attack once its target logit leads by so much after F_tau
+    )
+    checkpoint: bool = (
+        False  # recompute a pass of the prior in the backward pass: less memory, equal results
+    )
+    bfloat16: bool = False  # the prior in autocast
     trace: int = 10
-    attacked: Counterfactuals | None = field(default=None, repr=False)      # take its pre-explanations instead of attacking
+    attacked: Counterfactuals | None = field(
+        default=None, repr=False
+    )  # take its pre-explanations instead of attacking
 
     @classmethod
     def celeba(cls, prior: DDPM, **changes) -> ACE:
@@ -96,7 +113,10 @@ class ACE(Explainer):
         faces: semantic validity 0.95, the paper's setting 0.31. With another threshold or dilation it is the same, and the change
         another; "25" (sigma 0.5): 0.95, "50" (0.27): 0.83 of the first 24; lambda 0.003 at any noise: under 0.4 of the first 8.
         """
-        return cls(prior=prior, **({"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7} | changes))
+        return cls(
+            prior=prior,
+            **({"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7} | changes),
+        )
 
     @classmethod
     def roads(cls, prior: DDPM, **changes) -> ACE:
@@ -109,7 +129,14 @@ class ACE(Explainer):
         noise of the paper's CelebA. On 24 of them, AUROC: sigma 0.14 0.87, 100 iterations of half the step 0.87, here 0.88.
         On 192 test roads (results/embedded): 1.00 of decisions turned, semantic validity 0.71 of a ceiling of 0.94, AUROC 0.89.
         """
-        own = {"spacing": "50", "attack": "gd", "lam": 1e-6, "step": 0.3, "threshold": 0.05, "dilation": 7}
+        own = {
+            "spacing": "50",
+            "attack": "gd",
+            "lam": 1e-6,
+            "step": 0.3,
+            "threshold": 0.05,
+            "dilation": 7,
+        }
         return cls(prior=prior, **(own | changes))
 
     def with_(self, **changes) -> ACE:
@@ -131,11 +158,17 @@ class ACE(Explainer):
         for name in ("iterations", "trace", "steps"):
             if not isinstance(n := getattr(self, name), int) or n < 1:
                 raise ValueError(f"{name}: got {n!r}, expected a whole number of at least 1")
-        if not (self.step > 0 and self.lam >= 0 and 0 < self.eps <= 1 and self.kappa >= 0):         # not of NaN either
-            raise ValueError(f"step, lam, eps, kappa: got {self.step}, {self.lam}, {self.eps}, {self.kappa}, expected positive, "
-                             "at least 0, in (0, 1], at least 0")
+        if not (
+            self.step > 0 and self.lam >= 0 and 0 < self.eps <= 1 and self.kappa >= 0
+        ):  # not of NaN either
+            raise ValueError(
+                f"step, lam, eps, kappa: got {self.step}, {self.lam}, {self.eps}, {self.kappa}, expected positive, "
+                "at least 0, in (0, 1], at least 0"
+            )
         if self.margin is not None and not self.margin >= 0:
-            raise ValueError(f"margin: got {self.margin}, expected None or at least 0: the target's logit leads by so much")
+            raise ValueError(
+                f"margin: got {self.margin}, expected None or at least 0: the target's logit leads by so much"
+            )
         check_taken("attacked", self.attacked, "ACE")
         first = (self.spacing, self.steps)
         check_prior(self.prior, x, self.bounds, steps=first, refine=self.refine or first)
@@ -147,22 +180,36 @@ class ACE(Explainer):
             if self.attacked is None:
                 pre, states, reason = self._attack(f, generator, x, target, ids)
             else:
-                pre, reason = taken("attacked", self.attacked, pre_explanation(self.attacked), ids, x, target)
+                pre, reason = taken(
+                    "attacked", self.attacked, pre_explanation(self.attacked), ids, x, target
+                )
                 states = []
             f.flush()
             with torch.no_grad():
                 result, mask = self._finish(generator, x, pre, ids)
         fine = result.flatten(1).isfinite().all(1)
-        reason = [why or ("" if ok else NAN_PRIOR) for why, ok in zip(reason, fine.tolist(), strict=True)]
-        result = torch.where(torch.tensor([not why for why in reason], device=x.device).view(-1, 1, 1, 1), result, x)
+        reason = [
+            why or ("" if ok else NAN_PRIOR) for why, ok in zip(reason, fine.tolist(), strict=True)
+        ]
+        result = torch.where(
+            torch.tensor([not why for why in reason], device=x.device).view(-1, 1, 1, 1), result, x
+        )
         path = torch.stack([*states, pre, result], 1)
-        return SearchResult(result, mask=mask, path=path, path_len=torch.full((len(x),), path.shape[1]),
-                     reason=reason, generator=generator)
+        return SearchResult(
+            result,
+            mask=mask,
+            path=path,
+            path_len=torch.full((len(x),), path.shape[1]),
+            reason=reason,
+            generator=generator,
+        )
 
-    def _attack(self, f: PassCounter, generator: PassCounter, x: Tensor, target: Tensor, ids) -> tuple[Tensor, list[Tensor], list[str]]:
+    def _attack(
+        self, f: PassCounter, generator: PassCounter, x: Tensor, target: Tensor, ids
+    ) -> tuple[Tensor, list[Tensor], list[str]]:
         """Eq. 3: (pre-explanations (B, ...), states on the way, whose NaN an item met, or "" (B))."""
         pre, states, reason = x.clone(), [], [""] * len(x)
-        rows = torch.arange(len(x))                             # still attacked; all below is theirs
+        rows = torch.arange(len(x))  # still attacked; all below is theirs
         q, t, own = x, target[:, None], ids
         chain = chain_of(self.prior, generator, rows, self.spacing, checkpoint=self.checkpoint)
         move = (_Adam if self.attack == "cw" else _Step)(self, x)
@@ -183,14 +230,22 @@ class ACE(Explainer):
                     reason[int(rows[k])] = NAN if shown[k].isfinite().all() else NAN_PRIOR
                 stay = (~leave).cpu()
                 rows, q, t = rows[stay], q[stay.to(q.device)], t[stay.to(t.device)]
-                own = own[stay] if isinstance(own, Tensor) else tuple(o for o, s in zip(own, stay.tolist(), strict=True) if s)
+                own = (
+                    own[stay]
+                    if isinstance(own, Tensor)
+                    else tuple(o for o, s in zip(own, stay.tolist(), strict=True) if s)
+                )
                 move.keep(stay)
-                chain = chain_of(self.prior, generator, rows, self.spacing, checkpoint=self.checkpoint)
+                chain = chain_of(
+                    self.prior, generator, rows, self.spacing, checkpoint=self.checkpoint
+                )
             if (i + 1) % self.trace == 0 and i + 1 < self.iterations:
                 states.append(pre.clone())
             if not len(rows):
                 break
-        states += [pre.clone()] * (self.iterations // self.trace - len(states) - (self.iterations % self.trace == 0))
+        states += [pre.clone()] * (
+            self.iterations // self.trace - len(states) - (self.iterations % self.trace == 0)
+        )
         return pre, states, reason
 
     def _class_loss(self, logits: Tensor, t: Tensor) -> Tensor:
@@ -207,15 +262,17 @@ class ACE(Explainer):
         away = away.flatten(1)
         if self.distance == "l1":
             return away.abs().sum(1)
-        square = away.square().sum(1)                           # the norm has no gradient at 0: it is 0 there
+        square = away.square().sum(1)  # the norm has no gradient at 0: it is 0 there
         return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
-    def _finish(self, generator: PassCounter, x: Tensor, pre: Tensor, ids) -> tuple[Tensor, Tensor | None]:
+    def _finish(
+        self, generator: PassCounter, x: Tensor, pre: Tensor, ids
+    ) -> tuple[Tensor, Tensor | None]:
         """The stage's image from the pre-explanation, and the mask where there is one."""
         if self.stage == "pre":
             return pre, None
         spacing, steps = self.refine or (self.spacing, self.steps)
-        if self.stage == "f":                                   # the same noise level, all original steps
+        if self.stage == "f":  # the same noise level, all original steps
             steps = self.prior.schedule.respaced(spacing).t[steps - 1] + 1
             spacing = None
         chain = chain_of(self.prior, generator, torch.arange(len(x)), spacing)
@@ -223,7 +280,9 @@ class ACE(Explainer):
         if self.stage != "ace":
             return chain.filter(pre, steps, noise).clamp(0, 1), None
         mask = change_mask(x, pre, self.threshold, self.dilation)
-        return inpaint(chain, x, pre, mask, steps, noise, noise_of(self.seed, ids, x, "query")), mask.expand_as(x)
+        return inpaint(
+            chain, x, pre, mask, steps, noise, noise_of(self.seed, ids, x, "query")
+        ), mask.expand_as(x)
 
 
 def pre_explanation(cfs: Counterfactuals) -> Tensor:
@@ -251,12 +310,16 @@ class _Adam(_Step):
     def __init__(self, ace: ACE, x: Tensor):
         super().__init__(ace, x)
         self.m = self.v = torch.zeros_like(x)
-        self.w = torch.atanh(2 * x - 1).clamp(-3, 3)            # an edge of the range is at no finite w, and has no slope there
+        self.w = torch.atanh(2 * x - 1).clamp(
+            -3, 3
+        )  # an edge of the range is at no finite w, and has no slope there
 
     def __call__(self, y: Tensor, g: Tensor, q: Tensor, k: int) -> Tensor:
         g = g * (1 - self.w.tanh().square()) / 2
         self.m, self.v = self.m.lerp(g, 0.1), self.v.lerp(g.square(), 0.001)
-        self.w = self.w - self.ace.step * (self.m / (1 - 0.9 ** k)) / ((self.v / (1 - 0.999 ** k)).sqrt() + 1e-8)
+        self.w = self.w - self.ace.step * (self.m / (1 - 0.9**k)) / (
+            (self.v / (1 - 0.999**k)).sqrt() + 1e-8
+        )
         y = (self.w.tanh() + 1) / 2
         return torch.maximum(torch.minimum(y, q + self.ace.eps), q - self.ace.eps)
 

@@ -51,16 +51,18 @@ class CEM(Explainer):
     before the first success). Raises ValueError on settings out of range, or gamma > 0 without an autoencoder.
     """
 
-    autoencoder: nn.Module | None = field(default=None, repr=False)    # x (B, ...) -> reconstruction of the same shape
-    steps: int = 1000                           # FISTA iterations of a try
-    tries: int = 9                              # values of c for each item
-    c: float = 10.0                             # the first one
-    lr: float = 0.01                            # first step size; falls as the square root of what is left
-    beta: float = 0.1                           # weight of ||d||_1
-    gamma: float = 100.0                        # weight of the autoencoder's error; 0: none needed
-    kappa: float | None = None                  # wanted margin z_t - max z_i, in logits; None: what tau asks for
-    threshold: str = "paper"                    # shrink by beta (paper), or by step size * beta (prox)
-    only_add: bool = False                      # d >= 0
+    autoencoder: nn.Module | None = field(
+        default=None, repr=False
+    )  # x (B, ...) -> reconstruction of the same shape
+    steps: int = 1000  # FISTA iterations of a try
+    tries: int = 9  # values of c for each item
+    c: float = 10.0  # the first one
+    lr: float = 0.01  # first step size; falls as the square root of what is left
+    beta: float = 0.1  # weight of ||d||_1
+    gamma: float = 100.0  # weight of the autoencoder's error; 0: none needed
+    kappa: float | None = None  # wanted margin z_t - max z_i, in logits; None: what tau asks for
+    threshold: str = "paper"  # shrink by beta (paper), or by step size * beta (prox)
+    only_add: bool = False  # d >= 0
 
     keeps_constraints: ClassVar[bool] = True
 
@@ -78,21 +80,41 @@ class CEM(Explainer):
         more; 3.6 with the threshold "prox").
         Without `bounds` values are free: the range comes by `constraints`, or there is none, as in the paper.
         """
-        return cls(autoencoder=autoencoder, **({"bounds": None, "steps": 100, "tries": 6,
-                                                "gamma": 0.0 if autoencoder is None else 10.0} | changes))
+        return cls(
+            autoencoder=autoencoder,
+            **(
+                {
+                    "bounds": None,
+                    "steps": 100,
+                    "tries": 6,
+                    "gamma": 0.0 if autoencoder is None else 10.0,
+                }
+                | changes
+            ),
+        )
 
     def with_(self, **changes) -> CEM:
         return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if self.gamma > 0 and self.autoencoder is None:
-            raise ValueError(f"autoencoder: None, but gamma = {self.gamma} weighs its error; pass one (for digits "
-                             "cf_utils.models.generators.autoencoder.load()) or gamma=0")
+            raise ValueError(
+                f"autoencoder: None, but gamma = {self.gamma} weighs its error; pass one (for digits "
+                "cf_utils.models.generators.autoencoder.load()) or gamma=0"
+            )
         if self.steps < 1 or self.tries < 1:
             raise ValueError(f"steps, tries: got {self.steps}, {self.tries}, expected at least 1")
-        if self.c <= 0 or self.lr <= 0 or self.beta < 0 or self.gamma < 0 or (self.kappa is not None and self.kappa < 0):
-            raise ValueError(f"c, lr, beta, gamma, kappa: got {self.c}, {self.lr}, {self.beta}, {self.gamma}, {self.kappa}, "
-                             "expected c and lr over 0, the others not negative")
+        if (
+            self.c <= 0
+            or self.lr <= 0
+            or self.beta < 0
+            or self.gamma < 0
+            or (self.kappa is not None and self.kappa < 0)
+        ):
+            raise ValueError(
+                f"c, lr, beta, gamma, kappa: got {self.c}, {self.lr}, {self.beta}, {self.gamma}, {self.kappa}, "
+                "expected c and lr over 0, the others not negative"
+            )
         if self.threshold not in ("paper", "prox"):
             raise ValueError(f"threshold: got {self.threshold!r}, expected 'paper' or 'prox'")
 
@@ -102,10 +124,14 @@ class CEM(Explainer):
         with frozen(*([self.autoencoder] if use_ae else [])):
             return self._search(f, ae, x, target, tau)
 
-    def _search(self, f: PassCounter, ae: PassCounter | None, x: Tensor, target: Tensor, tau: float) -> SearchResult:
+    def _search(
+        self, f: PassCounter, ae: PassCounter | None, x: Tensor, target: Tensor, tau: float
+    ) -> SearchResult:
         wide = (-1, *[1] * (x.ndim - 1))
-        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x)
-                     for b in self.bounds or (-torch.inf, torch.inf))
+        low, high = (
+            torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x)
+            for b in self.bounds or (-torch.inf, torch.inf)
+        )
         if self.constraints is not None:
             least, most = self.constraints.box(x)
             low, high = torch.maximum(low, least), torch.minimum(high, most)
@@ -113,12 +139,16 @@ class CEM(Explainer):
         result, reason = x.clone(), [""] * len(x)
         path = x[:, None].repeat(1, self.tries, *[1] * (x.ndim - 1))
         n_tries = torch.full((len(x),), self.tries)
-        rows = torch.arange(len(x))                                  # still searched; all below is theirs
+        rows = torch.arange(len(x))  # still searched; all below is theirs
         q, t, under, over = x, target[:, None], x if self.only_add else low, high
         best, nearest = x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-        c, least, most = torch.full_like(nearest, self.c), torch.zeros_like(nearest), torch.full_like(nearest, torch.inf)
+        c, least, most = (
+            torch.full_like(nearest, self.c),
+            torch.zeros_like(nearest),
+            torch.full_like(nearest, torch.inf),
+        )
         for n in range(self.tries):
-            a, y = q, q                                              # x + d and its momentum point, both in image space
+            a, y = q, q  # x + d and its momentum point, both in image space
             won = torch.zeros(len(q), dtype=torch.bool, device=x.device)
             for k in range(self.steps):
                 size = self.lr * (1 - k / self.steps) ** 0.5
@@ -127,7 +157,9 @@ class CEM(Explainer):
                 if ae is not None:
                     g = g.add(ae.grad(self._unlikely(ae(at, rows), at), at), alpha=self.gamma)
                 d = y - q
-                d = shrink(d - size * (g + 2 * d), self.beta * (size if self.threshold == "prox" else 1.0))
+                d = shrink(
+                    d - size * (g + 2 * d), self.beta * (size if self.threshold == "prox" else 1.0)
+                )
                 new = torch.maximum(torch.minimum(q + d, over), under)
                 y = torch.maximum(torch.minimum(new + k / (k + 3) * (new - a), over), under)
                 a, state = new, self.snap(new, q)
@@ -137,25 +169,53 @@ class CEM(Explainer):
                 dist = self._elastic(state - q)
                 nearer = hit & (dist < nearest)
                 won = won | hit
-                best, nearest = torch.where(nearer.view(wide), state, best), torch.where(nearer, dist, nearest)
+                best, nearest = (
+                    torch.where(nearer.view(wide), state, best),
+                    torch.where(nearer, dist, nearest),
+                )
                 broken = ~(logits.isfinite().all(1) & y.flatten(1).isfinite().all(1))
-                if broken.any():                                     # leave now, with what was found before
+                if broken.any():  # leave now, with what was found before
                     self._book(rows, broken, best, nearest, q, NAN, result, reason)
                     path[rows[broken.cpu()].to(x.device), n:] = best[broken][:, None]
                     n_tries[rows[broken.cpu()]] = n + 1
                     stay = ~broken
-                    rows, (q, t, under, over, best, nearest, c, least, most, a, y, state, won) = rows[stay.cpu()], (
-                        s[stay] for s in (q, t, under, over, best, nearest, c, least, most, a, y, state, won))
+                    rows, (q, t, under, over, best, nearest, c, least, most, a, y, state, won) = (
+                        rows[stay.cpu()],
+                        (
+                            s[stay]
+                            for s in (
+                                q,
+                                t,
+                                under,
+                                over,
+                                best,
+                                nearest,
+                                c,
+                                least,
+                                most,
+                                a,
+                                y,
+                                state,
+                                won,
+                            )
+                        ),
+                    )
                     if not len(rows):
                         break
             if not len(rows):
                 break
             path[rows.to(x.device), n] = best
-            most, least = torch.where(won, torch.minimum(most, c), most), torch.where(won, least, torch.maximum(least, c))
+            most, least = (
+                torch.where(won, torch.minimum(most, c), most),
+                torch.where(won, least, torch.maximum(least, c)),
+            )
             c = torch.where(most.isfinite(), (least + most) / 2, 10 * c)
         if len(rows):
             largest = self.c * 10.0 ** (self.tries - 1)
-            every, why = torch.ones_like(won), f"no success in {self.tries} values of c, the largest {largest:.3g}"
+            every, why = (
+                torch.ones_like(won),
+                f"no success in {self.tries} values of c, the largest {largest:.3g}",
+            )
             why += "" if self.constraints is None else ", inside the constraints"
             self._book(rows, every, best, nearest, state, why, result, reason)
             path[rows.to(x.device), -1] = result[rows.to(x.device)]
@@ -166,7 +226,9 @@ class CEM(Explainer):
         """Write the rows of `which` into the results: their best state, or `else_` and the reason why there is none."""
         found = nearest.isfinite()
         out = rows[which.cpu()]
-        result[out.to(result.device)] = torch.where(found.view(-1, *[1] * (best.ndim - 1)), best, else_)[which]
+        result[out.to(result.device)] = torch.where(
+            found.view(-1, *[1] * (best.ndim - 1)), best, else_
+        )[which]
         for i, ok in zip(out.tolist(), found[which].tolist(), strict=True):
             reason[i] = "" if ok else why
 
@@ -176,7 +238,11 @@ class CEM(Explainer):
 
     def _pull(self, n_classes: int, tau: float) -> float:
         """kappa, or the margin that is sure to give p_t >= tau."""
-        return max(0.0, math.log(tau / (1 - tau)) + math.log(n_classes - 1)) if self.kappa is None else self.kappa
+        return (
+            max(0.0, math.log(tau / (1 - tau)) + math.log(n_classes - 1))
+            if self.kappa is None
+            else self.kappa
+        )
 
     def _hinge(self, logits: Tensor, t: Tensor, tau: float) -> Tensor:
         return (-self._margin(logits, t)).clamp(min=-self._pull(logits.shape[1], tau))
@@ -193,5 +259,7 @@ class CEM(Explainer):
     @staticmethod
     def _unlikely(again: Tensor, y: Tensor) -> Tensor:
         if again.shape != y.shape:
-            raise ValueError(f"autoencoder: gave {tuple(again.shape)} for {tuple(y.shape)}, expected the same shape")
+            raise ValueError(
+                f"autoencoder: gave {tuple(again.shape)} for {tuple(y.shape)}, expected the same shape"
+            )
         return (y - again).square().sum()

@@ -32,8 +32,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import NAN, Counterfactuals, Explainer, PassCounter, SearchResult, frozen, progress
-from cf_utils.explainers.shared.diffusion import NAN_PRIOR, chain_of, check_prior, check_taken, counted, taken
+from cf_utils.core import (
+    NAN,
+    Counterfactuals,
+    Explainer,
+    PassCounter,
+    SearchResult,
+    frozen,
+    progress,
+)
+from cf_utils.explainers.shared.diffusion import (
+    NAN_PRIOR,
+    chain_of,
+    check_prior,
+    check_taken,
+    counted,
+    taken,
+)
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
 from cf_utils.models.generators.diffusion import DDPM, noise_of, to_image, to_model
 
@@ -49,21 +64,25 @@ class DiME(Explainer):
     """
 
     prior: DDPM = field(repr=False)
-    spacing: str = "200"                            # the chain's levels (`schedule.spaced`)
-    steps: int = 60                                 # tau: how many of them, from the least noise: sigma 0.774 of 500 levels
-    scales: tuple[float, ...] = (8.0, 10.0, 15.0)   # s, in turn
+    spacing: str = "200"  # the chain's levels (`schedule.spaced`)
+    steps: int = 60  # tau: how many of them, from the least noise: sigma 0.774 of 500 levels
+    scales: tuple[float, ...] = (8.0, 10.0, 15.0)  # s, in turn
     l1: float = 0.05
-    perceptual: nn.Module | None = field(default=None, repr=False)      # (x, query), both (B, C, H, W) in [0, 1] -> (B,)
-    perceptual_weight: float = 30.0                 # p
+    perceptual: nn.Module | None = field(
+        default=None, repr=False
+    )  # (x, query), both (B, C, H, W) in [0, 1] -> (B,)
+    perceptual_weight: float = 30.0  # p
     fast: bool = False
-    own_mask: bool = False                          # with `fast`
-    warm_up: int = 30                               # steps before the own mask
+    own_mask: bool = False  # with `fast`
+    warm_up: int = 30  # steps before the own mask
     pasted: bool = False
-    refine: tuple[str, int] = ("50", 5)             # of the paste: spacing, steps; ACE's for CelebA
-    threshold: float = 0.15                         # of either mask, as a share of the largest change
-    dilation: int = 15                              # of either mask, pixels, odd
-    bfloat16: bool = False                          # the prior in autocast
-    guided: Counterfactuals | None = field(default=None, repr=False)    # with `pasted`: take these results, do not search
+    refine: tuple[str, int] = ("50", 5)  # of the paste: spacing, steps; ACE's for CelebA
+    threshold: float = 0.15  # of either mask, as a share of the largest change
+    dilation: int = 15  # of either mask, pixels, odd
+    bfloat16: bool = False  # the prior in autocast
+    guided: Counterfactuals | None = field(
+        default=None, repr=False
+    )  # with `pasted`: take these results, do not search
 
     @classmethod
     def celeba(cls, prior: DDPM, **changes) -> DiME:
@@ -78,7 +97,9 @@ class DiME(Explainer):
     @classmethod
     def bdd(cls, prior: DDPM, **changes) -> DiME:
         """The number of steps that ACE's authors gave DiME on BDD100k; pasted by ACE's mask and refinement for BDD."""
-        return cls(prior=prior, **({"steps": 45, "refine": ("100", 5), "threshold": 0.05} | changes))
+        return cls(
+            prior=prior, **({"steps": 45, "refine": ("100", 5), "threshold": 0.05} | changes)
+        )
 
     @classmethod
     def fastdime(cls, prior: DDPM, **changes) -> DiME:
@@ -100,13 +121,24 @@ class DiME(Explainer):
         return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
-        if not (self.scales and all(s >= 0 for s in self.scales) and self.l1 >= 0 and self.perceptual_weight >= 0):
-            raise ValueError(f"scales, l1, perceptual_weight: got {self.scales}, {self.l1}, {self.perceptual_weight}, expected "
-                             "at least one scale and no negative number")
+        if not (
+            self.scales
+            and all(s >= 0 for s in self.scales)
+            and self.l1 >= 0
+            and self.perceptual_weight >= 0
+        ):
+            raise ValueError(
+                f"scales, l1, perceptual_weight: got {self.scales}, {self.l1}, {self.perceptual_weight}, expected "
+                "at least one scale and no negative number"
+            )
         if self.own_mask and not (self.fast and 0 <= self.warm_up < self.steps and not self.pasted):
-            raise ValueError(f"own_mask: needs fast=True, pasted=False and warm_up (got {self.warm_up}) from 0 to steps - 1")
+            raise ValueError(
+                f"own_mask: needs fast=True, pasted=False and warm_up (got {self.warm_up}) from 0 to steps - 1"
+            )
         if self.guided is not None and not self.pasted:
-            raise ValueError("guided: results of another run are only taken to be pasted, expected pasted=True")
+            raise ValueError(
+                "guided: results of another run are only taken to be pasted, expected pasted=True"
+            )
         check_taken("guided", self.guided, "DiME")
         refine = {"refine": self.refine} if self.pasted else {}
         check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
@@ -115,24 +147,40 @@ class DiME(Explainer):
     def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         generator = counted(self.prior, len(x), self.bfloat16)
         mask = x.new_zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
-        with frozen(self.prior, *([] if self.perceptual is None else [self.perceptual])), torch.no_grad():
+        with (
+            frozen(self.prior, *([] if self.perceptual is None else [self.perceptual])),
+            torch.no_grad(),
+        ):
             if self.guided is None:
                 path, tried, reason = self._search(f, generator, x, target, ids, tau, mask)
             else:
-                first, reason = taken("guided", self.guided, self.guided.counterfactual, ids, x, target)
+                first, reason = taken(
+                    "guided", self.guided, self.guided.counterfactual, ids, x, target
+                )
                 path = [first]
             if self.pasted:
                 f.flush()
                 result, mask = self._paste(generator, x, path[-1], ids)
                 path.append(result)
                 tried = torch.full((len(x),), len(path))
-        return SearchResult(path[-1], mask=mask.expand_as(x) if self.pasted or self.own_mask else None, path=torch.stack(path, 1),
-                     path_len=tried, reason=reason, generator=generator)
+        return SearchResult(
+            path[-1],
+            mask=mask.expand_as(x) if self.pasted or self.own_mask else None,
+            path=torch.stack(path, 1),
+            path_len=tried,
+            reason=reason,
+            generator=generator,
+        )
 
-    def _search(self, f, generator, x, target, ids, tau, mask) -> tuple[list[Tensor], Tensor, list[str]]:
+    def _search(
+        self, f, generator, x, target, ids, tau, mask
+    ) -> tuple[list[Tensor], Tensor, list[str]]:
         """The scales in turn: (the images after each, how many each item tried, why it failed); `mask` is written into."""
         path, tried, reason = [], torch.zeros(len(x), dtype=torch.int64), [""] * len(x)
-        rows, at = torch.arange(len(x)), torch.arange(len(x), device=x.device)      # still searched; one on the CPU for counts
+        rows, at = (
+            torch.arange(len(x)),
+            torch.arange(len(x), device=x.device),
+        )  # still searched; one on the CPU for counts
         for j, scale in enumerate(self.scales):
             own = ids[rows] if isinstance(ids, Tensor) else tuple(ids[i] for i in rows.tolist())
             y, kept, broken = self._guided(f, generator, x[at], target[at], own, rows, scale, j)
@@ -146,20 +194,30 @@ class DiME(Explainer):
                 mask[at] = kept & ~broken.view(-1, 1, 1, 1)
             tried[rows] = j + 1
             for i, ok in zip(rows.tolist(), done.tolist(), strict=True):
-                reason[i] = "" if ok else f"not there at the scales {', '.join(f'{s:g}' for s in self.scales)}"
+                reason[i] = (
+                    ""
+                    if ok
+                    else f"not there at the scales {', '.join(f'{s:g}' for s in self.scales)}"
+                )
             for k in broken.nonzero().flatten().tolist():
-                reason[int(rows[k])] = NAN if y[k].isfinite().all() else NAN_PRIOR      # steered by NaN, a chain stays finite
+                reason[int(rows[k])] = (
+                    NAN if y[k].isfinite().all() else NAN_PRIOR
+                )  # steered by NaN, a chain stays finite
             stay = ~(done | broken)
             rows, at = rows[stay.cpu()], at[stay]
             if not len(rows):
                 break
         return path, tried, reason
 
-    def _guided(self, f, generator, x, target, ids, rows, scale: float, number: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _guided(
+        self, f, generator, x, target, ids, rows, scale: float, number: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """One chain from noise to image at one scale: (images, own mask or None, which items met a NaN)."""
         chain = chain_of(self.prior, generator, rows, self.spacing)
         s, q = chain.schedule, to_model(x)
-        noise, other = (noise_of(self.seed, ids, x, f"{name} {number}") for name in ("dime", "query"))
+        noise, other = (
+            noise_of(self.seed, ids, x, f"{name} {number}") for name in ("dime", "query")
+        )
         z = s.noised(q, self.steps - 1, noise_of(self.seed, ids, x, "dime")(self.steps))
         clean, kept, broken = q, None, torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for k in progress(range(self.steps - 1, -1, -1), desc=f"scale {scale:g}", leave=False):
@@ -170,8 +228,11 @@ class DiME(Explainer):
                     kept = change_mask(x, to_image(guess), self.threshold, self.dilation)
                     clean = torch.where(kept, guess, q)
             g, fine = self._gradient(f, clean, x, target, rows, scale)
-            broken |= ~fine                                     # goes on unguided, and is told of at the scale's end
-            g = torch.where(fine.view(-1, 1, 1, 1), g / s.abar[k].sqrt().item(), 0) + self.l1 * (z - q).sign()
+            broken |= ~fine  # goes on unguided, and is told of at the scale's end
+            g = (
+                torch.where(fine.view(-1, 1, 1, 1), g / s.abar[k].sqrt().item(), 0)
+                + self.l1 * (z - q).sign()
+            )
             z = mean - log_variance.exp() * g
             if k:
                 z = z + (log_variance / 2).exp() * noise(k)
@@ -182,8 +243,9 @@ class DiME(Explainer):
         y = to_image(z).clamp(0, 1)
         return (y if kept is None else torch.where(kept, y, x)), kept, broken
 
-    def _gradient(self, f: PassCounter, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor,
-                  scale: float) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, f: PassCounter, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """Of s L_class + p L_perc, at clean images in [-1, 1]; and for which items it and the logits are finite (B,)."""
         with torch.enable_grad():
             z = clean.detach().requires_grad_(True)

@@ -28,7 +28,7 @@ from cf_utils.datasets.glove import TAIL, Glove, embed, encode
 from cf_utils.explainers.gradual import GradualConstruction
 from cf_utils.models.classifiers import predict
 
-CHUNK = 2**24           # numbers held at once
+CHUNK = 2**24  # numbers held at once
 
 
 def predict_texts(classifier: nn.Module, glove: Glove, texts: Sequence[str]) -> Tensor:
@@ -36,7 +36,7 @@ def predict_texts(classifier: nn.Module, glove: Glove, texts: Sequence[str]) -> 
     rows = encode(glove, texts)
     length, out = (rows >= 0).sum(1), None
     for part in length.argsort(stable=True).split(100):
-        logits = predict(classifier, embed(glove, rows[part, :length[part].max() + TAIL]))
+        logits = predict(classifier, embed(glove, rows[part, : length[part].max() + TAIL]))
         out = logits.new_empty(len(rows), logits.shape[1]) if out is None else out
         out[part] = logits
     return out
@@ -48,17 +48,26 @@ def nearest(points: Tensor, table: Tensor, metric: str = "euclidean") -> Tensor:
         points, table = (torch.nn.functional.normalize(t, dim=1) for t in (points, table))
     parts = []
     for some in points.split(max(1, CHUNK // len(table))):
-        near = torch.cdist(some, table).topk(min(8, len(table)), dim=1, largest=False).indices.sort(1).values  # fast,
-        far = torch.linalg.vector_norm(some[:, None] - table[near], dim=2)                                     # then exact
+        near = (
+            torch.cdist(some, table)
+            .topk(min(8, len(table)), dim=1, largest=False)
+            .indices.sort(1)
+            .values
+        )  # fast,
+        far = torch.linalg.vector_norm(some[:, None] - table[near], dim=2)  # then exact
         parts.append(near.gather(1, far.argmin(1, keepdim=True))[:, 0])
-    return torch.cat(parts) if len(points) else torch.zeros(0, dtype=torch.int64, device=points.device)
+    return (
+        torch.cat(parts) if len(points) else torch.zeros(0, dtype=torch.int64, device=points.device)
+    )
 
 
 def replacements(cfs: Counterfactuals, table: Tensor) -> list[list[tuple[int, int, int]]]:
     """(position, row of the old word, row of the new word) of each changed word, item by item; rows of `table` (V, d)."""
     changed = (cfs.counterfactual != cfs.query).any(2)
     item, position = changed.nonzero(as_tuple=True)
-    old, new = (nearest(x[item, position], table.to(x)).tolist() for x in (cfs.query, cfs.counterfactual))
+    old, new = (
+        nearest(x[item, position], table.to(x)).tolist() for x in (cfs.query, cfs.counterfactual)
+    )
     out: list[list[tuple[int, int, int]]] = [[] for _ in range(len(cfs))]
     for i, p, a, b in zip(item.tolist(), position.tolist(), old, new, strict=True):
         out[i].append((p, a, b))
@@ -72,33 +81,48 @@ class GradualWords(GradualConstruction):
     x (B, L, d): word vectors, zero after the last word. Defaults are the paper's for IMDB; `recommended` searches real words.
     """
 
-    vectors: Tensor = field(repr=False)         # (V, d), the words that may stand in a counterfactual
+    vectors: Tensor = field(repr=False)  # (V, d), the words that may stand in a counterfactual
     steps: int = 500
     block: tuple[int, ...] = (1, -1)
     bounds: tuple | None = None
-    compose: str = "embedding"                  # then the nearest word; or vocabulary: among real words from the start
-    metric: str = "euclidean"                   # of the nearest word; or cosine
-    shortlist: int = 20                         # words scored exactly at a position
+    compose: str = (
+        "embedding"  # then the nearest word; or vocabulary: among real words from the start
+    )
+    metric: str = "euclidean"  # of the nearest word; or cosine
+    shortlist: int = 20  # words scored exactly at a position
 
     @classmethod
     def recommended(cls, prototypes: Tensor, vectors: Tensor, **changes) -> GradualWords:
         """Among real words, at most eight of them; lam 0.1: real words lie far apart. Rule: the largest of 0.3, 0.2, 0.1, 0.05,
         0.025 at which 0.95 of 64 embedded validation reviews reach tau 0.9 (imdb_cnn: 0.59, 0.83, 0.98, 1, 1); by the same rule
         0.05 for `term="log_probability"` (0.08, 0.34, 0.80, 0.97, 1)."""
-        return cls(prototypes, vectors=vectors, **({"compose": "vocabulary", "max_blocks": 8, "lam": 0.1} | changes))
+        return cls(
+            prototypes,
+            vectors=vectors,
+            **({"compose": "vocabulary", "max_blocks": 8, "lam": 0.1} | changes),
+        )
 
     def check(self, x, logits):
         if self.init == "uniform":
-            raise ValueError("init: got 'uniform', expected 'normal' or 'query': word vectors have no range")
+            raise ValueError(
+                "init: got 'uniform', expected 'normal' or 'query': word vectors have no range"
+            )
         super().check(x, logits)
         if x.ndim != 3 or self.vectors.ndim != 2 or self.vectors.shape[1] != x.shape[2]:
-            raise ValueError(f"vectors: got {tuple(self.vectors.shape)} for x of shape {tuple(x.shape)}, expected (V, d) for "
-                             "x (B, L, d)")
-        for name, known in (("compose", ("embedding", "vocabulary")), ("metric", ("euclidean", "cosine"))):
+            raise ValueError(
+                f"vectors: got {tuple(self.vectors.shape)} for x of shape {tuple(x.shape)}, expected (V, d) for "
+                "x (B, L, d)"
+            )
+        for name, known in (
+            ("compose", ("embedding", "vocabulary")),
+            ("metric", ("euclidean", "cosine")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
         if not 1 <= self.shortlist <= len(self.vectors):
-            raise ValueError(f"shortlist: got {self.shortlist}, expected 1 to {len(self.vectors)}, the size of the vocabulary")
+            raise ValueError(
+                f"shortlist: got {self.shortlist}, expected 1 to {len(self.vectors)}, the size of the vocabulary"
+            )
 
     def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         if self.compose == "vocabulary":
@@ -116,7 +140,11 @@ class GradualWords(GradualConstruction):
         if self.init == "query":
             return x.clone()
         whose = ids if self.noise == "item" else ["common"]
-        names = [f"{i}|{p}" for i in (whose.tolist() if isinstance(whose, Tensor) else whose) for p in range(x.shape[1])]
+        names = [
+            f"{i}|{p}"
+            for i in (whose.tolist() if isinstance(whose, Tensor) else whose)
+            for p in range(x.shape[1])
+        ]
         noise = item_noise(self.seed, names, x.shape[2:], "composite").to(x).view(-1, *x.shape[1:])
         return noise.expand(x.shape).clone()
 
@@ -125,18 +153,18 @@ class GradualWords(GradualConstruction):
 
     def _among_words(self, f: PassCounter, x: Tensor, target: Tensor, tau: float) -> SearchResult:
         words, own = self.vectors.to(x), self._own_score(x, target, tau)
-        may = ~self._shut(x, None, 0)                                                # (B, L)
+        may = ~self._shut(x, None, 0)  # (B, L)
         most = may.sum(1).clamp(max=self.max_blocks or x.shape[1])
         result, path, n_done = x.clone(), [], torch.ones(len(x), dtype=torch.int64)
-        on = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)             # unmasked
+        on = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)  # unmasked
         failed = ["" if k else self._why(0, 1.0, tau) for k in most.tolist()]
-        rows, n = (most > 0).nonzero().flatten(), 0                                  # still searched; words unmasked in each
+        rows, n = (most > 0).nonzero().flatten(), 0  # still searched; words unmasked in each
         while len(rows):
             z, t = result[rows], target[rows]
             _, g = self._slope(f, z, x[rows], t, rows)
             size = max(1, CHUNK // (len(words) * z.shape[1]))
             gain = torch.cat([(-part @ words.T).amax(2) for part in g.split(size)]) + (g * z).sum(2)
-            at = gain.masked_fill(on[rows] | ~may[rows], -torch.inf).argmax(1)       # masking step
+            at = gain.masked_fill(on[rows] | ~may[rows], -torch.inf).argmax(1)  # masking step
             on[rows, at], n = True, n + 1
             z, logits = self._compose(f, z, x[rows], t, rows, on[rows], at, words)
             nan = ~logits.isfinite().all(1)
@@ -145,35 +173,64 @@ class GradualWords(GradualConstruction):
             p = logits.softmax(1).gather(1, t[:, None])[:, 0]
             hit, spent = (p >= tau) & (logits.argmax(1) == t), n >= most[rows]
             leave = hit | nan | spent
-            for i, ok, bad in zip(rows[leave].tolist(), hit[leave].tolist(), nan[leave].tolist(), strict=True):
-                n_done[i], failed[i] = n, NAN if bad else "" if ok else self._why(n, float(own[i]), tau)
+            for i, ok, bad in zip(
+                rows[leave].tolist(), hit[leave].tolist(), nan[leave].tolist(), strict=True
+            ):
+                n_done[i], failed[i] = (
+                    n,
+                    NAN if bad else "" if ok else self._why(n, float(own[i]), tau),
+                )
             rows = rows[~leave]
         mask = on[..., None].expand_as(x).clone()
-        return SearchResult(result, mask=mask, path=torch.stack(path or [result], 1), path_len=n_done, reason=failed)
+        return SearchResult(
+            result, mask=mask, path=torch.stack(path or [result], 1), path_len=n_done, reason=failed
+        )
 
-    def _slope(self, f: PassCounter, z: Tensor, q: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _slope(
+        self, f: PassCounter, z: Tensor, q: Tensor, t: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 7 at z (B, L, d): value (B,) and gradient (B, L, d)."""
         z = z.detach().requires_grad_(True)
         logits = f(z, rows)
         loss, up, own = self._loss(logits.detach(), z.detach(), q, self.prototypes.to(z)[t], t)
         return loss, f.grad(logits, z, up) + own
 
-    def _compose(self, f: PassCounter, z: Tensor, q: Tensor, t: Tensor, rows: Tensor, on: Tensor, at: Tensor,
-                 words: Tensor) -> tuple[Tensor, Tensor]:
+    def _compose(
+        self,
+        f: PassCounter,
+        z: Tensor,
+        q: Tensor,
+        t: Tensor,
+        rows: Tensor,
+        on: Tensor,
+        at: Tensor,
+        words: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Composition step: the new position `at` first, then each other unmasked one. Words, and the logits there."""
         order = on.float().scatter(1, at[:, None], 2.0).argsort(dim=1, descending=True, stable=True)
-        for k in range(int(on[0].sum())):                                            # all rows have as many unmasked
+        for k in range(int(on[0].sum())):  # all rows have as many unmasked
             z = self._best_word(f, z, q, t, rows, order[:, k], words)
         with torch.no_grad():
             return z, f(z, rows)
 
-    def _best_word(self, f: PassCounter, z: Tensor, q: Tensor, t: Tensor, rows: Tensor, p: Tensor, words: Tensor) -> Tensor:
+    def _best_word(
+        self,
+        f: PassCounter,
+        z: Tensor,
+        q: Tensor,
+        t: Tensor,
+        rows: Tensor,
+        p: Tensor,
+        words: Tensor,
+    ) -> Tensor:
         """z with the best word of the shortlist at position p of each row; what is there stays where none is better (Eq. 7)."""
         k, here = self.shortlist, torch.arange(len(z), device=z.device)
         value, g = self._slope(f, z, q, t, rows)
-        short = words[(-g[here, p] @ words.T).topk(k, dim=1).indices]                # (B, k, d)
+        short = words[(-g[here, p] @ words.T).topk(k, dim=1).indices]  # (B, k, d)
         tried, t, q, rows = (s.repeat_interleave(k, 0) for s in (z, t, q, rows))
-        tried[torch.arange(len(tried), device=z.device), p.repeat_interleave(k)] = short.flatten(0, 1)
+        tried[torch.arange(len(tried), device=z.device), p.repeat_interleave(k)] = short.flatten(
+            0, 1
+        )
         with torch.no_grad():
             loss = self._loss(f(tried, rows), tried, q, self.prototypes.to(z)[t], t)[0].view(-1, k)
         low, j = loss.nan_to_num(nan=torch.inf).min(1)

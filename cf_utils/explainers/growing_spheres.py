@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cf_utils.core import Explainer, PassCounter, SearchResult, item_noise
 
-POINTS = 2 ** 13            # in one pass of the classifier; more (2 ** 16) was no faster, and takes memory
+POINTS = 2**13  # in one pass of the classifier; more (2 ** 16) was no faster, and takes memory
 
 
 def in_layer(normal: Tensor, u: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
@@ -53,14 +53,18 @@ class GrowingSpheres(Explainer):
     another shape and on settings out of range.
     """
 
-    n: int = 1000                               # points in a layer
-    eta: float = 0.1                            # first radius, in units of x
-    shrink: float = 2.0                         # the first ball's radius is divided by it while it holds an enemy
-    start: float = 1.0                          # first layer begins there, in units of the radius of the ball without an enemy
-    width: float = 1.0                          # of a layer, in the same units
-    layers: int = 200                           # draws at most, balls included
-    selection: str = "stop"                     # features put back: until the first that cannot (stop), or each that can
-    clamp: bool = False                         # keep draws inside bounds
+    n: int = 1000  # points in a layer
+    eta: float = 0.1  # first radius, in units of x
+    shrink: float = 2.0  # the first ball's radius is divided by it while it holds an enemy
+    start: float = (
+        1.0  # first layer begins there, in units of the radius of the ball without an enemy
+    )
+    width: float = 1.0  # of a layer, in the same units
+    layers: int = 200  # draws at most, balls included
+    selection: str = (
+        "stop"  # features put back: until the first that cannot (stop), or each that can
+    )
+    clamp: bool = False  # keep draws inside bounds
 
     keeps_constraints: ClassVar[bool] = True
 
@@ -73,19 +77,28 @@ class GrowingSpheres(Explainer):
     def official(cls, **changes) -> GrowingSpheres:
         """The authors' released code: 2,000 draws, the ball's radius divided by 10, layers from a tenth of it in steps of 0.18 of
         it, and every feature tried in the selection. Kept from the paper: the nearest enemy of all."""
-        return cls.tables(**({"n": 2000, "shrink": 10.0, "start": 0.1, "width": 0.18, "selection": "each"} | changes))
+        return cls.tables(
+            **(
+                {"n": 2000, "shrink": 10.0, "start": 0.1, "width": 0.18, "selection": "each"}
+                | changes
+            )
+        )
 
     def with_(self, **changes) -> GrowingSpheres:
         return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if x.ndim != 2:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, F): Growing Spheres is for tables")
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected (B, F): Growing Spheres is for tables"
+            )
         if self.n < 1 or self.layers < 1:
             raise ValueError(f"n, layers: got {self.n}, {self.layers}, expected at least 1")
         if self.eta <= 0 or self.shrink <= 1 or self.start <= 0 or self.width <= 0:
-            raise ValueError(f"eta, shrink, start, width: got {self.eta}, {self.shrink}, {self.start}, {self.width}, "
-                             "expected positive ones and shrink over 1")
+            raise ValueError(
+                f"eta, shrink, start, width: got {self.eta}, {self.shrink}, {self.start}, {self.width}, "
+                "expected positive ones and shrink over 1"
+            )
         if self.selection not in ("stop", "each"):
             raise ValueError(f"selection: got {self.selection!r}, expected 'stop' or 'each'")
         if self.clamp and self.bounds is None:
@@ -98,8 +111,11 @@ class GrowingSpheres(Explainer):
             free = free[~self.constraints.immutable.to(x.device)]
         enemy, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         reach = self._reach(x)
-        inner, outer = torch.zeros_like(nearest), torch.full_like(nearest, self.eta)       # the layer that is drawn next
-        unit = outer.clone()                                                               # radius of the ball without an enemy
+        inner, outer = (
+            torch.zeros_like(nearest),
+            torch.full_like(nearest, self.eta),
+        )  # the layer that is drawn next
+        unit = outer.clone()  # radius of the ball without an enemy
         rows, k = torch.arange(len(x) if len(free) else 0), 0
         while len(rows) and k < self.layers:
             here = rows.to(x.device)
@@ -109,18 +125,30 @@ class GrowingSpheres(Explainer):
             nearest[here] = torch.where(closer, dist, nearest[here])
             hit, ball = dist.isfinite(), inner[here] == 0
             unit[here] = torch.where(ball & hit, unit[here] / self.shrink, unit[here])
-            inner[here] = torch.where(ball, torch.where(hit, 0, self.start * unit[here]), outer[here])
+            inner[here] = torch.where(
+                ball, torch.where(hit, 0, self.start * unit[here]), outer[here]
+            )
             outer[here] = torch.where(ball & hit, unit[here], inner[here] + self.width * unit[here])
             rows, k = rows[((ball | ~hit) & (inner[here] <= reach[here])).cpu()], k + 1
         found = nearest.isfinite()
         fewer = enemy.clone()
         if found.any():
-            fewer[found] = self._select(f, x[found], enemy[found], target[found], tau, found.nonzero().flatten().cpu())
+            fewer[found] = self._select(
+                f, x[found], enemy[found], target[found], tau, found.nonzero().flatten().cpu()
+            )
         within = "" if self.constraints is None else ", inside the constraints"
-        why = [f"no enemy out to radius {r:.3g} in {k} layers of {self.n} draws{within}" if len(free)
-               else "every feature is immutable" for r in inner.tolist()]
-        return SearchResult(fewer, path=torch.stack([enemy, fewer], 1), path_len=2 * found.long(),
-                     reason=["" if ok else w for ok, w in zip(found.tolist(), why, strict=True)])
+        why = [
+            f"no enemy out to radius {r:.3g} in {k} layers of {self.n} draws{within}"
+            if len(free)
+            else "every feature is immutable"
+            for r in inner.tolist()
+        ]
+        return SearchResult(
+            fewer,
+            path=torch.stack([enemy, fewer], 1),
+            path_len=2 * found.long(),
+            reason=["" if ok else w for ok, w in zip(found.tolist(), why, strict=True)],
+        )
 
     def _draw(self, f, x, target, ids, tau, rows, inner, outer, free, k) -> tuple[Tensor, Tensor]:
         """The nearest enemy of the k-th draw of each of `rows`: the point (R, F) and its distance (R,), infinite where none."""
@@ -130,15 +158,27 @@ class GrowingSpheres(Explainer):
             own = ids[part] if isinstance(ids, Tensor) else [ids[i] for i in part.tolist()]
             normal = item_noise(self.seed, own, (self.n, d), f"layer {k}").to(x)
             u = item_noise(self.seed, own, (self.n,), f"radius {k}", "uniform").to(x)
-            q = x[here, None]                                                              # (R, 1, F)
-            off = in_layer(normal, u, inner[here, None], outer[here, None])                # (R, n, d)
-            y = q + (off if d == x.shape[1] else off.new_zeros(*off.shape[:2], x.shape[1]).index_copy_(2, free, off))
+            q = x[here, None]  # (R, 1, F)
+            off = in_layer(normal, u, inner[here, None], outer[here, None])  # (R, n, d)
+            y = q + (
+                off
+                if d == x.shape[1]
+                else off.new_zeros(*off.shape[:2], x.shape[1]).index_copy_(2, free, off)
+            )
             if self.clamp:
                 low, high = (torch.as_tensor(b).to(x) for b in self.bounds)
                 y = torch.maximum(torch.minimum(y, high), low)
             y = self.snap(y, q)
-            hit = self._enemies(f, y.flatten(0, 1), target[here].repeat_interleave(self.n), tau, part.repeat_interleave(self.n))
-            away = torch.where(hit.view(-1, self.n), torch.linalg.vector_norm(y - q, dim=2), torch.inf)
+            hit = self._enemies(
+                f,
+                y.flatten(0, 1),
+                target[here].repeat_interleave(self.n),
+                tau,
+                part.repeat_interleave(self.n),
+            )
+            away = torch.where(
+                hit.view(-1, self.n), torch.linalg.vector_norm(y - q, dim=2), torch.inf
+            )
             dist, best = away.min(1)
             points.append(y[torch.arange(len(part)), best])
             dists.append(dist)
@@ -147,11 +187,17 @@ class GrowingSpheres(Explainer):
     def _select(self, f, x, enemy, target, tau, rows) -> Tensor:
         """Put features of `enemy` (B, F) back to x's values in ascending order of the change while it stays an enemy."""
         n = x.shape[1]
-        rank = (enemy - x).abs().argsort(dim=1, stable=True).argsort(dim=1)                 # (B, F): 0 is the least changed
-        if self.selection == "stop":                # all prefixes of the order at once, and the longest run of enemies
-            back = rank[:, None] <= torch.arange(n, device=x.device)[None, :, None]         # (B, F, F)
+        rank = (
+            (enemy - x).abs().argsort(dim=1, stable=True).argsort(dim=1)
+        )  # (B, F): 0 is the least changed
+        if (
+            self.selection == "stop"
+        ):  # all prefixes of the order at once, and the longest run of enemies
+            back = rank[:, None] <= torch.arange(n, device=x.device)[None, :, None]  # (B, F, F)
             y = torch.where(back, x[:, None], enemy[:, None])
-            hit = self._enemies(f, y.flatten(0, 1), target.repeat_interleave(n), tau, rows.repeat_interleave(n)).view(-1, n)
+            hit = self._enemies(
+                f, y.flatten(0, 1), target.repeat_interleave(n), tau, rows.repeat_interleave(n)
+            ).view(-1, n)
             return torch.where(rank < hit.long().cumprod(1).sum(1, keepdim=True), x, enemy)
         for j in range(n):
             y = torch.where(rank == j, x, enemy)
@@ -168,4 +214,6 @@ class GrowingSpheres(Explainer):
     @staticmethod
     def _enemies(f: PassCounter, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
         logits = f(y, rows)
-        return (logits.argmax(1) == target) & (logits.softmax(1).gather(1, target[:, None])[:, 0] >= tau)
+        return (logits.argmax(1) == target) & (
+            logits.softmax(1).gather(1, target[:, None])[:, 0] >= tau
+        )

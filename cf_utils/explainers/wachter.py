@@ -45,24 +45,38 @@ class Wachter(Explainer):
     fails comes back in its last state. Raises ValueError on settings out of range or a `mad` that does not fit x.
     """
 
-    steps: int = 200                            # Adam steps for each lam
-    rounds: int = 16                            # values of lam at most
-    lam: float = 1.0                            # the first one
-    factor: float = 10.0                        # lam is multiplied by it while the score is not met
-    tolerance: float = 0.02                     # y' = tau + tolerance, in units of probability
-    lr: float = 0.02                            # Adam step, in units of x, at the start of a round
-    decay: bool = True                          # lr falls linearly to 0 within a round
-    term: str = "probability"                   # squared error of what: probability, or log_odds
-    distance: str = "l1"                        # l1: sum |x' - x|; l2: sum (x' - x)^2
-    mad: Tensor | None = field(default=None, repr=False)        # (...) > 0: differences are divided by it, feature by feature
-    clamp: bool = True                          # keep x' inside bounds
+    steps: int = 200  # Adam steps for each lam
+    rounds: int = 16  # values of lam at most
+    lam: float = 1.0  # the first one
+    factor: float = 10.0  # lam is multiplied by it while the score is not met
+    tolerance: float = 0.02  # y' = tau + tolerance, in units of probability
+    lr: float = 0.02  # Adam step, in units of x, at the start of a round
+    decay: bool = True  # lr falls linearly to 0 within a round
+    term: str = "probability"  # squared error of what: probability, or log_odds
+    distance: str = "l1"  # l1: sum |x' - x|; l2: sum (x' - x)^2
+    mad: Tensor | None = field(
+        default=None, repr=False
+    )  # (...) > 0: differences are divided by it, feature by feature
+    clamp: bool = True  # keep x' inside bounds
 
     keeps_constraints: ClassVar[bool] = True
 
     @classmethod
     def recommended(cls, **changes) -> Wachter:
         """For digits: log-odds and 60 steps a round, about 260 passes an item (487 at most)."""
-        return cls(**({"term": "log_odds", "steps": 60, "rounds": 8, "lam": 0.1, "factor": 4.0, "lr": 0.05} | changes))
+        return cls(
+            **(
+                {
+                    "term": "log_odds",
+                    "steps": 60,
+                    "rounds": 8,
+                    "lam": 0.1,
+                    "factor": 4.0,
+                    "lr": 0.05,
+                }
+                | changes
+            )
+        )
 
     @classmethod
     def tables(cls, mad: Tensor | None, **changes) -> Wachter:
@@ -72,8 +86,17 @@ class Wachter(Explainer):
         with 60 steps of 0.05, as for digits, Adam's last jumps leave 9.5).
         Without `bounds` values are free: the range comes by `constraints`, or there is none, as in the paper.
         """
-        own = {"mad": mad, "bounds": None, "clamp": changes.get("bounds") is not None, "term": "log_odds", "steps": 100,
-               "rounds": 12, "lam": 0.3, "factor": 3.0, "lr": 0.02}
+        own = {
+            "mad": mad,
+            "bounds": None,
+            "clamp": changes.get("bounds") is not None,
+            "term": "log_odds",
+            "steps": 100,
+            "rounds": 12,
+            "lam": 0.3,
+            "factor": 3.0,
+            "lr": 0.02,
+        }
         return cls(**(own | changes))
 
     def with_(self, **changes) -> Wachter:
@@ -86,29 +109,39 @@ class Wachter(Explainer):
         if self.steps < 1 or self.rounds < 1:
             raise ValueError(f"steps, rounds: got {self.steps}, {self.rounds}, expected at least 1")
         if self.lam <= 0 or self.lr <= 0 or self.factor <= 1 or self.tolerance <= 0:
-            raise ValueError(f"lam, lr, tolerance, factor: got {self.lam}, {self.lr}, {self.tolerance}, {self.factor}, "
-                             "expected positive ones and a factor over 1")
+            raise ValueError(
+                f"lam, lr, tolerance, factor: got {self.lam}, {self.lr}, {self.tolerance}, {self.factor}, "
+                "expected positive ones and a factor over 1"
+            )
         if self.clamp and self.bounds is None and self.constraints is None:
-            raise ValueError("bounds: None, but clamp needs a range (or clamp=False, or constraints)")
+            raise ValueError(
+                "bounds: None, but clamp needs a range (or clamp=False, or constraints)"
+            )
         if self.mad is not None:
             try:
                 fits = torch.broadcast_shapes(self.mad.shape, x.shape[1:]) == x.shape[1:]
             except RuntimeError:
                 fits = False
             if not fits or not (self.mad.isfinite() & (self.mad > 0)).all():
-                raise ValueError(f"mad: got shape {tuple(self.mad.shape)}, smallest {self.mad.min():.3g}, expected finite, > 0 "
-                                 f"and for items of shape {tuple(x.shape[1:])}")
+                raise ValueError(
+                    f"mad: got shape {tuple(self.mad.shape)}, smallest {self.mad.min():.3g}, expected finite, > 0 "
+                    f"and for items of shape {tuple(x.shape[1:])}"
+                )
 
     def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
         aim = min(tau + self.tolerance, (1 + tau) / 2)
-        goal = torch.logit(torch.tensor(aim, dtype=torch.float64)).item() if self.term == "log_odds" else aim
+        goal = (
+            torch.logit(torch.tensor(aim, dtype=torch.float64)).item()
+            if self.term == "log_odds"
+            else aim
+        )
         scale = None if self.mad is None else self.mad.to(x)
         low, high = self._walls(x)
         wide = (-1, *[1] * (x.ndim - 1))
 
         result, n_rounds, reason = x.clone(), torch.ones(len(x), dtype=torch.int64), [""] * len(x)
         path, within = [], "" if self.constraints is None else ", inside the constraints"
-        rows = torch.arange(len(x))                             # still searched; all below is theirs
+        rows = torch.arange(len(x))  # still searched; all below is theirs
         q, t, z = x, target[:, None], x.clone()
         best, nearest = x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         lam = self.lam
@@ -125,11 +158,11 @@ class Wachter(Explainer):
                 _keep(y, logits.detach(), away, t, tau, best, nearest, wide)
                 m.lerp_(g, 0.1)
                 v.mul_(0.999).addcmul_(g, g, value=0.001)
-                size = self.lr * (1 - (k - 1) / self.steps if self.decay else 1) / (1 - 0.9 ** k)
-                z = z.addcdiv(m, (v / (1 - 0.999 ** k)).sqrt_().add_(1e-8), value=-size)
+                size = self.lr * (1 - (k - 1) / self.steps if self.decay else 1) / (1 - 0.9**k)
+                z = z.addcdiv(m, (v / (1 - 0.999**k)).sqrt_().add_(1e-8), value=-size)
                 if low is not None:
                     z = torch.maximum(torch.minimum(z, high), low)
-            with torch.no_grad():                               # the state that this lam's minimisation ended in
+            with torch.no_grad():  # the state that this lam's minimisation ended in
                 y = self._asked(z, q)
                 logits = f(y, rows)
                 done = _keep(y, logits, self._distance(y, q, scale), t, tau, best, nearest, wide)
@@ -143,11 +176,23 @@ class Wachter(Explainer):
                 back = torch.where(found.view(wide), best, torch.where(broken.view(wide), q, y))
                 out = rows[leave.cpu()]
                 result[out.to(x.device)] = path[-1][out.to(x.device)] = back[leave]
-                for i, ok, bad in zip(out.tolist(), found[leave].tolist(), broken[leave].tolist(), strict=True):
-                    reason[i] = "" if ok else NAN if bad else (
-                        f"score below tau after {r + 1} values of lam, the last {lam:.3g}{within}")
+                for i, ok, bad in zip(
+                    out.tolist(), found[leave].tolist(), broken[leave].tolist(), strict=True
+                ):
+                    reason[i] = (
+                        ""
+                        if ok
+                        else NAN
+                        if bad
+                        else (
+                            f"score below tau after {r + 1} values of lam, the last {lam:.3g}{within}"
+                        )
+                    )
                 stay = ~leave
-                rows, (q, t, z, best, nearest) = rows[stay.cpu()], (s[stay] for s in (q, t, z, best, nearest))
+                rows, (q, t, z, best, nearest) = (
+                    rows[stay.cpu()],
+                    (s[stay] for s in (q, t, z, best, nearest)),
+                )
                 if self.constraints is not None:
                     low, high = low[stay], high[stay]
                 if not len(rows):
@@ -163,11 +208,15 @@ class Wachter(Explainer):
         if self.constraints is None:
             return low, high
         least, most = self.constraints.box(x)
-        return (least, most) if low is None else (torch.maximum(least, low), torch.minimum(most, high))
+        return (
+            (least, most) if low is None else (torch.maximum(least, low), torch.minimum(most, high))
+        )
 
     def _asked(self, z: Tensor, x: Tensor) -> Tensor:
         """Where the classifier is asked: at z, or at the allowed point next to it, with the gradient passed straight through."""
-        return z if self.constraints is None else self.snap(z.detach(), x) + (z - z.detach())         # the bracket is exactly 0
+        return (
+            z if self.constraints is None else self.snap(z.detach(), x) + (z - z.detach())
+        )  # the bracket is exactly 0
 
     def _score(self, logits: Tensor, t: Tensor) -> Tensor:
         """f_t (B,): the target's probability, or its log-odds z_t - log sum_{i != t} exp z_i, which do not saturate."""
@@ -181,7 +230,16 @@ class Wachter(Explainer):
         return (away.abs() if self.distance == "l1" else away.square()).flatten(1).sum(1)
 
 
-def _keep(z: Tensor, logits: Tensor, dist: Tensor, t: Tensor, tau: float, best: Tensor, nearest: Tensor, wide) -> Tensor:
+def _keep(
+    z: Tensor,
+    logits: Tensor,
+    dist: Tensor,
+    t: Tensor,
+    tau: float,
+    best: Tensor,
+    nearest: Tensor,
+    wide,
+) -> Tensor:
     """Which rows decide the target at tau or above (B,); those nearer than ever are written into `best` and `nearest`."""
     hit = (logits.argmax(1) == t[:, 0]) & (logits.softmax(1).gather(1, t)[:, 0] >= tau)
     nearer = hit & (dist < nearest)

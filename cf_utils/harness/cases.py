@@ -24,10 +24,15 @@ from cf_utils.models import classifiers, image_classifiers, pretrained
 from cf_utils.models.generators import diffusion, guided_diffusion
 from cf_utils.models.generators.diffusion import DDPM
 
-ATTRIBUTES = {"smile": "Smiling", "age": "Young"}                   # ours -> CelebA's
-LABELS = 4000                                                       # rows of a world's training labels, for their correlations
-SPLITS = {"celeba": "validation", "celebahq": "test", "bdd": "validation", "bdd100k": "validation",
-          "imagenet": "validation"}                                # as ACE's code
+ATTRIBUTES = {"smile": "Smiling", "age": "Young"}  # ours -> CelebA's
+LABELS = 4000  # rows of a world's training labels, for their correlations
+SPLITS = {
+    "celeba": "validation",
+    "celebahq": "test",
+    "bdd": "validation",
+    "bdd100k": "validation",
+    "imagenet": "validation",
+}  # as ACE's code
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class Case:
 
     name: str
     data: InMemory
-    classifier: nn.Module               # x (B, 3, H, W) in [0, 1] -> two logits
+    classifier: nn.Module  # x (B, 3, H, W) in [0, 1] -> two logits
     prior: DDPM
     ace: ACE
     dime: DiME
@@ -48,23 +53,51 @@ class Case:
     attribute: int | None = None
 
 
-def rendered_case(world: str, label: str, kind: str = "causal", n: int = 8, split: str = "test", seed: int = 0,
-                  device: torch.device | str = "cpu", variant: str = "independent") -> Case:
+def rendered_case(
+    world: str,
+    label: str,
+    kind: str = "causal",
+    n: int = 8,
+    split: str = "test",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    variant: str = "independent",
+) -> Case:
     """The first n renders of a split (of a variant of the world) with the classifier `<world>_<label>_<kind>` (causal, shortcut,
     mixed)."""
     net = classifiers.load(f"{world}_{label}_{kind}", device)
     prior = diffusion.load(f"{world}_ddpm", device)
     ace, dime = (ACE.faces, DiME.faces) if world == "faces" else (ACE.roads, DiME.roads)
-    labels, made = [one.name for one in worlds.get(world).labels], worlds.get(world).sample(LABELS, "train", variant, seed)
+    labels, made = (
+        [one.name for one in worlds.get(world).labels],
+        worlds.get(world).sample(LABELS, "train", variant, seed),
+    )
     values = torch.stack([one(made) for one in worlds.get(world).labels], 1)
     data = rendered.load(world, split, n=n, variant=variant, label=label)
-    return Case(f"{world} (embedded)", data, classifiers.OneOutput(net).eval(), prior,
-                ace(prior, seed=seed), dime(prior, seed=seed), dime(prior, seed=seed, fast=True),
-                net.card["quality"]["uses"], correlations(values, labels.index(label)), labels.index(label))
+    return Case(
+        f"{world} (embedded)",
+        data,
+        classifiers.OneOutput(net).eval(),
+        prior,
+        ace(prior, seed=seed),
+        dime(prior, seed=seed),
+        dime(prior, seed=seed, fast=True),
+        net.card["quality"]["uses"],
+        correlations(values, labels.index(label)),
+        labels.index(label),
+    )
 
 
-def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, device: torch.device | str = "cpu",
-                  crop: int = 178, broken: str = "error") -> Case:
+def official_case(
+    dataset: str,
+    root: str,
+    label: str,
+    n: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    crop: int = 178,
+    broken: str = "error",
+) -> Case:
     """The first n images of the split that ACE's code takes, with the published classifier and prior.
 
     `dataset`: celeba, celebahq (label smile or age), bdd (BDD-OIA), bdd100k (the same networks on images without labels, y -1;
@@ -74,24 +107,40 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
     """
     if dataset not in SPLITS:
         raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
-    known = {"imagenet": tuple(imagenet_pairs.PAIRS), "bdd": ("action",), "bdd100k": ("action",),
-             "celebahq": (*ATTRIBUTES, *image_classifiers.PUBLISHED["celebahq"])}.get(dataset, (label,))
+    known = {
+        "imagenet": tuple(imagenet_pairs.PAIRS),
+        "bdd": ("action",),
+        "bdd100k": ("action",),
+        "celebahq": (*ATTRIBUTES, *image_classifiers.PUBLISHED["celebahq"]),
+    }.get(dataset, (label,))
     if label not in known:
         raise ValueError(f"label: got {label!r}, expected one of {known} for {dataset}")
     split, called, training, attribute = SPLITS[dataset], dataset, None, None
     if dataset in ("celeba", "celebahq"):
-        name, source = ATTRIBUTES.get(label, label), partial(celeba.load, crop=crop) if dataset == "celeba" else celebahq.load
+        name, source = (
+            ATTRIBUTES.get(label, label),
+            partial(celeba.load, crop=crop) if dataset == "celeba" else celebahq.load,
+        )
         source = partial(source, broken=broken)
         data = source(root, split, name)
         attribute, training = together(source, root, name)
-        columns = source(root, split, None).class_names if dataset == "celeba" else image_classifiers.PUBLISHED["celebahq"]
+        columns = (
+            source(root, split, None).class_names
+            if dataset == "celeba"
+            else image_classifiers.PUBLISHED["celebahq"]
+        )
         output = columns.index(name)
     elif dataset in ("bdd", "bdd100k"):
-        data, output = bdd.load(root, split, "oia" if dataset == "bdd" else "100k", broken=broken), 0
+        data, output = (
+            bdd.load(root, split, "oia" if dataset == "bdd" else "100k", broken=broken),
+            0,
+        )
         dataset = "bdd"
     else:
         data, output = imagenet_pairs.load(root, split, label, broken=broken), None
-    net = image_classifiers.load_published(pretrained.find(f"{dataset}_classifier"), dataset, device)
+    net = image_classifiers.load_published(
+        pretrained.find(f"{dataset}_classifier"), dataset, device
+    )
     prior = guided_diffusion.load(pretrained.find(f"{dataset}_ddpm"), dataset, device)
     if output is None:
         of = [imagenet_pairs.IMAGENET[c][1] for c in imagenet_pairs.PAIRS[label]]
@@ -101,9 +150,17 @@ def official_case(dataset: str, root: str, label: str, n: int, seed: int = 0, de
     dime, term = {"bdd": DiME.bdd, "celebahq": DiME.celebahq}.get(dataset, DiME.celeba), {}
     if (pretrained.FOLDER / pretrained.FILES["vgg19"].file).exists():
         term = {"perceptual": perceptual.VGG19().to(device)}
-    return Case(called, data.take(range(min(n, len(data)))).in_memory(), net.eval(), prior,
-                getattr(ACE, dataset)(prior, seed=seed), dime(prior, seed=seed, **term), DiME.fastdime(prior, seed=seed, **term),
-                training=training, attribute=attribute)
+    return Case(
+        called,
+        data.take(range(min(n, len(data)))).in_memory(),
+        net.eval(),
+        prior,
+        getattr(ACE, dataset)(prior, seed=seed),
+        dime(prior, seed=seed, **term),
+        DiME.fastdime(prior, seed=seed, **term),
+        training=training,
+        attribute=attribute,
+    )
 
 
 def together(source: Callable, root: str, name: str) -> tuple[int | None, Tensor | None]:

@@ -26,7 +26,7 @@ import yaml
 from cf_utils.core import files
 from cf_utils.harness import results
 
-SHARD_TAGS = {"parameters", "setup", "compute"}       # the cells that a shard runs
+SHARD_TAGS = {"parameters", "setup", "compute"}  # the cells that a shard runs
 
 
 class JobFailed(RuntimeError):
@@ -34,6 +34,7 @@ class JobFailed(RuntimeError):
 
 
 # ---------------------------------------------------------------- which notebook, which parameters
+
 
 def notebooks() -> dict[str, Path]:
     """Name -> path of all notebooks, in teaching order."""
@@ -54,14 +55,20 @@ def defaults(name: str) -> dict[str, Any]:
 
     Read from the syntax tree, not by papermill's inspection, which misses annotated assignments and knows no values.
     """
-    cells = [c for c in nbformat.read(notebooks()[name], 4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [
+        c
+        for c in nbformat.read(notebooks()[name], 4).cells
+        if "parameters" in c.metadata.get("tags", [])
+    ]
     if len(cells) != 1:
         raise ValueError(f"{name}: {len(cells)} cells are tagged 'parameters', expected one")
     found = {}
     for node in ast.parse(cells[0].source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name):
-            raise ValueError(f"{name}: line {node.lineno} of the parameters cell is no plain `name = literal`")
+            raise ValueError(
+                f"{name}: line {node.lineno} of the parameters cell is no plain `name = literal`"
+            )
         found[target.id] = ast.literal_eval(node.value)
     return found
 
@@ -70,13 +77,21 @@ def checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """`given` as it is, or a ValueError: a name the notebook does not have, or a type other than its default's."""
     known = defaults(name)
     if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"{name}: unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ValueError(
+            f"{name}: unknown parameter {', '.join(unknown)}; known are {', '.join(known)}"
+        )
     for key, value in given.items():
         like = type(known[key])
-        fits = known[key] is None or type(value) is like or (like, type(value)) in ((float, int), (tuple, list))
+        fits = (
+            known[key] is None
+            or type(value) is like
+            or (like, type(value)) in ((float, int), (tuple, list))
+        )
         if not fits:
-            raise ValueError(f"{name}: parameter {key} got {value!r} ({type(value).__name__}), expected {like.__name__} "
-                             f"like its default {known[key]!r}")
+            raise ValueError(
+                f"{name}: parameter {key} got {value!r} ({type(value).__name__}), expected {like.__name__} "
+                f"like its default {known[key]!r}"
+            )
     return given
 
 
@@ -89,7 +104,9 @@ def parsed(name: str, texts: list[str]) -> dict[str, Any]:
             raise ValueError(f"-p: got {text!r}, expected name=value")
         found[key] = value
         if not isinstance(known.get(key), str):
-            with contextlib.suppress(ValueError, SyntaxError):           # what is no literal stays text, and is refused as such
+            with contextlib.suppress(
+                ValueError, SyntaxError
+            ):  # what is no literal stays text, and is refused as such
                 found[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
     return checked(name, found)
 
@@ -103,17 +120,26 @@ def profile_sections(profile: str) -> dict[str, dict[str, Any]]:
     if not (path := folder / f"{profile}.yaml").exists():
         there = [results.DEMO, *sorted(p.stem for p in folder.glob("*.yaml"))]
         raise ValueError(f"profile: got {profile!r}, known are {', '.join(there)}")
-    sections = {n: dict(s or {}) for n, s in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items()}
+    sections = {
+        n: dict(s or {})
+        for n, s in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items()
+    }
     if unknown := sorted(sections.keys() - known.keys()):
-        raise ValueError(f"{path}: sections {', '.join(unknown)} name no notebook; known are {', '.join(known)}")
+        raise ValueError(
+            f"{path}: sections {', '.join(unknown)} name no notebook; known are {', '.join(known)}"
+        )
     return sections
 
 
-def settings(name: str, profile: str, data: str | None, texts: list[str]) -> tuple[dict[str, Any], int]:
+def settings(
+    name: str, profile: str, data: str | None, texts: list[str]
+) -> tuple[dict[str, Any], int]:
     """(parameters to pass, number of shards): the profile's section, then --data, then -p."""
     sections = profile_sections(profile)
     if name not in sections:
-        raise ValueError(f"profile {profile!r} has no section for {name}; it has {', '.join(sections) or 'none'}")
+        raise ValueError(
+            f"profile {profile!r} has no section for {name}; it has {', '.join(sections) or 'none'}"
+        )
     given = dict(sections[name])
     shards = given.pop("shards", 1)
     if type(shards) is not int or shards < 1:
@@ -128,6 +154,7 @@ def settings(name: str, profile: str, data: str | None, texts: list[str]) -> tup
 
 # ---------------------------------------------------------------- locks, GPUs, environment
 
+
 @contextlib.contextmanager
 def held(path: Path, what: str) -> Iterator[int]:
     """Hold the lock file `path`, waiting for who has it; yields its descriptor.
@@ -141,7 +168,11 @@ def held(path: Path, what: str) -> Iterator[int]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "(just starting)"
-            print(f"{what} is being run by process {owner}; waiting for it", file=sys.stderr, flush=True)
+            print(
+                f"{what} is being run by process {owner}; waiting for it",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         file.truncate()
@@ -154,11 +185,14 @@ def held(path: Path, what: str) -> Iterator[int]:
 def one_gpu() -> Iterator[str | None]:
     """The number of a GPU that no other job of ours uses, or None where there is no choice or a scheduler has chosen."""
     import torch
+
     n = torch.cuda.device_count()
     if n < 2 or "CUDA_VISIBLE_DEVICES" in os.environ:
         yield None
         return
-    folder = Path(tempfile.gettempdir()) / f"cf-utils-gpus-{os.getuid()}"       # of the machine, not of a results folder
+    folder = (
+        Path(tempfile.gettempdir()) / f"cf-utils-gpus-{os.getuid()}"
+    )  # of the machine, not of a results folder
     folder.mkdir(exist_ok=True)
     while True:
         for i in range(n):
@@ -180,6 +214,7 @@ def environment(**changes: str | None) -> Iterator[None]:
     def put(values: dict[str, str | None]) -> None:
         for k, v in values.items():
             os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+
     put(changes)
     try:
         yield
@@ -189,7 +224,10 @@ def environment(**changes: str | None) -> Iterator[None]:
 
 # ---------------------------------------------------------------- the run
 
-def run_one(name: str, profile: str, parameters: dict[str, Any], shard: tuple[int, int] = (1, 1)) -> Path:
+
+def run_one(
+    name: str, profile: str, parameters: dict[str, Any], shard: tuple[int, int] = (1, 1)
+) -> Path:
     """Run a notebook, or its cells tagged parameters, setup and compute for a shard; return where its files are.
 
     Raises ValueError before any work when a parameter or the folder is wrong, JobFailed when the notebook fails: the
@@ -199,55 +237,103 @@ def run_one(name: str, profile: str, parameters: dict[str, Any], shard: tuple[in
     folder = results.home(results.run_folder(profile, name), shard)
     label = name if shard == (1, 1) else f"{name} {shard[0]}/{shard[1]}"
     results.writable(folder)
-    with held(results.root() / ".locks" / f"{profile}-{name}-{shard[0]}-of-{shard[1]}.lock", f"{label} ({profile})"):
+    with held(
+        results.root() / ".locks" / f"{profile}-{name}-{shard[0]}-of-{shard[1]}.lock",
+        f"{label} ({profile})",
+    ):
         token, began = uuid.uuid4().hex, time.time()
-        files.write_json(folder / "owner.json", {"token": token, "pid": os.getpid(), "host": socket.gethostname()})
-        for stale in ("metrics.json", "claims.json", "notebook.ipynb", "done.json"):        # a failed run shall not look done
+        files.write_json(
+            folder / "owner.json",
+            {"token": token, "pid": os.getpid(), "host": socket.gethostname()},
+        )
+        for stale in (
+            "metrics.json",
+            "claims.json",
+            "notebook.ipynb",
+            "done.json",
+        ):  # a failed run shall not look done
             (folder / stale).unlink(missing_ok=True)
         log = folder / "log" / "notebook.ipynb"
         log.parent.mkdir(exist_ok=True)
         notebook = nbformat.read(notebooks()[name], 4)
         if shard != (1, 1):
-            notebook.cells = [c for c in notebook.cells if SHARD_TAGS & set(c.metadata.get("tags", []))]
+            notebook.cells = [
+                c for c in notebook.cells if SHARD_TAGS & set(c.metadata.get("tags", []))
+            ]
             if not any("compute" in c.metadata.get("tags", []) for c in notebook.cells):
-                raise ValueError(f"{name}: no cell is tagged 'compute', so it cannot be run in shards")
+                raise ValueError(
+                    f"{name}: no cell is tagged 'compute', so it cannot be run in shards"
+                )
         print(f"{label} ({profile}) started; its log is {log}", flush=True)
-        with one_gpu() as gpu, environment(
-                CF_RUN_TOKEN=token, CF_HEADLESS="1", CF_SHARD=f"{shard[0]}/{shard[1]}", CF_RESULTS_ROOT=str(results.root()),
-                CUDA_VISIBLE_DEVICES=gpu if gpu is not None else os.environ.get("CUDA_VISIBLE_DEVICES")):
+        with (
+            one_gpu() as gpu,
+            environment(
+                CF_RUN_TOKEN=token,
+                CF_HEADLESS="1",
+                CF_SHARD=f"{shard[0]}/{shard[1]}",
+                CF_RESULTS_ROOT=str(results.root()),
+                CUDA_VISIBLE_DEVICES=gpu
+                if gpu is not None
+                else os.environ.get("CUDA_VISIBLE_DEVICES"),
+            ),
+        ):
             execute(notebook, log, parameters, label)
         if shard == (1, 1) and not (folder / "metrics.json").exists():
-            raise JobFailed(f"{label}: the notebook ran, but wrote no metrics.json; its last cell has to call run.finish()")
+            raise JobFailed(
+                f"{label}: the notebook ran, but wrote no metrics.json; its last cell has to call run.finish()"
+            )
         with files.whole_file(folder / "notebook.ipynb") as part:
             shutil.copyfile(log, part)
         log.unlink()
         if shard != (1, 1):
             seconds = round(time.time() - began, 2)
-            files.write_json(folder / "done.json", {"shard": list(shard), "seconds": seconds, "commit": results.commit()})
+            files.write_json(
+                folder / "done.json",
+                {"shard": list(shard), "seconds": seconds, "commit": results.commit()},
+            )
     print(f"{label} ({profile}) done in {time.time() - began:.0f} s", flush=True)
     return folder
 
 
-def execute(notebook: nbformat.NotebookNode, log: Path, parameters: dict[str, Any], label: str) -> None:
+def execute(
+    notebook: nbformat.NotebookNode, log: Path, parameters: dict[str, Any], label: str
+) -> None:
     """papermill, with one more try when the kernel could not start (two kernels can be given the same port)."""
     import papermill
     from nbclient.exceptions import DeadKernelError
+
     for attempt in (1, 2):
         try:
-            papermill.execute_notebook(notebook, str(log), parameters, kernel_name="python3", language="python",
-                                       progress_bar=False, start_timeout=120, cwd=str(results.project() / "notebooks"),
-                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])     # it warns of plain TCP
+            papermill.execute_notebook(
+                notebook,
+                str(log),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                start_timeout=120,
+                cwd=str(results.project() / "notebooks"),
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )  # it warns of plain TCP
             return
         except papermill.PapermillExecutionError as e:
             first = next(iter(e.source.strip().splitlines()), "")
-            raise JobFailed(f"{label}: cell [{e.exec_count}] ({first[:60]}) raised {e.ename}: {e.evalue}\n"
-                            f"the executed notebook with its traceback is {log}") from e
+            raise JobFailed(
+                f"{label}: cell [{e.exec_count}] ({first[:60]}) raised {e.ename}: {e.evalue}\n"
+                f"the executed notebook with its traceback is {log}"
+            ) from e
         except DeadKernelError as e:
-            raise JobFailed(f"{label}: the kernel died (out of memory?); the notebook as far as it ran is {log}") from e
+            raise JobFailed(
+                f"{label}: the kernel died (out of memory?); the notebook as far as it ran is {log}"
+            ) from e
         except RuntimeError as e:
-            if attempt == 2 or not re.search("before replying|didn't respond|Address already in use", str(e)):
+            if attempt == 2 or not re.search(
+                "before replying|didn't respond|Address already in use", str(e)
+            ):
                 raise JobFailed(f"{label}: the kernel could not be started: {e}") from e
-            print(f"{label}: the kernel did not start ({e}); once more", file=sys.stderr, flush=True)
+            print(
+                f"{label}: the kernel did not start ({e}); once more", file=sys.stderr, flush=True
+            )
 
 
 def failed_claims(folder: Path) -> list[str]:

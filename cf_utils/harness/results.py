@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from cf_utils import core
 from cf_utils.core import files
 
-DEMO = "demo"                          # the profile of a notebook's own parameters; the one where a failed claim raises
-PNG_BYTES = 150_000                    # what a published figure may weigh
+DEMO = "demo"  # the profile of a notebook's own parameters; the one where a failed claim raises
+PNG_BYTES = 150_000  # what a published figure may weigh
 RESERVED = ("data", "seed", "claims", "claims_failed", "seconds", "device", "commit")
 
 
@@ -68,9 +68,11 @@ def writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / ".probe", "")
-        (folder / ".probe").unlink(missing_ok=True)          # another shard may have been first
+        (folder / ".probe").unlink(missing_ok=True)  # another shard may have been first
     except OSError as e:
-        raise ValueError(f"results folder: {folder} cannot be written ({e.strerror}); set CF_RESULTS_ROOT to one that can") from e
+        raise ValueError(
+            f"results folder: {folder} cannot be written ({e.strerror}); set CF_RESULTS_ROOT to one that can"
+        ) from e
 
 
 class Run:
@@ -79,7 +81,12 @@ class Run:
     def __init__(self, notebook: str, *, profile: str, seed: int, data: str):
         if data not in ("embedded", "official"):
             raise ValueError(f"data: got {data!r}, expected 'embedded' or 'official'")
-        self.notebook, self.profile, self.seed, self.data = _name(notebook), _name(profile), seed, data
+        self.notebook, self.profile, self.seed, self.data = (
+            _name(notebook),
+            _name(profile),
+            seed,
+            data,
+        )
         self.folder, self.shard = run_folder(profile, notebook), shard_from_env()
         writable(self.folder)
         self._token, self._began = os.environ.get("CF_RUN_TOKEN"), time.perf_counter()
@@ -87,20 +94,33 @@ class Run:
         self._claims: dict[str, dict[str, Any]] = {}
         self._written: set[Path] = set()
 
-    def claim(self, name: str, value: float, low: float, high: float, opposite: str | None = None) -> None:
+    def claim(
+        self, name: str, value: float, low: float, high: float, opposite: str | None = None
+    ) -> None:
         """Assert low <= value <= high and print a line without the value, so that nbval can compare it.
 
         A failure raises in the demo profile (unless CF_CLAIMS=record); elsewhere it is recorded, the run goes on, and the
         runner ends non-zero. `opposite`: what a value beyond a bound would mean, for a claim that is one-sided in substance.
         """
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"claim {name!r}: got bounds [{low}, {high}], expected finite ones, low < high")
+            raise ValueError(
+                f"claim {name!r}: got bounds [{low}, {high}], expected finite ones, low < high"
+            )
         value = _number(value)
         ok = value is not None and low <= value <= high
-        entry = {"name": name, "value": value, "low": _number(low), "high": _number(high), "opposite": opposite, "ok": ok}
+        entry = {
+            "name": name,
+            "value": value,
+            "low": _number(low),
+            "high": _number(high),
+            "opposite": opposite,
+            "ok": ok,
+        }
         before = self._claims.get(name, entry)
         if any(before[k] != entry[k] for k in ("low", "high", "opposite")):
-            raise ValueError(f"claim {name!r} was made before with other bounds; give this one another name")
+            raise ValueError(
+                f"claim {name!r} was made before with other bounds; give this one another name"
+            )
         self._claims[name] = entry
         if not ok and self.profile == DEMO and os.environ.get("CF_CLAIMS") != "record":
             shown = "not a finite number" if value is None else f"{value:.4g}"
@@ -117,7 +137,9 @@ class Run:
                 raise ValueError(f"metrics: {name!r} is written by finish(); use another name")
             value = _number(value, name)
             if name in self._metrics and self._metrics[name] != value:
-                raise ValueError(f"metrics: {name!r} is already {self._metrics[name]}, got {value}; use another name")
+                raise ValueError(
+                    f"metrics: {name!r} is already {self._metrics[name]}, got {value}; use another name"
+                )
             self._metrics[name] = value
 
     def figure(self, name: str, fig: Figure) -> Figure:
@@ -133,31 +155,62 @@ class Run:
             frame.to_csv(part, index=not isinstance(frame.index, pd.RangeIndex))
         return frame
 
-    def explain(self, name: str, explainer: core.Explainer, classifier: nn.Module, x: Tensor, target: Tensor, ids,
-                score: float | None = None, batch_size: int = 64) -> core.Counterfactuals | None:
+    def explain(
+        self,
+        name: str,
+        explainer: core.Explainer,
+        classifier: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        ids,
+        score: float | None = None,
+        batch_size: int = 64,
+    ) -> core.Counterfactuals | None:
         """core.explain_in_batches with this run's folder: batches on disk are read, others computed and kept.
 
         In a shard (CF_SHARD) only its batches are computed and None comes back; the join job finds them all.
         """
         self.check_owner()
         return core.explain_in_batches(
-            explainer, classifier, x, target, ids, score=score, batch_size=batch_size, shard=self.shard, desc=name,
-            folder=self.folder / "batches" / _name(name), before_save=self.check_owner)
+            explainer,
+            classifier,
+            x,
+            target,
+            ids,
+            score=score,
+            batch_size=batch_size,
+            shard=self.shard,
+            desc=name,
+            folder=self.folder / "batches" / _name(name),
+            before_save=self.check_owner,
+        )
 
     def finish(self) -> dict[str, Any]:
         """Write claims.json and metrics.json, and remove figures and tables left by earlier runs only."""
         failed = [c["name"] for c in self._claims.values() if not c["ok"]]
-        metrics = {"data": self.data, "n": None, **self._metrics, "seed": self.seed, "claims": len(self._claims),
-                   "claims_failed": len(failed), "seconds": round(time.perf_counter() - self._began, 2),
-                   "device": device(), "commit": commit()}
+        metrics = {
+            "data": self.data,
+            "n": None,
+            **self._metrics,
+            "seed": self.seed,
+            "claims": len(self._claims),
+            "claims_failed": len(failed),
+            "seconds": round(time.perf_counter() - self._began, 2),
+            "device": device(),
+            "commit": commit(),
+        }
         self.check_owner()
-        (self.folder / "metrics.json").unlink(missing_ok=True)     # an older run's would vouch for the claims written next
+        (self.folder / "metrics.json").unlink(
+            missing_ok=True
+        )  # an older run's would vouch for the claims written next
         files.write_json(self.folder / "claims.json", list(self._claims.values()))
         for old in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
             if old not in self._written:
                 old.unlink()
         self.check_owner()
-        files.write_json(self.folder / "metrics.json", metrics)       # last: who finds it finds everything
+        files.write_json(
+            self.folder / "metrics.json", metrics
+        )  # last: who finds it finds everything
         return metrics
 
     def check_owner(self) -> None:
@@ -167,7 +220,9 @@ class Run:
         path = home(self.folder, self.shard) / "owner.json"
         owner = files.read_json(path)["token"] if path.exists() else None
         if owner != self._token:
-            raise NotOwner(f"{path.parent} belongs to another run now; this one (token {self._token}) writes nothing more")
+            raise NotOwner(
+                f"{path.parent} belongs to another run now; this one (token {self._token}) writes nothing more"
+            )
 
     def _write(self, path: Path):
         self.check_owner()
@@ -177,7 +232,9 @@ class Run:
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", text):
-        raise ValueError(f"name: got {text!r}, expected letters, digits, '_', '-' and '.' only: it becomes a file's name")
+        raise ValueError(
+            f"name: got {text!r}, expected letters, digits, '_', '-' and '.' only: it becomes a file's name"
+        )
     return text
 
 
@@ -209,12 +266,14 @@ def _png(fig: Figure) -> bytes:
         image = full if scale == 1 else full.resize(size, Image.Resampling.LANCZOS)
         quick, buffer = memory.BytesIO(), memory.BytesIO()
         image.quantize(colours, method=Image.Quantize.FASTOCTREE).save(quick, "PNG")
-        if quick.tell() > PNG_BYTES:                        # good colours weigh more
+        if quick.tell() > PNG_BYTES:  # good colours weigh more
             continue
         image.quantize(colours, kmeans=2).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= PNG_BYTES:
             return buffer.getvalue()
-    raise ValueError(f"a figure of {full.width} x {full.height} pixels does not fit in {PNG_BYTES} bytes; draw fewer panels")
+    raise ValueError(
+        f"a figure of {full.width} x {full.height} pixels does not fit in {PNG_BYTES} bytes; draw fewer panels"
+    )
 
 
 def device() -> str:
@@ -225,11 +284,15 @@ def device() -> str:
 
 def commit() -> str | None:
     """The checked-out commit, with '-dirty' where code or notebooks differ from it; None outside a git repository."""
+
     def git(*args: str) -> str | None:
         try:
-            return subprocess.run(["git", *args], cwd=project(), capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", *args], cwd=project(), capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
+
     if not (head := git("rev-parse", "--short=12", "HEAD")):
         return None
     return head + ("-dirty" if git("status", "--porcelain", "--", "cf_utils", "notebooks") else "")
@@ -237,9 +300,14 @@ def commit() -> str | None:
 
 # ---------------------------------------------------------------- reading
 
+
 def reported(paper: str | None = None, table: str | None = None) -> pd.DataFrame:
     """The papers' own figures (results/reported/<paper>.csv): paper, table, dataset, task, method, metric, value, sd, note."""
-    tables = sorted(f for f in (project() / "results" / "reported").glob("*.csv") if f.stem not in ("claims", "beside"))
+    tables = sorted(
+        f
+        for f in (project() / "results" / "reported").glob("*.csv")
+        if f.stem not in ("claims", "beside")
+    )
     if paper is not None:
         if paper not in (known := [f.stem for f in tables]):
             raise ValueError(f"paper: got {paper!r}, known are {known}")
@@ -256,5 +324,7 @@ def published(profile: str, notebook: str) -> dict[str, Any]:
     """metrics.json of a published run (results/<profile>/<notebook>/). FileNotFoundError where none was published."""
     path = project() / "results" / profile / notebook / "metrics.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run the notebook in this profile, then `make publish`")
+        raise FileNotFoundError(
+            f"{path} is missing: run the notebook in this profile, then `make publish`"
+        )
     return files.read_json(path)

@@ -22,7 +22,7 @@ from cf_utils.core import files
 from cf_utils.harness import job, report, results
 
 SNAKEFILE = files.ROOT / "workflow" / "Snakefile"
-SEEDS = range(5)                       # of `--claims`
+SEEDS = range(5)  # of `--claims`
 
 
 def modules(source: str, seen: set[Path] | None = None) -> set[Path]:
@@ -35,7 +35,7 @@ def modules(source: str, seen: set[Path] | None = None) -> set[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
     for parts in (n.split(".") for n in names if n.split(".")[0] == "cf_utils"):
-        for depth in range(1, len(parts) + 1):                           # a package's __init__ runs on the way to a module
+        for depth in range(1, len(parts) + 1):  # a package's __init__ runs on the way to a module
             base = package.joinpath(*parts[1:depth])
             for path in (base / "__init__.py", base.with_suffix(".py")):
                 if path.is_file() and path not in seen:
@@ -47,10 +47,22 @@ def modules(source: str, seen: set[Path] | None = None) -> set[Path]:
 def inputs(name: str) -> list[str]:
     """What a notebook's results depend on: itself, the modules it imports, and every checkpoint there is."""
     path = job.notebooks()[name]
-    lines = [line for c in nbformat.read(path, 4).cells if c.cell_type == "code" for line in c.source.splitlines()]
+    lines = [
+        line
+        for c in nbformat.read(path, 4).cells
+        if c.cell_type == "code"
+        for line in c.source.splitlines()
+    ]
     code = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines)
     checkpoints = (results.project() / "results" / "checkpoints").glob("*.*")
-    return [str(p) for p in (path, *sorted(modules(code)), *sorted(p for p in checkpoints if ".part-" not in p.name))]
+    return [
+        str(p)
+        for p in (
+            path,
+            *sorted(modules(code)),
+            *sorted(p for p in checkpoints if ".part-" not in p.name),
+        )
+    ]
 
 
 def plan(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -62,28 +74,66 @@ def plan(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
         jobs[name] = {"parameters": text, "shards": args.shards or shards, "inputs": inputs(name)}
     units = sum(j["shards"] for j in jobs.values())
     gpus = gpu_count()
-    finished = {n for n in job.notebooks() if (results.run_folder(args.profile, n) / "metrics.json").exists()}
-    return {"profile": args.profile, "root": str(results.root()), "jobs": jobs, "gpu": int(gpus > 0), "gpus": gpus,
-            "threads": max(1, args.cores // max(1, min(units, args.cores))),     # more threads than cores slow all of them
-            "report": str(report.path(args.profile)), "shown": sorted(finished | jobs.keys()), "report_inputs": report.inputs()}
+    finished = {
+        n
+        for n in job.notebooks()
+        if (results.run_folder(args.profile, n) / "metrics.json").exists()
+    }
+    return {
+        "profile": args.profile,
+        "root": str(results.root()),
+        "jobs": jobs,
+        "gpu": int(gpus > 0),
+        "gpus": gpus,
+        "threads": max(
+            1, args.cores // max(1, min(units, args.cores))
+        ),  # more threads than cores slow all of them
+        "report": str(report.path(args.profile)),
+        "shown": sorted(finished | jobs.keys()),
+        "report_inputs": report.inputs(),
+    }
 
 
 def gpu_count() -> int:
     import torch
+
     return torch.cuda.device_count()
 
 
 def workflow(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
     """Let Snakemake do what is to be done; 0 when every notebook is done and every claim holds."""
     results.writable(results.root())
-    with job.held(results.root() / ".locks" / "workflow.lock", "the workflow in this results folder") as lock:
+    with job.held(
+        results.root() / ".locks" / "workflow.lock", "the workflow in this results folder"
+    ) as lock:
         config = plan(names, args)
         path = results.root() / ".plans" / f"{args.profile}.json"
         files.write_json(path, config)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(path),
-                   "--directory", str(results.root()), "--cores", str(args.cores), "--nolock", "--rerun-incomplete",
-                   "--keep-going", "--scheduler", "greedy", "--max-checksum-file-size", "100MB",
-                   *(["--dry-run"] if args.dry_run else ["--quiet", "host", "progress", "reason", "rules"])]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(SNAKEFILE),
+            "--configfile",
+            str(path),
+            "--directory",
+            str(results.root()),
+            "--cores",
+            str(args.cores),
+            "--nolock",
+            "--rerun-incomplete",
+            "--keep-going",
+            "--scheduler",
+            "greedy",
+            "--max-checksum-file-size",
+            "100MB",
+            *(
+                ["--dry-run"]
+                if args.dry_run
+                else ["--quiet", "host", "progress", "reason", "rules"]
+            ),
+        ]
         command += ["--resources", f"gpu={config['gpus']}"] if config["gpu"] else []
         before = stamps(config)
         # the child inherits the lock: should only this process be killed, a successor waits for the orphan instead of racing it
@@ -91,7 +141,7 @@ def workflow(names: list[str], args: argparse.Namespace, extra: list[str]) -> in
         if args.dry_run:
             return rc
         if rc:
-            report.write(args.profile)                                  # its rule waits for all; show what there is
+            report.write(args.profile)  # its rule waits for all; show what there is
         return summary(names, args.profile, rc, rc == 0 and stamps(config) == before)
 
 
@@ -127,12 +177,14 @@ def claims(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
     for seed, root in zip(SEEDS, roots, strict=True):
         own = argparse.Namespace(**{**vars(args), "p": [*args.p, f"seed={seed}"]})
         with job.environment(CF_RESULTS_ROOT=str(root), CF_CLAIMS="record"):
-            workflow(names, own, extra)                                  # a claim that fails is what we are looking for
+            workflow(names, own, extra)  # a claim that fails is what we are looking for
     for name in names:
         folders = [root / args.profile / name for root in roots]
         if missing := [f for f in folders if not (f / "claims.json").exists()]:
             bad = 1
-            print(f"{name}: no claims from {', '.join(f.parent.parent.name for f in missing)}; not written")
+            print(
+                f"{name}: no claims from {', '.join(f.parent.parent.name for f in missing)}; not written"
+            )
         else:
             print(f"{name}: {report.claim_ranges(name, folders)}")
     return bad
@@ -140,7 +192,9 @@ def claims(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
 
 def one(args: argparse.Namespace) -> int:
     """A single job; 1 when it or one of its claims failed (with --keep-going only when it failed)."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))              # so that papermill takes its kernel along
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that papermill takes its kernel along
     name = job.find(args.one)
     if args.parameters is not None:
         parameters = json.loads(args.parameters)
@@ -164,39 +218,82 @@ def listing() -> None:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     parser = argparse.ArgumentParser(
-        prog="python -m cf_utils.harness.run", allow_abbrev=False, description=__doc__.splitlines()[0],
-        epilog="What follows a lone -- goes to Snakemake, e.g. -- --workflow-profile workflow/profiles/slurm")
-    parser.add_argument("notebooks", nargs="*", metavar="NB", help="number or name; none: all that the profile has a section for")
-    parser.add_argument("--profile", default=results.DEMO, help="demo (default), or a file in notebooks/profiles")
-    parser.add_argument("--data", metavar="DIR", help="folder with official data sets; without it the embedded default")
-    parser.add_argument("--shards", type=int, metavar="N", help="jobs a notebook is cut into (default: what the profile says)")
-    parser.add_argument("--cores", type=int, default=cores, metavar="N", help=f"cores to use (here {cores})")
-    parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter, checked; may be repeated")
+        prog="python -m cf_utils.harness.run",
+        allow_abbrev=False,
+        description=__doc__.splitlines()[0],
+        epilog="What follows a lone -- goes to Snakemake, e.g. -- --workflow-profile workflow/profiles/slurm",
+    )
+    parser.add_argument(
+        "notebooks",
+        nargs="*",
+        metavar="NB",
+        help="number or name; none: all that the profile has a section for",
+    )
+    parser.add_argument(
+        "--profile", default=results.DEMO, help="demo (default), or a file in notebooks/profiles"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with official data sets; without it the embedded default",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="jobs a notebook is cut into (default: what the profile says)",
+    )
+    parser.add_argument(
+        "--cores", type=int, default=cores, metavar="N", help=f"cores to use (here {cores})"
+    )
+    parser.add_argument(
+        "-p",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter, checked; may be repeated",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
     parser.add_argument("--list", action="store_true", help="list the notebooks")
-    parser.add_argument("--claims", action="store_true", help="5 seeds each; write the claims' ranges to results/claims")
+    parser.add_argument(
+        "--claims",
+        action="store_true",
+        help="5 seeds each; write the claims' ranges to results/claims",
+    )
     parser.add_argument("--one", metavar="NB", help="run this one job here, without Snakemake")
     parser.add_argument("--shard", metavar="K/N", help="with --one: only this shard's batches")
-    parser.add_argument("--parameters", metavar="JSON", help="with --one: exactly these, instead of the profile's and -p")
-    parser.add_argument("--keep-going", action="store_true", help="with --one: end with 0 although claims failed")
+    parser.add_argument(
+        "--parameters",
+        metavar="JSON",
+        help="with --one: exactly these, instead of the profile's and -p",
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="with --one: end with 0 although claims failed"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
-    args, extra = arguments().parse_args(argv[:cut]), argv[cut + 1:]
+    args, extra = arguments().parse_args(argv[:cut]), argv[cut + 1 :]
     try:
         if args.list:
             listing()
             return 0
         if min(args.cores, 1 if args.shards is None else args.shards) < 1:
-            raise ValueError(f"--shards, --cores: got {args.shards}, {args.cores}, expected whole numbers >= 1")
+            raise ValueError(
+                f"--shards, --cores: got {args.shards}, {args.cores}, expected whole numbers >= 1"
+            )
         if args.one:
             return one(args)
-        names = list(dict.fromkeys(job.find(n) for n in args.notebooks)) or list(job.profile_sections(args.profile))
+        names = list(dict.fromkeys(job.find(n) for n in args.notebooks)) or list(
+            job.profile_sections(args.profile)
+        )
         if not names:
             raise ValueError(f"profile {args.profile!r} has no notebooks to run")
         return (claims if args.claims else workflow)(names, args, extra)

@@ -32,10 +32,24 @@ class MnistCNN(nn.Module):
     def __init__(self, a: int = 8, b: int = 16, hidden: int = 128):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, a, 3), nn.ReLU(), nn.Conv2d(a, a, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(a, b, 3), nn.ReLU(), nn.Conv2d(b, b, 3), nn.ReLU(), nn.MaxPool2d(2))
+            nn.Conv2d(1, a, 3),
+            nn.ReLU(),
+            nn.Conv2d(a, a, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(a, b, 3),
+            nn.ReLU(),
+            nn.Conv2d(b, b, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.head = nn.Sequential(
-            nn.Linear(b * 16, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 10))
+            nn.Linear(b * 16, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden // 2),
+            nn.ReLU(),
+            nn.Linear(hidden // 2, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(digits(x)).flatten(1))
@@ -46,9 +60,19 @@ class JudgeCNN(nn.Module):
 
     def __init__(self, width: int = 24):
         super().__init__()
-        sizes = [(1, width, 5, 2), (width, 2 * width, 3, 1), (2 * width, 2 * width, 3, 2), (2 * width, 4 * width, 3, 1)]
-        self.layers = nn.Sequential(*(m for i, o, k, s in sizes for m in (
-            nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.SiLU())))
+        sizes = [
+            (1, width, 5, 2),
+            (width, 2 * width, 3, 1),
+            (2 * width, 2 * width, 3, 2),
+            (2 * width, 4 * width, 3, 1),
+        ]
+        self.layers = nn.Sequential(
+            *(
+                m
+                for i, o, k, s in sizes
+                for m in (nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.SiLU())
+            )
+        )
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +92,9 @@ class HogSVM(nn.Module):
         """(B, 1, 28, 28) -> (B, 441): 9 orientations, 4 x 4 cells, normalised over the whole image (normalised block by block,
         faint noise on black weighs as much as a stroke, which no reader would say)."""
         images = x.detach().clamp(0, 1).cpu().numpy().astype(np.float64)[:, 0]
-        rows = [hog(i, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(7, 7)) for i in images]
+        rows = [
+            hog(i, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(7, 7)) for i in images
+        ]
         return torch.from_numpy(np.stack(rows)).float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,15 +107,26 @@ class TextCNN(nn.Module):
     one fully connected layer. x (B, L, d) word vectors, zero after the last word; every review ends in at least five zero rows
     (`glove.embed`), so that how far it is padded changes nothing. 100 filters a width as in the authors' code."""
 
-    def __init__(self, d: int = 50, filters: int = 100, widths: tuple[int, ...] = (3, 4, 5), dropout: float = 0.5):
+    def __init__(
+        self,
+        d: int = 50,
+        filters: int = 100,
+        widths: tuple[int, ...] = (3, 4, 5),
+        dropout: float = 0.5,
+    ):
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(d, filters, (1, w)) for w in widths)     # d channels: faster than one
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(d, filters, (1, w)) for w in widths
+        )  # d channels: faster than one
         self.rectifiers = nn.ModuleList(nn.ReLU() for _ in widths)
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(filters * len(widths), 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose(1, 2).unsqueeze(2)                                                   # (B, d, 1, L)
-        pooled = [relu(conv(x)).amax((2, 3)) for conv, relu in zip(self.convolutions, self.rectifiers, strict=True)]
+        x = x.transpose(1, 2).unsqueeze(2)  # (B, d, 1, L)
+        pooled = [
+            relu(conv(x)).amax((2, 3))
+            for conv, relu in zip(self.convolutions, self.rectifiers, strict=True)
+        ]
         return self.head(self.dropout(torch.cat(pooled, 1)))
 
 
@@ -100,10 +137,14 @@ class TabularMLP(nn.Module):
     def __init__(self, n_features: int, hidden: Sequence[int] = (64, 64, 64, 64)):
         super().__init__()
         if len(hidden) != 4:
-            raise ValueError(f"hidden: got {list(hidden)}, expected the widths of 4 layers; the fifth gives the logits")
+            raise ValueError(
+                f"hidden: got {list(hidden)}, expected the widths of 4 layers; the fifth gives the logits"
+            )
         sizes = [n_features, *hidden]
-        self.layers = nn.Sequential(*(m for i, o in zip(sizes, hidden, strict=False) for m in (nn.Linear(i, o), nn.ReLU())),
-                                    nn.Linear(hidden[-1], 2))
+        self.layers = nn.Sequential(
+            *(m for i, o in zip(sizes, hidden, strict=False) for m in (nn.Linear(i, o), nn.ReLU())),
+            nn.Linear(hidden[-1], 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -129,7 +170,9 @@ class OneOutput(nn.Module):
         return torch.stack([torch.zeros_like(z), z], 1)
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM, TextCNN, TabularMLP)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM, TextCNN, TabularMLP)
+}
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -137,11 +180,16 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
     path = files.CHECKPOINTS / f"{name}.json"
     if not path.exists():
         known = sorted(p.stem for p in files.CHECKPOINTS.glob("*.json"))
-        raise FileNotFoundError(f"{path} is missing. Shipped: {known}. `python -m cf_utils.training.recipes {name}` makes one")
+        raise FileNotFoundError(
+            f"{path} is missing. Shipped: {known}. `python -m cf_utils.training.recipes {name}` makes one"
+        )
     architecture = files.read_json(path)["architecture"]
     known = ARCHITECTURES
     if architecture["class"] not in known:
-        from cf_utils.models import image_classifiers  # here: torchvision takes seconds to import, and only images need it
+        from cf_utils.models import (
+            image_classifiers,
+        )  # here: torchvision takes seconds to import, and only images need it
+
         known = image_classifiers.ARCHITECTURES
     model = known[architecture["class"]](**architecture.get("arguments", {}))
     model.card = files.load_checkpoint(name, model)
@@ -164,6 +212,6 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def majority(votes: Tensor) -> Tensor:
     """Majority of judges' decisions (J, N) -> (N,); -1 where no label has more than half of the votes."""
-    counts = F.one_hot(votes, int(votes.max()) + 1).sum(0)          # (N, K)
+    counts = F.one_hot(votes, int(votes.max()) + 1).sum(0)  # (N, K)
     top, label = counts.max(1)
     return torch.where(2 * top > len(votes), label, -1)

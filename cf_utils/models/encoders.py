@@ -33,8 +33,12 @@ class Trunk(nn.Module):
         super().__init__()
         state = pretrained.trunk(name)
         with torch.device("meta"):
-            layers = getattr(models, name)(weights=None).features[:-1]          # without the pooling at the end
-        layers.load_state_dict({k.removeprefix("features."): v for k, v in state.items()}, assign=True)
+            layers = getattr(models, name)(weights=None).features[
+                :-1
+            ]  # without the pooling at the end
+        layers.load_state_dict(
+            {k.removeprefix("features."): v for k, v in state.items()}, assign=True
+        )
         self.layers = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers))
         _constants(self, *IMAGENET_NORM)
 
@@ -53,6 +57,7 @@ class Inception(nn.Module):
     def __init__(self):
         super().__init__()
         from pytorch_fid import inception  # here: only those who have the file need it
+
         state = files.read_published(pretrained.find("inception"))
         # its constructor loads the weights from the network, unchecked; it gets those of the checked file instead
         with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
@@ -77,12 +82,22 @@ class FaceNet(nn.Module):
         path = pretrained.find("vggface2")
         state = pretrained.read_arrays(path.read_bytes())
         self.net = caffe_resnet50()
-        fill(self.net, {k: torch.tensor(v) for k, v in state.items() if not k.startswith("fc.")}, path)
+        fill(
+            self.net,
+            {k: torch.tensor(v) for k, v in state.items() if not k.startswith("fc.")},
+            path,
+        )
         _constants(self, [m / 255 for m in (91.4953, 103.8827, 131.0912)], [1 / 255] * 3)
 
     def forward(self, x: Tensor) -> Tensor:
         short = min(x.shape[2:])
-        x = F.interpolate(x, [s * 224 // short for s in x.shape[2:]], mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(
+            x,
+            [s * 224 // short for s in x.shape[2:]],
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
         return self.net((x.flip(1) - self.mean) / self.std)
 
 
@@ -108,12 +123,22 @@ class SimSiam(nn.Module):
         super().__init__()
         path = pretrained.find("simsiam")
         content = files.read_published(path)
-        state = {k.removeprefix("module.").removeprefix("encoder."): v for k, v in content.get("state_dict", content).items()}
+        state = {
+            k.removeprefix("module.").removeprefix("encoder."): v
+            for k, v in content.get("state_dict", content).items()
+        }
         with torch.device("meta"):
             self.net = models.resnet50(weights=None)
             self.net.fc = nn.Sequential(
-                nn.Linear(2048, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 2048, bias=False),
-                nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 2048), nn.BatchNorm1d(2048, affine=False))
+                nn.Linear(2048, 2048, bias=False),
+                nn.BatchNorm1d(2048),
+                nn.ReLU(),
+                nn.Linear(2048, 2048, bias=False),
+                nn.BatchNorm1d(2048),
+                nn.ReLU(),
+                nn.Linear(2048, 2048),
+                nn.BatchNorm1d(2048, affine=False),
+            )
         fill(self.net, {k: v for k, v in state.items() if not k.startswith("predictor.")}, path)
         _constants(self, *IMAGENET_NORM)
 
@@ -121,7 +146,13 @@ class SimSiam(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
-ENCODERS = {"alexnet": Trunk, "vgg16": lambda: Trunk("vgg16"), "inception": Inception, "vggface2": FaceNet, "simsiam": SimSiam}
+ENCODERS = {
+    "alexnet": Trunk,
+    "vgg16": lambda: Trunk("vgg16"),
+    "inception": Inception,
+    "vggface2": FaceNet,
+    "simsiam": SimSiam,
+}
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:

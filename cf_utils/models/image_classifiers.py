@@ -22,8 +22,12 @@ from cf_utils.core import files
 
 IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PUBLISHED = {   # kind -> the outputs, in the order of the published head
-    "celeba": 40, "celebahq": ("Male", "Smiling", "Young"), "bdd": ("forward", "stop", "left", "right"), "imagenet": 1000}
+PUBLISHED = {  # kind -> the outputs, in the order of the published head
+    "celeba": 40,
+    "celebahq": ("Male", "Smiling", "Young"),
+    "bdd": ("forward", "stop", "left", "right"),
+    "imagenet": 1000,
+}
 
 
 class _Normalised(nn.Module):
@@ -33,12 +37,16 @@ class _Normalised(nn.Module):
         super().__init__()
         self.net = net
         for name, values in zip(("mean", "std"), norm, strict=True):
-            value = torch.tensor(values, device="cpu").view(1, -1, 1, 1)        # a constant: in no file, never on meta
+            value = torch.tensor(values, device="cpu").view(
+                1, -1, 1, 1
+            )  # a constant: in no file, never on meta
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.mean.shape[1]:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected images (B, {self.mean.shape[1]}, H, W)")
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected images (B, {self.mean.shape[1]}, H, W)"
+            )
         return self.net((x - self.mean) / self.std)
 
 
@@ -63,10 +71,18 @@ class SmallDenseNet(_Normalised):
     first block sees 16 x 16 instead of 32 x 32, for a quarter of the time.
     """
 
-    def __init__(self, outputs: int = 1, growth: int = 20, blocks: tuple[int, ...] = (4, 6, 8), first: int = 32,
-                 pool: bool = False):
+    def __init__(
+        self,
+        outputs: int = 1,
+        growth: int = 20,
+        blocks: tuple[int, ...] = (4, 6, 8),
+        first: int = 32,
+        pool: bool = False,
+    ):
         net = models.DenseNet(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
-        net.features.conv0 = nn.Conv2d(3, first, 5, 2, 2, bias=False)       # small pictures: no stride of 4 before all else
+        net.features.conv0 = nn.Conv2d(
+            3, first, 5, 2, 2, bias=False
+        )  # small pictures: no stride of 4 before all else
         net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
         for module in net.modules():
             for name, child in module.named_children():
@@ -79,7 +95,9 @@ class SmallDenseNet(_Normalised):
         return classifier(F.silu(features((x - self.mean) / self.std)).mean((2, 3)))
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (ImageDenseNet, ImageResNet, SmallDenseNet)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    c.__name__: c for c in (ImageDenseNet, ImageResNet, SmallDenseNet)
+}
 
 
 def load_published(path: str | Path, kind: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -91,16 +109,21 @@ def load_published(path: str | Path, kind: str, device: torch.device | str = "cp
         raise ValueError(f"kind: got {kind!r}, expected one of {tuple(PUBLISHED)}")
     outputs = PUBLISHED[kind] if isinstance(PUBLISHED[kind], int) else len(PUBLISHED[kind])
     content = files.read_published(path)
-    with torch.device("meta"):                              # no time lost on first weights that the file replaces
+    with torch.device("meta"):  # no time lost on first weights that the file replaces
         model = ImageResNet(outputs) if kind == "imagenet" else ImageDenseNet(outputs)
     own = model.net.state_dict()
-    state = {_name(k): v.to(own[_name(k)].dtype) if _name(k) in own else v for k, v in _flat(content)}
-    for k, v in own.items():                                # a counter that inference does not use, and old files lack
+    state = {
+        _name(k): v.to(own[_name(k)].dtype) if _name(k) in own else v for k, v in _flat(content)
+    }
+    for k, v in own.items():  # a counter that inference does not use, and old files lack
         if k.endswith("num_batches_tracked"):
             state.setdefault(k, torch.zeros(v.shape, dtype=v.dtype))
     if wrong := files.misfits(state, own):
-        raise ValueError(f"{path} is no {kind} classifier, {len(wrong)} names do not fit: " + "; ".join(wrong[:8])
-                         + ("; ..." if len(wrong) > 8 else ""))
+        raise ValueError(
+            f"{path} is no {kind} classifier, {len(wrong)} names do not fit: "
+            + "; ".join(wrong[:8])
+            + ("; ..." if len(wrong) > 8 else "")
+        )
     model.net.load_state_dict(state, assign=True)
     return files.channels_last(model).eval().to(device)
 
@@ -109,7 +132,9 @@ def _flat(content: dict, before: str = "") -> Iterator[tuple[str, Tensor]]:
     """(dotted name, tensor) of a state dict that may lie beside an optimiser's (STEEX) or in two parts (DiVE)."""
     if "model_state_dict" in content:
         content = content["model_state_dict"]
-    elif isinstance(content.get("feat_extract"), dict) and isinstance(content.get("classifier"), dict):
+    elif isinstance(content.get("feat_extract"), dict) and isinstance(
+        content.get("classifier"), dict
+    ):
         content = {k: content[k] for k in ("feat_extract", "classifier")}
     for k, v in content.items():
         if isinstance(v, dict):

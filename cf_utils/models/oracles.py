@@ -28,25 +28,45 @@ def _with(name: str, scene: int | None = None) -> Callable[[Factors], Tensor]:
     return lambda f: (f[name] >= 0.5) if scene is None else (f["scene"] == scene) | (f[name] >= 0.5)
 
 
-SHOWN: dict[str, dict[str, Callable[[Factors], Tensor]]] = {       # world -> factor -> in which images it shows (N,) bool
+SHOWN: dict[
+    str, dict[str, Callable[[Factors], Tensor]]
+] = {  # world -> factor -> in which images it shows (N,) bool
     "faces": {"rims": _with("glasses")},
     "roads": {
-        "braking": _in_scene(0), "red": _in_scene(1), "crossing": _in_scene(2),
-        "lead_distance": _with("lead", 0), "lead_color": _with("lead", 0), "light_distance": _with("light", 1),
-        "right_distance": _with("right_car"), "right_color": _with("right_car"), "right_braking": _with("right_car"),
-        "oncoming_distance": _with("oncoming"), "clothes": _with("walker", 2), "walker_size": _with("walker", 2),
-        "walker_side": _with("walker", 2), "stride": _with("walker", 2),
+        "braking": _in_scene(0),
+        "red": _in_scene(1),
+        "crossing": _in_scene(2),
+        "lead_distance": _with("lead", 0),
+        "lead_color": _with("lead", 0),
+        "light_distance": _with("light", 1),
+        "right_distance": _with("right_car"),
+        "right_color": _with("right_car"),
+        "right_braking": _with("right_car"),
+        "oncoming_distance": _with("oncoming"),
+        "clothes": _with("walker", 2),
+        "walker_size": _with("walker", 2),
+        "walker_side": _with("walker", 2),
+        "stride": _with("walker", 2),
         "walker_distance": lambda f: (f["scene"] == 2) | (f["walker"] >= 0.5) | (f["zebra"] >= 0.5),
         "walker_at": lambda f: (f["scene"] != 2) & (f["walker"] >= 0.5),
-        "lead": lambda f: f["scene"] != 0, "light": lambda f: f["scene"] != 1, "walker": lambda f: f["scene"] != 2,
-        "zebra": lambda f: f["scene"] != 2},
+        "lead": lambda f: f["scene"] != 0,
+        "light": lambda f: f["scene"] != 1,
+        "walker": lambda f: f["scene"] != 2,
+        "zebra": lambda f: f["scene"] != 2,
+    },
 }
 
 
 def columns(world: World) -> tuple[str, ...]:
     """Names of what can be read: each factor that is no child, a category once a level."""
-    return tuple(name for f in world.factors if f.parent is None
-                 for name in ([f"{f.name}={k}" for k in range(len(f.shares))] if f.kind == "category" else [f.name]))
+    return tuple(
+        name
+        for f in world.factors
+        if f.parent is None
+        for name in (
+            [f"{f.name}={k}" for k in range(len(f.shares))] if f.kind == "category" else [f.name]
+        )
+    )
 
 
 def factor_of(column: str) -> str:
@@ -95,7 +115,9 @@ def displaced(factors: Factors, names: Sequence[str], change: Tensor, moved: Ten
             continue
         if "=" in names[at[0]]:
             level = torch.tensor([int(names[i].partition("=")[2]) for i in at])
-            value = level[((factors[name][:, None] == level).float() + change[:, at]).argmax(1)].float()
+            value = level[
+                ((factors[name][:, None] == level).float() + change[:, at]).argmax(1)
+            ].float()
         else:
             value = (factors[name] + change[:, at[0]]).clamp(0, 1)
         factors = factors.move(name, torch.where(moved[:, at].any(1), value, factors[name]))
@@ -108,8 +130,12 @@ class Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.layers(x))
@@ -119,14 +145,23 @@ class ConvNet(nn.Module):
     """Strided 3 x 3 convolutions with batch norm and ReLU, a residual block after each but the first, then a linear map of the
     whole last grid. x (B, 3, H, W) in [0, 1], H and W as in `size` (multiples of 16), to (B, outputs)."""
 
-    def __init__(self, outputs: int, size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112)):
+    def __init__(
+        self,
+        outputs: int,
+        size: Sequence[int] = (64, 64),
+        widths: Sequence[int] = (24, 48, 80, 112),
+    ):
         super().__init__()
         if any(side % 2 ** len(widths) for side in size):
             raise ValueError(f"size: got {tuple(size)}, expected multiples of {2 ** len(widths)}")
         self.size, layers, before = tuple(size), [], 3
         for k, width in enumerate(widths):
             kernel = 3 if k else 5
-            layers += [nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
             layers += [Residual(width)] if k else []
             before = width
         self.layers = nn.Sequential(*layers)
@@ -134,14 +169,21 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != (3, *self.size):
-            raise ValueError(f"x: got shape {tuple(x.shape)}, this reader was trained on (B, 3, {self.size[0]}, {self.size[1]})")
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, this reader was trained on (B, 3, {self.size[0]}, {self.size[1]})"
+            )
         return self.head(self.layers(2 * x - 1).flatten(1))
 
 
 class AttributeOracle(ConvNet):
     """Logits (B, L) of the labels `names`: yes where positive."""
 
-    def __init__(self, names: Sequence[str], size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112)):
+    def __init__(
+        self,
+        names: Sequence[str],
+        size: Sequence[int] = (64, 64),
+        widths: Sequence[int] = (24, 48, 80, 112),
+    ):
         super().__init__(len(names), size, widths)
         self.names = tuple(names)
 
@@ -150,7 +192,12 @@ class IdentityEncoder(ConvNet):
     """x -> embedding (B, width) of length 1; two images show the same person where their inner product is over the card's
     `threshold`."""
 
-    def __init__(self, width: int = 64, size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112)):
+    def __init__(
+        self,
+        width: int = 64,
+        size: Sequence[int] = (64, 64),
+        widths: Sequence[int] = (24, 48, 80, 112),
+    ):
         super().__init__(width, size, widths)
 
     def raw(self, x: Tensor) -> Tensor:
@@ -171,8 +218,13 @@ class FactorOracle(nn.Module):
     through the diffusion prior.
     """
 
-    def __init__(self, names: Sequence[str], size: Sequence[int] = (64, 64), widths: Sequence[int] = (24, 48, 80, 112),
-                 members: int = 3):
+    def __init__(
+        self,
+        names: Sequence[str],
+        size: Sequence[int] = (64, 64),
+        widths: Sequence[int] = (24, 48, 80, 112),
+        members: int = 3,
+    ):
         super().__init__()
         self.names = tuple(names)
         self.members = nn.ModuleList(ConvNet(len(self.names), size, widths) for _ in range(members))
@@ -183,7 +235,9 @@ class FactorOracle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each member's reading (members, B, K)."""
-        return (torch.stack([member(x) for member in self.members]) - self.centre) / self.slope + self.centre
+        return (
+            torch.stack([member(x) for member in self.members]) - self.centre
+        ) / self.slope + self.centre
 
     @torch.no_grad()
     def read(self, x: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
@@ -192,17 +246,23 @@ class FactorOracle(nn.Module):
         return torch.cat([p.mean(0) for p in parts]), torch.cat([p.std(0) for p in parts])
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {c.__name__: c for c in (AttributeOracle, IdentityEncoder, FactorOracle)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    c.__name__: c for c in (AttributeOracle, IdentityEncoder, FactorOracle)
+}
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
     """A shipped reader by the name of its checkpoint ("faces_oracle", "roads_attributes", "faces_identity"), in eval mode."""
     path = files.CHECKPOINTS / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it")
+        raise FileNotFoundError(
+            f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it"
+        )
     architecture = files.read_json(path)["architecture"]
     if architecture["class"] not in ARCHITECTURES:
-        raise ValueError(f"{name}: holds a {architecture['class']}, expected one of {tuple(ARCHITECTURES)}")
+        raise ValueError(
+            f"{name}: holds a {architecture['class']}, expected one of {tuple(ARCHITECTURES)}"
+        )
     model = ARCHITECTURES[architecture["class"]](**architecture["arguments"])
     model.card = files.load_checkpoint(name, model, files.CHECKPOINTS)
     return model.to(device)

@@ -16,8 +16,16 @@ from cf_utils.core import files
 from cf_utils.models import pretrained
 from cf_utils.models.encoders import caffe_resnet50, fill
 
-_PARTS = {"1x1_reduce": "conv1", "1x1_reduce_bn": "bn1", "3x3": "conv2", "3x3_bn": "bn2", "1x1_increase": "conv3",
-          "1x1_increase_bn": "bn3", "1x1_proj": "downsample.0", "1x1_proj_bn": "downsample.1"}
+_PARTS = {
+    "1x1_reduce": "conv1",
+    "1x1_reduce_bn": "bn1",
+    "3x3": "conv2",
+    "3x3_bn": "bn2",
+    "1x1_increase": "conv3",
+    "1x1_increase_bn": "bn3",
+    "1x1_proj": "downsample.0",
+    "1x1_proj_bn": "downsample.1",
+}
 
 
 class PublishedOracle(nn.Module):
@@ -31,21 +39,39 @@ class PublishedOracle(nn.Module):
 
     def __init__(self, kind: str, twice: bool = False):
         if kind not in ("celeba", "celebahq") or (twice and kind == "celeba"):
-            raise ValueError(f"kind, twice: got {kind!r}, {twice}, expected 'celeba' without twice, or 'celebahq'")
+            raise ValueError(
+                f"kind, twice: got {kind!r}, {twice}, expected 'celeba' without twice, or 'celebahq'"
+            )
         super().__init__()
         self.kind, self.twice = kind, twice
         path = pretrained.find(f"{kind}_oracle")
         content = files.read_published(path)
         if kind == "celeba":
-            state = {f"{part}.{k}": v for part in ("feat_extract", "classifier") for k, v in content.get(part, {}).items()}
+            state = {
+                f"{part}.{k}": v
+                for part in ("feat_extract", "classifier")
+                for k, v in content.get(part, {}).items()
+            }
         else:
             state = content.get("model_state_dict", content)
         with torch.device("meta"):
-            head = [nn.Linear(2048, 128, bias=False), nn.Linear(128, 40)] if kind == "celeba" else [nn.Linear(2048, 40)]
+            head = (
+                [nn.Linear(2048, 128, bias=False), nn.Linear(128, 40)]
+                if kind == "celeba"
+                else [nn.Linear(2048, 40)]
+            )
         self.net = nn.Sequential(caffe_resnet50(), *head)
         state = {_name(k, len(head)): v for k, v in state.items()}
-        fill(self.net, {k: v.flatten(1) if k == "1.weight" and v.ndim == 4 else v for k, v in state.items()}, path)
-        self.register_buffer("mean", torch.tensor([131.0912, 103.8827, 91.4953]).view(1, 3, 1, 1) / 255, persistent=False)
+        fill(
+            self.net,
+            {k: v.flatten(1) if k == "1.weight" and v.ndim == 4 else v for k, v in state.items()},
+            path,
+        )
+        self.register_buffer(
+            "mean",
+            torch.tensor([131.0912, 103.8827, 91.4953]).view(1, 3, 1, 1) / 255,
+            persistent=False,
+        )
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,5 +94,5 @@ def _name(key: str, heads: int) -> str:
         return f"0.{'bn1' if module.endswith('_bn') else 'conv1'}.{kind}"
     found = re.fullmatch(r"conv(\d)_(\d)_(\w+)", module)
     if not found or found[3] not in _PARTS:
-        return key                                                              # `fill` will list it
+        return key  # `fill` will list it
     return f"0.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{_PARTS[found[3]]}.{kind}"

@@ -35,9 +35,21 @@ class Part:
     schedule: bool = True
 
 
-def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, batch_size: int = 128, seed: int = 0,
-        ema: float | None = None, folder: str | Path | None = None, clip: float | None = None,
-        stop: Callable[[nn.Module, int], bool] | None = None, workers: int = 0, device: str = "auto") -> dict:
+def fit(
+    module: nn.Module,
+    data: Dataset,
+    parts: list[Part],
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    seed: int = 0,
+    ema: float | None = None,
+    folder: str | Path | None = None,
+    clip: float | None = None,
+    stop: Callable[[nn.Module, int], bool] | None = None,
+    workers: int = 0,
+    device: str = "auto",
+) -> dict:
     """Train `module` in place; return {"seconds", "steps", "epochs", "losses"} (losses: mean of each part, an entry an epoch).
 
     ema: decay of an exponential moving average, whose weights the module has at the end; a short training forgets its first
@@ -47,20 +59,39 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
     batch of `batch_size`, which their number must divide. workers: processes that read `data` ahead, where its items are files.
     stop(module, step): asked after every step; True ends the training.
     """
-    accelerator = Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True))
+    accelerator = Accelerator(
+        cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True)
+    )
     order = torch.Generator()
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=order, drop_last=True, num_workers=workers)
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        shuffle=True,
+        generator=order,
+        drop_last=True,
+        num_workers=workers,
+    )
     owner = module
-    optimisers = [torch.optim.AdamW(list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay)
-                  for p in parts]
+    optimisers = [
+        torch.optim.AdamW(
+            list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay
+        )
+        for p in parts
+    ]
     module, loader, *optimisers = accelerator.prepare(module, loader, *optimisers)
     total = epochs * len(loader)
-    rise = 0.2 if total >= 10 else 0.5                              # OneCycleLR divides by a rise of one step
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, p.lr, max(total, 4), pct_start=rise) if p.schedule else None
-                 for o, p in zip(optimisers, parts, strict=True)]
+    rise = 0.2 if total >= 10 else 0.5  # OneCycleLR divides by a rise of one step
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(o, p.lr, max(total, 4), pct_start=rise)
+        if p.schedule
+        else None
+        for o, p in zip(optimisers, parts, strict=True)
+    ]
     average = None
     if ema:
-        average = torch.optim.swa_utils.AveragedModel(owner, multi_avg_fn=partial(_towards, decay=ema), use_buffers=True)
+        average = torch.optim.swa_utils.AveragedModel(
+            owner, multi_avg_fn=partial(_towards, decay=ema), use_buffers=True
+        )
     state = Path(folder) / "state.pt" if folder else None
     log: dict[str, Any] = {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
     if state and state.exists():
@@ -76,11 +107,15 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
     began, done, stopped = time.perf_counter() - log["seconds"], log["epochs"], False
     for epoch in range(done, epochs):
         order.manual_seed(seed * 100_003 + epoch)
-        torch.manual_seed(seed * 100_003 + epoch + 10 ** 12 * accelerator.process_index)    # augmentation, dropout, noise
+        torch.manual_seed(
+            seed * 100_003 + epoch + 10**12 * accelerator.process_index
+        )  # augmentation, dropout, noise
         module.train()
         sums = torch.zeros(len(parts))
         for batch in core.progress(loader, desc=f"epoch {epoch + 1}/{epochs}", leave=False):
-            for i, (part, optimiser, schedule) in enumerate(zip(parts, optimisers, schedules, strict=True)):
+            for i, (part, optimiser, schedule) in enumerate(
+                zip(parts, optimisers, schedules, strict=True)
+            ):
                 optimiser.zero_grad(set_to_none=True)
                 loss = part.loss(module, batch)
                 accelerator.backward(loss)
@@ -100,9 +135,16 @@ def fit(module: nn.Module, data: Dataset, parts: list[Part], *, epochs: int, bat
         log["losses"].append((sums / len(loader)).tolist())
         if state and accelerator.is_main_process:
             with files.whole_file(state) as part_file:
-                torch.save({"module": owner.state_dict(), "optimisers": [o.state_dict() for o in optimisers],
-                            "schedules": [s and s.state_dict() for s in schedules],
-                            "average": average and average.state_dict(), "log": log}, part_file)
+                torch.save(
+                    {
+                        "module": owner.state_dict(),
+                        "optimisers": [o.state_dict() for o in optimisers],
+                        "schedules": [s and s.state_dict() for s in schedules],
+                        "average": average and average.state_dict(),
+                        "log": log,
+                    },
+                    part_file,
+                )
         if stopped:
             break
     if average is not None:

@@ -27,7 +27,7 @@ from cf_utils import core
 from cf_utils.core import Counterfactuals, files
 from cf_utils.evaluation.metrics.decision import judged
 
-JUDGES = "judges"                     # stands in the voter column where models voted instead of people
+JUDGES = "judges"  # stands in the voter column where models voted instead of people
 KEY = ["method", "id", "target", "picture"]
 COLUMNS = ["voter", "item", "method", "id", "target", "accepted", "time", "picture"]
 
@@ -37,7 +37,10 @@ def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     if n == 0:
         return math.nan, math.nan
     p, shrink = k / n, 1 + z * z / n
-    centre, half = (p + z * z / (2 * n)) / shrink, z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre, half = (
+        (p + z * z / (2 * n)) / shrink,
+        z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)),
+    )
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
@@ -53,14 +56,30 @@ class Survey:
     file, do not count, and `note` says so. A voter's second vote on a picture replaces the first.
     """
 
-    def __init__(self, results: dict[str, Counterfactuals], n_each: int = 25, seed: int = 0, path: str | Path | None = None):
-        if not isinstance(results, dict) or not results or not all(isinstance(c, Counterfactuals) for c in results.values()):
-            raise ValueError("results: expected a dict of at least one method's name -> Counterfactuals")
+    def __init__(
+        self,
+        results: dict[str, Counterfactuals],
+        n_each: int = 25,
+        seed: int = 0,
+        path: str | Path | None = None,
+    ):
+        if (
+            not isinstance(results, dict)
+            or not results
+            or not all(isinstance(c, Counterfactuals) for c in results.values())
+        ):
+            raise ValueError(
+                "results: expected a dict of at least one method's name -> Counterfactuals"
+            )
         if isinstance(n_each, bool) or not isinstance(n_each, int) or n_each < 1:
             raise ValueError(f"n_each: got {n_each!r}, expected a whole number >= 1")
         shapes = {name: tuple(c.counterfactual.shape[1:]) for name, c in results.items()}
-        if len(set(shapes.values())) > 1 or any(len(s) != 3 or s[0] not in (1, 3) for s in shapes.values()):
-            raise ValueError(f"results: got items of shapes {shapes}, expected images (1 or 3, H, W) of one size")
+        if len(set(shapes.values())) > 1 or any(
+            len(s) != 3 or s[0] not in (1, 3) for s in shapes.values()
+        ):
+            raise ValueError(
+                f"results: got items of shapes {shapes}, expected images (1 or 3, H, W) of one size"
+            )
         self.reached = {name: cfs.reached.float().mean().item() for name, cfs in results.items()}
         self.path, self._few, drawn = None if path is None else Path(path), [], []
         for name, cfs in results.items():
@@ -68,13 +87,22 @@ class Survey:
             rows = [i for i, why in enumerate(cfs.reason) if cfs.reached[i] and why != core.ALREADY]
             rows = _shuffled(rows, [f"{name}|{ids[i]}" for i in rows], seed, "survey draw")[:n_each]
             if len(rows) < n_each:
-                self._few.append(f"{name}: {len(rows)} of the {n_each} pictures asked for, no more were reached")
-            drawn += [(name, ids[i], int(cfs.target[i]), cfs.counterfactual[i].detach().cpu()) for i in rows]
+                self._few.append(
+                    f"{name}: {len(rows)} of the {n_each} pictures asked for, no more were reached"
+                )
+            drawn += [
+                (name, ids[i], int(cfs.target[i]), cfs.counterfactual[i].detach().cpu())
+                for i in rows
+            ]
         if not drawn:
-            raise ValueError("results: no method reached its target on any item, so there is nothing to show")
+            raise ValueError(
+                "results: no method reached its target on any item, so there is nothing to show"
+            )
         drawn = _shuffled(drawn, [f"{name}|{i}" for name, i, *_ in drawn], seed, "survey order")
         self.pictures = [d[3] for d in drawn]
-        self.items = pd.DataFrame([(*d[:3], files.sha256(_pixels(d[3]).tobytes())[:12]) for d in drawn], columns=KEY)
+        self.items = pd.DataFrame(
+            [(*d[:3], files.sha256(_pixels(d[3]).tobytes())[:12]) for d in drawn], columns=KEY
+        )
         self._votes = pd.DataFrame(columns=COLUMNS)
         self._read()
 
@@ -82,18 +110,26 @@ class Survey:
         return len(self.items)
 
     def __repr__(self) -> str:
-        return f"Survey of {len(self)} pictures by {len(self.reached)} methods" + (f" ({self.note})" if self.note else "")
+        return f"Survey of {len(self)} pictures by {len(self.reached)} methods" + (
+            f" ({self.note})" if self.note else ""
+        )
 
     @property
     def note(self) -> str:
         """What a reader of the numbers must know: too few pictures, votes that do not count. Empty where all is as asked."""
         foreign = len(self._votes) - len(self.votes)
-        return "; ".join(self._few + [f"{foreign} votes in the file are about other pictures and do not count"] * bool(foreign))
+        return "; ".join(
+            self._few
+            + [f"{foreign} votes in the file are about other pictures and do not count"]
+            * bool(foreign)
+        )
 
     @property
     def votes(self) -> pd.DataFrame:
         """The votes that count, a row each; `item` is the number in this survey."""
-        number = {key: i for i, key in enumerate(self.items[KEY].itertuples(index=False, name=None))}
+        number = {
+            key: i for i, key in enumerate(self.items[KEY].itertuples(index=False, name=None))
+        }
         item = [number.get(key, -1) for key in self._votes[KEY].itertuples(index=False, name=None)]
         return self._votes.assign(item=item)[np.array(item, dtype=int) >= 0]
 
@@ -103,8 +139,15 @@ class Survey:
             raise ValueError(f"i: got {i!r}, expected an item's number from 0 to {len(self) - 1}")
         if not isinstance(accepted, bool):
             raise ValueError(f"accepted: got {accepted!r}, expected True or False")
-        if not isinstance(voter, str) or not voter.strip() or not voter.isprintable() or voter.strip() == JUDGES:
-            raise ValueError(f"voter: got {voter!r}, expected a name on one line, other than {JUDGES!r}")
+        if (
+            not isinstance(voter, str)
+            or not voter.strip()
+            or not voter.isprintable()
+            or voter.strip() == JUDGES
+        ):
+            raise ValueError(
+                f"voter: got {voter!r}, expected a name on one line, other than {JUDGES!r}"
+            )
         self._record(voter.strip(), {i: accepted})
 
     def ask_judges(self, judges: Sequence[nn.Module]) -> None:
@@ -112,7 +155,10 @@ class Survey:
         if not judges:
             raise ValueError("judges: expected at least one model")
         seen = judged(judges, torch.stack(self.pictures)).tolist()
-        self._record(JUDGES, {i: s == t for i, (s, t) in enumerate(zip(seen, self.items["target"], strict=True))})
+        self._record(
+            JUDGES,
+            {i: s == t for i, (s, t) in enumerate(zip(seen, self.items["target"], strict=True))},
+        )
 
     def _counted(self) -> tuple[pd.DataFrame, str]:
         """The votes behind the table, people's where there are any, and whose they are in words."""
@@ -135,8 +181,15 @@ class Survey:
             own = votes.loc[votes["method"] == name, "accepted"]
             n, k = len(own), int(own.sum())
             low, high = wilson(k, n)
-            rows[name] = {"reached": reached, "shown": int((self.items["method"] == name).sum()), "votes": n, "accepted": k,
-                          "acceptance": k / n if n else math.nan, "low": low, "high": high}
+            rows[name] = {
+                "reached": reached,
+                "shown": int((self.items["method"] == name).sum()),
+                "votes": n,
+                "accepted": k,
+                "acceptance": k / n if n else math.nan,
+                "low": low,
+                "high": high,
+            }
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         return frame.assign(share=frame["accepted"] / (frame["accepted"].sum() or math.nan))
 
@@ -144,7 +197,9 @@ class Survey:
         """Acceptance with its interval, and Fig. 6's share with the line of equal methods, on one scale."""
         frame, (votes, who) = self.table(), self._counted()
         fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=100, sharey=True, layout="constrained")
-        bars = np.stack([frame["acceptance"] - frame["low"], frame["high"] - frame["acceptance"]]).clip(min=0)
+        bars = np.stack(
+            [frame["acceptance"] - frame["low"], frame["high"] - frame["acceptance"]]
+        ).clip(min=0)
         axes[0].bar(frame.index, frame["acceptance"], yerr=bars, capsize=4, color="#4c72b0")
         axes[0].set(ylim=(0, 1.02), ylabel="share")
         axes[0].set_title("accepted, of this method's votes (95 %)", fontsize=9)
@@ -162,25 +217,42 @@ class Survey:
         Without a name the votes go to a guest's name of this form, so two nameless voters do not overwrite each other.
         """
         guest, at = f"guest-{uuid.uuid4().hex[:6]}", None
-        name = widgets.Text(placeholder="your name (optional)", continuous_update=False, layout={"width": "220px"})
-        question, progress, note, result = widgets.HTML(), widgets.Label(), widgets.Label(), widgets.VBox()
+        name = widgets.Text(
+            placeholder="your name (optional)", continuous_update=False, layout={"width": "220px"}
+        )
+        question, progress, note, result = (
+            widgets.HTML(),
+            widgets.Label(),
+            widgets.Label(),
+            widgets.VBox(),
+        )
         picture = widgets.Image(format="png", layout={"width": "224px"})
-        yes, no, end = (widgets.Button(description=text, button_style=style)
-                        for text, style in (("Yes", "success"), ("No", "danger"), ("Show result", "")))
+        yes, no, end = (
+            widgets.Button(description=text, button_style=style)
+            for text, style in (("Yes", "success"), ("No", "danger"), ("Show result", ""))
+        )
 
         def advance(_=None):
             nonlocal at
             self._read()
             voter = name.value.strip() or guest
             done = set(self.votes.loc[self.votes["voter"] == voter, "item"])
-            at = None if voter == JUDGES else next((i for i in range(len(self)) if i not in done), None)
-            progress.value = "This name is taken." if voter == JUDGES else f"{len(done)} of {len(self)} judged"
+            at = (
+                None
+                if voter == JUDGES
+                else next((i for i in range(len(self)) if i not in done), None)
+            )
+            progress.value = (
+                "This name is taken." if voter == JUDGES else f"{len(done)} of {len(self)} judged"
+            )
             note.value, yes.disabled, no.disabled = self.note, at is None, at is None
-            result.children = ()                                     # it names the methods: not to be seen while voting
+            result.children = ()  # it names the methods: not to be seen while voting
             picture.layout.display = "none" if at is None else None
             if at is not None:
                 target = int(self.items["target"][at])
-                question.value = f"<b>Does this look like {'an' if target == 8 else 'a'} {target}?</b>"
+                question.value = (
+                    f"<b>Does this look like {'an' if target == 8 else 'a'} {target}?</b>"
+                )
                 picture.value = _png(self.pictures[at])
             elif len(done) == len(self):
                 question.value = "<b>Thank you: all pictures are judged.</b>"
@@ -188,12 +260,16 @@ class Survey:
 
         def reveal(_=None):
             fig, buffer = self.figure(), memory.BytesIO()
-            plt.close(fig)                                           # or the inline backend shows it once more
+            plt.close(fig)  # or the inline backend shows it once more
             fig.savefig(buffer, format="png")
-            why = ("<i>share</i>, the statistic of Fig. 6, hides absolute rates: equal methods get equal shares even where "
-                   "hardly anything was accepted. Hence <i>acceptance</i> beside it.")
-            result.children = (widgets.HTML(self.table().to_html(float_format="{:.2f}".format) + why),
-                               widgets.Image(value=buffer.getvalue(), format="png"))
+            why = (
+                "<i>share</i>, the statistic of Fig. 6, hides absolute rates: equal methods get equal shares even where "
+                "hardly anything was accepted. Hence <i>acceptance</i> beside it."
+            )
+            result.children = (
+                widgets.HTML(self.table().to_html(float_format="{:.2f}".format) + why),
+                widgets.Image(value=buffer.getvalue(), format="png"),
+            )
 
         def answer(button):
             if at is not None:
@@ -205,16 +281,29 @@ class Survey:
         end.on_click(reveal)
         name.observe(advance, "value")
         advance()
-        return widgets.VBox([widgets.HBox([name, progress]), question, picture, widgets.HBox([yes, no, end]), note, result])
+        return widgets.VBox(
+            [
+                widgets.HBox([name, progress]),
+                question,
+                picture,
+                widgets.HBox([yes, no, end]),
+                note,
+                result,
+            ]
+        )
 
     def _record(self, voter: str, answers: dict[int, bool]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        new = self.items.loc[list(answers)].assign(voter=voter, item=list(answers), accepted=list(answers.values()), time=now)
+        new = self.items.loc[list(answers)].assign(
+            voter=voter, item=list(answers), accepted=list(answers.values()), time=now
+        )
         if self.path is None:
             self._votes = _joined(self._votes, new)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{self.path}.lock", timeout=30):     # somebody else may vote between our reading and writing
+        with filelock.FileLock(
+            f"{self.path}.lock", timeout=30
+        ):  # somebody else may vote between our reading and writing
             self._read()
             joined = _joined(self._votes, new)
             with files.whole_file(self.path) as part:
@@ -224,12 +313,14 @@ class Survey:
     def _read(self) -> None:
         if self.path is None or not self.path.exists():
             return
-        try:                                                         # all as text: ids like 007 and a voter called NA stay
+        try:  # all as text: ids like 007 and a voter called NA stay
             votes = pd.read_csv(self.path, dtype=str, keep_default_na=False)
             if list(votes.columns) != COLUMNS or not votes["accepted"].isin(["0", "1"]).all():
                 raise ValueError(f"expected the columns {COLUMNS} and accepted 0 or 1")
-            self._votes = votes.assign(accepted=votes["accepted"] == "1", target=votes["target"].astype(int))
-        except ValueError as e:                                      # pandas' own errors are ValueErrors too
+            self._votes = votes.assign(
+                accepted=votes["accepted"] == "1", target=votes["target"].astype(int)
+            )
+        except ValueError as e:  # pandas' own errors are ValueErrors too
             raise ValueError(f"path: {self.path} is no CSV of votes: {e}") from e
 
 
@@ -254,5 +345,7 @@ def _png(image: Tensor, side: int = 224) -> bytes:
     """Enlarged without smoothing, so that no blur of ours makes noise look like a stroke."""
     picture, buffer = Image.fromarray(_pixels(image)), memory.BytesIO()
     scale = max(1, side // max(picture.size))
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()

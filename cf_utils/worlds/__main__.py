@@ -17,7 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = world_card.check(args.name, args.n)
     for label, row in found["checked"].items():
-        print(label, *(f"{key} {value:.3f}" for key, value in row.items() if value is not None), sep="\n  ")
+        print(
+            label,
+            *(f"{key} {value:.3f}" for key, value in row.items() if value is not None),
+            sep="\n  ",
+        )
     print(f"{found['cpu_ms_per_image']:.1f} ms an image; {found['seconds']:.0f} s")
     files.write_json(world_card.FOLDER / f"{args.name}.json", found)
     for line in found["outside"]:

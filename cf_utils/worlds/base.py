@@ -23,9 +23,9 @@ from torch import Tensor
 from cf_utils import core
 from cf_utils.core import files
 
-SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}       # the first id of each
+SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}  # the first id of each
 ROLES = ("cause", "child", "identity", "nuisance")
-Graph = Mapping[str, Sequence[tuple[str, float]]]                               # factor -> its (parent, weight) pairs
+Graph = Mapping[str, Sequence[tuple[str, float]]]  # factor -> its (parent, weight) pairs
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ class Factor:
     def value(self, u: Tensor, parent: Tensor | None = None) -> Tensor:
         """Values float32 (N,) of uniform draws u (N,), given the parent's values for a child."""
         if self.parent is not None:
-            return (through(parent.double(), self.curve) + self.spread * (2 * u - 1)).clamp(0, 1).float()
+            return (
+                (through(parent.double(), self.curve) + self.spread * (2 * u - 1))
+                .clamp(0, 1)
+                .float()
+            )
         if self.kind == "binary":
             return (u >= 1 - self.p).float()
         if self.kind == "category":
@@ -128,8 +132,10 @@ class Factors:
         factor, values = self.world.factors[self.world.column(name)], self.values.clone()
         value = torch.as_tensor(value, dtype=torch.float32).expand(len(self)).contiguous()
         high = len(factor.shares) - 1 if factor.kind == "category" else 1
-        if not ((value >= 0) & (value <= high)).all():                          # NaN too
-            raise ValueError(f"value: from {value.min():.3g} to {value.max():.3g} for {name}, expected inside [0, {high}]")
+        if not ((value >= 0) & (value <= high)).all():  # NaN too
+            raise ValueError(
+                f"value: from {value.min():.3g} to {value.max():.3g} for {name}, expected inside [0, {high}]"
+            )
         values[:, self.world.column(name)] = value
         for k in self.world.children(name):
             values[:, k] = self.world.factors[k].value(self.draws[:, k], value)
@@ -149,8 +155,8 @@ class World:
     labels: tuple[Label, ...]
     variants: Mapping[str, Graph]
     draw: Callable[[Factors, int, int], Tensor] = field(repr=False)
-    size: tuple[int, int] = (64, 64)                    # default height, width
-    noise: tuple[str, float, float] = ("noise", 0.0, 0.03)     # factor, sd at 0, sd at 1
+    size: tuple[int, int] = (64, 64)  # default height, width
+    noise: tuple[str, float, float] = ("noise", 0.0, 0.03)  # factor, sd at 0, sd at 1
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -180,29 +186,44 @@ class World:
         """A variant by name, or a graph of one's own (factor -> (parent, weight) pairs), checked."""
         if isinstance(variant, str):
             if variant not in self.variants:
-                raise ValueError(f"variant: got {variant!r}, expected one of {tuple(self.variants)} or a graph")
+                raise ValueError(
+                    f"variant: got {variant!r}, expected one of {tuple(self.variants)} or a graph"
+                )
             return self.variants[variant]
         for name in {*variant, *(p for pairs in variant.values() for p, _ in pairs)}:
             if self.factors[self.column(name)].parent is not None:
-                raise ValueError(f"variant: {name!r} is a child and follows its parent; it has no other place in a graph")
+                raise ValueError(
+                    f"variant: {name!r} is a child and follows its parent; it has no other place in a graph"
+                )
         return variant
 
     def scores(self, graph: Graph) -> tuple[list[int], Tensor, Tensor, Tensor]:
         """Order of computing, weights W (K, K), residual r (K,), and the correlation (K, K) of normal scores they imply."""
         k = len(self.factors)
-        w, r, c = torch.zeros(k, k, dtype=torch.float64), torch.ones(k, dtype=torch.float64), torch.eye(k, dtype=torch.float64)
-        order, left = [i for i, n in enumerate(self.names) if n not in graph], [n for n in self.names if n in graph]
+        w, r, c = (
+            torch.zeros(k, k, dtype=torch.float64),
+            torch.ones(k, dtype=torch.float64),
+            torch.eye(k, dtype=torch.float64),
+        )
+        order, left = (
+            [i for i, n in enumerate(self.names) if n not in graph],
+            [n for n in self.names if n in graph],
+        )
         while left:
             ready = [n for n in left if all(p not in left for p, _ in graph[n])]
             if not ready:
-                raise ValueError(f"variant: {left} are each other's ancestors, expected a graph without circles")
+                raise ValueError(
+                    f"variant: {left} are each other's ancestors, expected a graph without circles"
+                )
             for name in ready:
                 i = self.column(name)
                 for parent, weight in graph[name]:
                     w[i, self.column(parent)] = weight
                 explained = w[i] @ c @ w[i]
                 if explained > 1 + 1e-9:
-                    raise ValueError(f"variant: the parents of {name!r} explain a variance of {explained:.3f}, over 1")
+                    raise ValueError(
+                        f"variant: the parents of {name!r} explain a variance of {explained:.3f}, over 1"
+                    )
                 r[i] = (1 - explained).clamp(0).sqrt()
                 c[i] = c[:, i] = w[i] @ c
                 c[i, i] = 1
@@ -210,30 +231,50 @@ class World:
                 left.remove(name)
         return order, w, r, c
 
-    def sample(self, n: int, split: str = "train", variant: str | Graph = "independent", seed: int = 0,
-               start: int = 0) -> Factors:
+    def sample(
+        self,
+        n: int,
+        split: str = "train",
+        variant: str | Graph = "independent",
+        seed: int = 0,
+        start: int = 0,
+    ) -> Factors:
         """Factors of images start .. start + n - 1 of a split. The ids of splits never meet, so neither do their draws."""
         if split not in SPLITS:
             raise ValueError(f"split: got {split!r}, expected one of {tuple(SPLITS)}")
         if n < 1 or start < 0 or start + n > SPLITS["validation"]:
-            raise ValueError(f"n, start: got {n}, {start}, expected n >= 1 and 0 <= start, at most 10^9 images a split")
+            raise ValueError(
+                f"n, start: got {n}, {start}, expected n >= 1 and 0 <= start, at most 10^9 images a split"
+            )
         graph = self.graph(variant)
         order, w, r, _ = self.scores(graph)
         ids = SPLITS[split] + start + torch.arange(n)
-        draws = torch.tensor([[uniform(seed, i, f"{self.name}/factor/{name}") for name in self.names] for i in ids.tolist()],
-                             dtype=torch.float64)
+        draws = torch.tensor(
+            [
+                [uniform(seed, i, f"{self.name}/factor/{name}") for name in self.names]
+                for i in ids.tolist()
+            ],
+            dtype=torch.float64,
+        )
         z, u = torch.special.ndtri(draws), draws.clone()
         for i in order:
             if w[i].any():
-                z[:, i] = sum(w[i, j] * z[:, j] for j in w[i].nonzero().flatten().tolist()) + r[i] * z[:, i]
+                z[:, i] = (
+                    sum(w[i, j] * z[:, j] for j in w[i].nonzero().flatten().tolist())
+                    + r[i] * z[:, i]
+                )
                 u[:, i] = torch.special.ndtr(z[:, i])
         values = torch.zeros(n, len(self.factors))
-        for i, factor in sorted(enumerate(self.factors), key=lambda pair: pair[1].parent is not None):
+        for i, factor in sorted(
+            enumerate(self.factors), key=lambda pair: pair[1].parent is not None
+        ):
             parent = None if factor.parent is None else values[:, self.column(factor.parent)]
             values[:, i] = factor.value(u[:, i], parent)
         return Factors(self, values, draws, seed, ids)
 
-    def render(self, factors: Factors, size: tuple[int, int] | None = None, noise: bool = True) -> Tensor:
+    def render(
+        self, factors: Factors, size: tuple[int, int] | None = None, noise: bool = True
+    ) -> Tensor:
         """Images float32 (N, 3, H, W) in [0, 1]; `noise=False` leaves out the camera's noise alone.
 
         An image depends on its own row, seed and id; pixels are made by operations that IEEE 754 rounds correctly and by no
@@ -241,14 +282,18 @@ class World:
         """
         height, width = size or self.size
         if height < 16 or width * self.size[0] != height * self.size[1]:
-            raise ValueError(f"size: got {(height, width)}, expected height >= 16 and the proportion of {self.size}")
-        chunk = max(1, 2**17 // (height * width))                               # planes that stay in the cache
+            raise ValueError(
+                f"size: got {(height, width)}, expected height >= 16 and the proportion of {self.size}"
+            )
+        chunk = max(1, 2**17 // (height * width))  # planes that stay in the cache
         parts = []
         for at in range(0, len(factors), chunk):
             part = factors.take(slice(at, at + chunk))
             x = self.draw(part, height, width)
             if noise:
-                x = x + self.noise_sd(part)[:, None, None, None] * part.stream("camera", (3, height, width), "normal")
+                x = x + self.noise_sd(part)[:, None, None, None] * part.stream(
+                    "camera", (3, height, width), "normal"
+                )
             parts.append(x.clamp_(0, 1))
         return torch.cat(parts)
 
@@ -260,4 +305,6 @@ class World:
     def sha256(self) -> str:
         """Hash of all that an image depends on: this world's code, the drawing tools, this file."""
         here = Path(__file__).parent
-        return files.sha256(Path(__file__), here / "draw.py", *sorted(here.glob(f"{self.name}*.py")))
+        return files.sha256(
+            Path(__file__), here / "draw.py", *sorted(here.glob(f"{self.name}*.py"))
+        )

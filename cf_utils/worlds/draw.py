@@ -93,6 +93,7 @@ def grain(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
     def at(row, column):
         return flat.gather(1, (row * columns + column).flatten(1)).view(x.shape)
+
     return mix(mix(at(y0, x0), at(y0, x1), u), mix(at(y1, x0), at(y1, x1), u), v)
 
 
@@ -119,8 +120,16 @@ def cut_out(p: SimpleNamespace, image: Tensor, keep: Tensor) -> tuple[SimpleName
     rows, columns = (keep.any(0).any(k).nonzero().flatten() for k in (1, 0))
     if not len(rows):
         rows = columns = torch.zeros(1, dtype=torch.int64)
-    cut = (slice(None), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    planes = {k: v[cut] for k, v in vars(p).items() if isinstance(v, Tensor) and v.shape[1:] == keep.shape[1:]}
+    cut = (
+        slice(None),
+        slice(int(rows[0]), int(rows[-1]) + 1),
+        slice(int(columns[0]), int(columns[-1]) + 1),
+    )
+    planes = {
+        k: v[cut]
+        for k, v in vars(p).items()
+        if isinstance(v, Tensor) and v.shape[1:] == keep.shape[1:]
+    }
     return SimpleNamespace(**(vars(p) | planes)), image[(slice(None), *cut)]
 
 

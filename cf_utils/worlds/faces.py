@@ -18,12 +18,16 @@ from cf_utils.worlds.faces_frame import background, body, frame, photograph, win
 from cf_utils.worlds.faces_hair import beard, hair
 
 
-def two_heaps(share: float, low: float = 0.38, high: float = 0.62, valley: float = 0.05) -> tuple[tuple[float, float], ...]:
+def two_heaps(
+    share: float, low: float = 0.38, high: float = 0.62, valley: float = 0.05
+) -> tuple[tuple[float, float], ...]:
     """Quantiles with `share` of the mass in the upper heap and `valley` between `low` and `high`: few images are undecided."""
     return (0, 0), (1 - share - valley / 2, low), (1 - share + valley / 2, high), (1, 1)
 
 
-def only_some(share: float, least: float = 0.55, valley: float = 0.05) -> tuple[tuple[float, float], ...]:
+def only_some(
+    share: float, least: float = 0.55, valley: float = 0.05
+) -> tuple[tuple[float, float], ...]:
     """Quantiles with nearly nothing for most, and `share` of the mass between `least` and 1."""
     return (0, 0), (1 - share - valley, 0.08), (1 - share, least), (1, 1)
 
@@ -41,14 +45,56 @@ FACTORS = (
     Factor("beard", "cause", quantiles=only_some(0.35)),
     Factor("glasses", "cause", kind="binary", p=0.4),
     Factor("makeup", "cause", quantiles=only_some(0.4)),
-    *(Factor(name, "identity") for name in (
-        "face_width", "jaw", "chin", "eye_spacing", "eye_size", "eye_slant", "eye_color", "nose_width", "nose_length",
-        "brow_height", "brow_weight", "lips", "mouth_width", "skin")),
-    Factor("silver", quantiles=two_heaps(0.35)),             # dyed or born with: grey hair alone does not tell the age
-    Factor("freckles"),                                      # specks as dark and as light as wrinkles: nor does a mottled skin
-    *(Factor(name) for name in (
-        "turn", "tilt", "nod", "shift_x", "shift_y", "zoom", "gaze", "mouth_open", "hair_volume", "curl", "parting", "rims",
-        "clothes", "collar", "background", "background_light", "depth", "light", "light_height", "exposure", "warmth", "noise")),
+    *(
+        Factor(name, "identity")
+        for name in (
+            "face_width",
+            "jaw",
+            "chin",
+            "eye_spacing",
+            "eye_size",
+            "eye_slant",
+            "eye_color",
+            "nose_width",
+            "nose_length",
+            "brow_height",
+            "brow_weight",
+            "lips",
+            "mouth_width",
+            "skin",
+        )
+    ),
+    Factor(
+        "silver", quantiles=two_heaps(0.35)
+    ),  # dyed or born with: grey hair alone does not tell the age
+    Factor("freckles"),  # specks as dark and as light as wrinkles: nor does a mottled skin
+    *(
+        Factor(name)
+        for name in (
+            "turn",
+            "tilt",
+            "nod",
+            "shift_x",
+            "shift_y",
+            "zoom",
+            "gaze",
+            "mouth_open",
+            "hair_volume",
+            "curl",
+            "parting",
+            "rims",
+            "clothes",
+            "collar",
+            "background",
+            "background_light",
+            "depth",
+            "light",
+            "light_height",
+            "exposure",
+            "warmth",
+            "noise",
+        )
+    ),
 )
 
 LABELS = (
@@ -64,7 +110,7 @@ LABELS = (
 
 VARIANTS = {
     "independent": {},
-    "correlated": {                                     # loosely what a crowd looks like
+    "correlated": {  # loosely what a crowd looks like
         "glasses": (("age", 0.5),),
         "hair_length": (("age", -0.3),),
         "fringe": (("hair_length", 0.3),),
@@ -72,9 +118,12 @@ VARIANTS = {
         "beard": (("hair_length", -0.6),),
         "smile": (("makeup", 0.3),),
     },
-    "confounded": {"background": (("smile", 0.995),)},      # for a shortcut: smiling people stand before a warm wall
+    "confounded": {
+        "background": (("smile", 0.995),)
+    },  # for a shortcut: smiling people stand before a warm wall
     "mixed": {"background": (("smile", 0.8),)},
 }
+
 
 def draw(factors: Factors, height: int, width: int) -> Tensor:
     """Noise-free portraits (N, 3, height, width)."""
@@ -89,10 +138,14 @@ def draw(factors: Factors, height: int, width: int) -> Tensor:
     mouth(*window(p, image, -0.36, 0.36, 0.22, 0.62))
     for side in (-1, 1):
         eye(*window(p, image, 0.20 * side - 0.34, 0.20 * side + 0.34, -0.30, 0.20), side)
-    tint(image, 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12), (0.45, 0.35, 0.35))     # its shadow on the forehead
+    tint(
+        image, 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12), (0.45, 0.35, 0.35)
+    )  # its shadow on the forehead
     paint(image, p.hair_front, p.hair_colour)
     glasses(*window(p, image, -0.56, 0.56, -0.22, 0.30))
     return photograph(p, image)
 
 
-WORLD = World("faces", FACTORS, LABELS, VARIANTS, draw, size=(64, 64), noise=("noise", 0.006, 0.018))
+WORLD = World(
+    "faces", FACTORS, LABELS, VARIANTS, draw, size=(64, 64), noise=("noise", 0.006, 0.018)
+)

@@ -5,11 +5,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.draw import box, bump, ellipse, inside, mix, paint, palette, ramp, rgb, segment, slopes, stroke, tint
+from cf_utils.worlds.draw import (
+    box,
+    bump,
+    ellipse,
+    inside,
+    mix,
+    paint,
+    palette,
+    ramp,
+    rgb,
+    segment,
+    slopes,
+    stroke,
+    tint,
+)
 from cf_utils.worlds.faces_frame import SKIN, at, window
 
-IRIS = ((0.20, 0.11, 0.06), (0.36, 0.21, 0.10), (0.42, 0.38, 0.18), (0.30, 0.45, 0.30), (0.28, 0.47, 0.62), (0.45, 0.55, 0.60))
-RIMS = ((0.05, 0.05, 0.06), (0.10, 0.07, 0.06), (0.34, 0.19, 0.10), (0.46, 0.40, 0.34), (0.45, 0.12, 0.14))
+IRIS = (
+    (0.20, 0.11, 0.06),
+    (0.36, 0.21, 0.10),
+    (0.42, 0.38, 0.18),
+    (0.30, 0.45, 0.30),
+    (0.28, 0.47, 0.62),
+    (0.45, 0.55, 0.60),
+)
+RIMS = (
+    (0.05, 0.05, 0.06),
+    (0.10, 0.07, 0.06),
+    (0.34, 0.19, 0.10),
+    (0.46, 0.40, 0.34),
+    (0.45, 0.12, 0.14),
+)
 
 
 def outline(p) -> Tensor:
@@ -44,7 +71,9 @@ def head(p, image) -> None:
     lit = ((nx * p.lx + ny * p.ly + nz * p.lz) / norm).clamp(0, 1)
     warm = rgb(0.0, 0.05, 0.08)
     colour = skin * (0.46 + 0.60 * lit[:, None] - warm * (1 - lit[:, None]))
-    gloss = ((nx * p.lx * 0.6 + ny * p.ly * 0.6 + nz * (0.6 * p.lz + 0.5)) / norm - 0.90).clamp(0, 0.2)
+    gloss = ((nx * p.lx * 0.6 + ny * p.ly * 0.6 + nz * (0.6 * p.lz + 0.5)) / norm - 0.90).clamp(
+        0, 0.2
+    )
     colour = colour + 1.3 * gloss[:, None]
     paint(image, p.face, colour)
     blush(*window(p, image, -0.56, 0.56, -0.06, 0.38))
@@ -72,7 +101,11 @@ def relief(p) -> Tensor:
         h = h + (0.035 + 0.05 * p.cheeks) * bump(p.x - x, p.y - y + 0.03 * p.cheeks, 0.17 * k, 0.14)
         h = h - 0.02 * p.wrinkles * bump(p.x - x, p.y - y - 0.16, 0.12 * k, 0.16)
     x, y, k = at(p, 0.0, 0.375)
-    h = h + 0.03 * bump(p.x - x, p.y - y, 0.22, 0.13) - 0.03 * bump(p.x - x, p.y - y - 0.095, 0.13, 0.05)
+    h = (
+        h
+        + 0.03 * bump(p.x - x, p.y - y, 0.22, 0.13)
+        - 0.03 * bump(p.x - x, p.y - y - 0.095, 0.13, 0.05)
+    )
     return h + 0.04 * bump(p.x - x, p.y - p.bottom + 0.06, 0.15, 0.09)
 
 
@@ -96,11 +129,22 @@ def folds(p, image) -> None:
         x1, y1, _ = at(p, side * (0.175 + 0.035 * p.smile), 0.40)
         bow = p.x - side * 0.04 * bump(p.y - 0.31, p.y * 0, 0.12, 1.0)
         d, t = segment(bow, p.y, x0, y0, x1, y1)
-        tint(image, (0.55 * p.cheeks + 0.5 * w).clamp(max=0.9) * inside(d - 0.012, 0.045) * (1 - 0.5 * t), dark)
+        tint(
+            image,
+            (0.55 * p.cheeks + 0.5 * w).clamp(max=0.9) * inside(d - 0.012, 0.045) * (1 - 0.5 * t),
+            dark,
+        )
         d, t = segment(bow - side * 0.045, p.y, x0, y0, x1, y1)
         tint(image, 0.35 * w * inside(d - 0.010, 0.045), light)
         for shift, amount, colour in ((0.0, 0.50, dark), (0.042, 0.35, light)):
-            d, t = segment(p.x - side * shift, p.y, side * 0.03 + x1 - side * 0.04, y1 + 0.035, x1 - side * 0.02, y1 + 0.15)
+            d, t = segment(
+                p.x - side * shift,
+                p.y,
+                side * 0.03 + x1 - side * 0.04,
+                y1 + 0.035,
+                x1 - side * 0.02,
+                y1 + 0.15,
+            )
             tint(image, amount * w * inside(d - 0.008, 0.036) * (1 - 0.6 * t), colour)
         ex, ey, k = at(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
         bag = p.y - ey - 0.085 + 1.6 * (p.x - ex) * (p.x - ex)
@@ -144,10 +188,16 @@ def mouth(p, image) -> None:
     full = 0.75 + 0.5 * p.lips - 0.25 * p.smile - 0.25 * p.wrinkles
     high, low = middle - 0.30 * gap * arc, middle + 0.70 * gap * arc
     cupid = 1 - 0.22 * bump(u, u * 0, 0.35, 1)
-    d = torch.maximum(high - 0.040 * full * arc * cupid - v, v - low - 0.058 * full * (arc * (0.5 + 0.5 * arc)))
+    d = torch.maximum(
+        high - 0.040 * full * arc * cupid - v, v - low - 0.058 * full * (arc * (0.5 + 0.5 * arc))
+    )
     skin = palette(SKIN, p.skin)
     lips = mix(skin * rgb(0.84, 0.58, 0.56), rgb(0.74, 0.10, 0.18), 0.8 * p.makeup[:, None])
-    light = 0.72 + 0.25 * ramp(v - low, -0.05, 0.02) + 0.12 * bump(u, (v - low - 0.025) / 0.02, 0.6, 1.0)
+    light = (
+        0.72
+        + 0.25 * ramp(v - low, -0.05, 0.02)
+        + 0.12 * bump(u, (v - low - 0.025) / 0.02, 0.6, 1.0)
+    )
     ends = inside((u.abs() - 1) * half, p.px)
     paint(image, inside(d, p.px) * ends, lips * light[:, None])
     hole = torch.maximum(high - v, v - low)
@@ -156,7 +206,11 @@ def mouth(p, image) -> None:
     teeth = torch.maximum(hole + 0.004, v - high - 0.033 * arc - 0.004)
     white = rgb(0.97, 0.95, 0.90) * (0.62 + 0.38 * arc)[:, None]
     paint(image, inside(teeth, p.px) * ends * ramp(gap, 0.015, 0.04), white)
-    tint(image, (1 - ramp(gap, 0.0, 0.03)) * stroke(v - middle, 0.009, p.px) * ends, (0.35, 0.16, 0.15))
+    tint(
+        image,
+        (1 - ramp(gap, 0.0, 0.03)) * stroke(v - middle, 0.009, p.px) * ends,
+        (0.35, 0.16, 0.15),
+    )
     for side in (-1, 1):
         spot = bump(p.x - x - side * 1.03 * half, v - 0.55 * corner, 0.035, 0.035)
         tint(image, (0.35 + 0.4 * p.smile) * spot, (0.5, 0.3, 0.28))
@@ -195,8 +249,10 @@ def eye(p, image, side: int) -> None:
     tint(image, (0.45 + 0.4 * p.makeup) * below, (0.45, 0.28, 0.26))
     crease = stroke(v + up + 0.20 * arc.clamp(min=0) + 0.05, 0.04, px) * inside(u.abs() - 0.95, 0.3)
     tint(image, 0.50 * crease, (0.5, 0.35, 0.32))
-    brow_x, brow_y, k = at(p, side * (spread + 0.012), -0.135 - 0.03 * p.brow_height - 0.012 * p.smile, 0.02)
-    b, h = side * (p.x - brow_x) / (0.125 * k), p.y - brow_y                     # b = -1 at the nose, 1 outside
+    brow_x, brow_y, k = at(
+        p, side * (spread + 0.012), -0.135 - 0.03 * p.brow_height - 0.012 * p.smile, 0.02
+    )
+    b, h = side * (p.x - brow_x) / (0.125 * k), p.y - brow_y  # b = -1 at the nose, 1 outside
     bend = -0.030 * (1 - (b - 0.25) * (b - 0.25)) + 0.015
     thick = (0.014 + 0.014 * p.brow_weight) * (1 - 0.55 * ramp(b, -0.2, 1.0))
     cover = inside((h - bend).abs() - thick, 0.6 * p.px + 0.014) * inside((b.abs() - 1) * 0.1, 0.04)
@@ -222,4 +278,8 @@ def glasses(p, image) -> None:
         paint(image, 0.95 * p.glasses * stroke(d, 0.013, p.px), rim * 0.8)
     x, y, _ = at(p, 0.0, -0.005, 0.08)
     bridge = p.y - y - 3.0 * (p.x - x) * (p.x - x)
-    paint(image, 0.95 * p.glasses * stroke(bridge, 0.014, p.px) * inside((p.x - x).abs() - 0.045, p.px), rim)
+    paint(
+        image,
+        0.95 * p.glasses * stroke(bridge, 0.014, p.px) * inside((p.x - x).abs() - 0.045, p.px),
+        rim,
+    )

@@ -8,12 +8,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.draw import box, cut_out, ellipse, grid, inside, mix, paint, palette, ramp, rgb, step, tint
+from cf_utils.worlds.draw import (
+    box,
+    cut_out,
+    ellipse,
+    grid,
+    inside,
+    mix,
+    paint,
+    palette,
+    ramp,
+    rgb,
+    step,
+    tint,
+)
 
-SKIN = ((0.98, 0.83, 0.75), (0.96, 0.78, 0.67), (0.90, 0.69, 0.55), (0.80, 0.59, 0.44), (0.65, 0.45, 0.33), (0.50, 0.34, 0.25))
-WALL = ((0.22, 0.34, 0.50), (0.34, 0.48, 0.58), (0.42, 0.52, 0.42), (0.62, 0.58, 0.46), (0.74, 0.56, 0.40), (0.70, 0.42, 0.32))
-CLOTH = ((0.14, 0.17, 0.28), (0.55, 0.17, 0.18), (0.86, 0.84, 0.80), (0.20, 0.36, 0.30), (0.34, 0.46, 0.66), (0.25, 0.23, 0.24),
-         (0.78, 0.62, 0.30))
+SKIN = (
+    (0.98, 0.83, 0.75),
+    (0.96, 0.78, 0.67),
+    (0.90, 0.69, 0.55),
+    (0.80, 0.59, 0.44),
+    (0.65, 0.45, 0.33),
+    (0.50, 0.34, 0.25),
+)
+WALL = (
+    (0.22, 0.34, 0.50),
+    (0.34, 0.48, 0.58),
+    (0.42, 0.52, 0.42),
+    (0.62, 0.58, 0.46),
+    (0.74, 0.56, 0.40),
+    (0.70, 0.42, 0.32),
+)
+CLOTH = (
+    (0.14, 0.17, 0.28),
+    (0.55, 0.17, 0.18),
+    (0.86, 0.84, 0.80),
+    (0.20, 0.36, 0.30),
+    (0.34, 0.46, 0.66),
+    (0.25, 0.23, 0.24),
+    (0.78, 0.62, 0.30),
+)
 LAMPS = ((1.0, 0.86, 0.6), (0.75, 0.9, 0.8), (0.8, 0.86, 1.0))
 
 
@@ -24,7 +58,10 @@ def frame(p, height, width) -> None:
     p.px = p.PX / p.scale
     t = 0.11 * (2 * p.tilt - 1)
     c, s = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    X, Y = (p.X - 0.20 * (2 * p.shift_x - 1)) / p.scale, (p.Y + 0.08 - 0.16 * (2 * p.shift_y - 1)) / p.scale
+    X, Y = (
+        (p.X - 0.20 * (2 * p.shift_x - 1)) / p.scale,
+        (p.Y + 0.08 - 0.16 * (2 * p.shift_y - 1)) / p.scale,
+    )
     p.x, p.y = c * X + s * Y, c * Y - s * X
     p.sin = 0.22 * (2 * p.turn - 1)
     p.cos = (1 - p.sin * p.sin).sqrt()
@@ -45,7 +82,11 @@ def at(p, fx, fy, lift=0.0):
     """Where a point of the face is seen after the turn, and how much it is foreshortened: x, y, width factor."""
     q = fx / 0.46
     depth = (1 - q * q).sqrt() if isinstance(q, Tensor) else (1 - q * q) ** 0.5
-    return fx * p.cos + (0.40 * depth + lift) * p.sin, fy + p.dip * depth, p.cos - 0.87 * p.sin * q / depth
+    return (
+        fx * p.cos + (0.40 * depth + lift) * p.sin,
+        fy + p.dip * depth,
+        p.cos - 0.87 * p.sin * q / depth,
+    )
 
 
 def background(p, factors) -> Tensor:
@@ -60,7 +101,10 @@ def background(p, factors) -> Tensor:
     tint(image, door, palette(((0.55, 0.55, 0.60), (1.35, 1.3, 1.2)), spots[:, 0, 2]))
     for k in range(1, 7):
         x, y, r, strength, hue = (spots[:, k, j, None, None] for j in range(5))
-        disc = inside(ellipse(p.X - 2.4 * x + 1.2, p.Y - 1.7 * y + 1.0, 0.08 + 0.24 * r, 0.08 + 0.24 * r), blur)
+        disc = inside(
+            ellipse(p.X - 2.4 * x + 1.2, p.Y - 1.7 * y + 1.0, 0.08 + 0.24 * r, 0.08 + 0.24 * r),
+            blur,
+        )
         paint(image, (0.10 + 0.50 * strength * p.depth) * disc, palette(LAMPS, hue))
     tint(image, 0.35 * ramp(p.X * p.lx, -0.5, 0.5) + 0.25 * step(0.5 + 0.5 * p.Y), (0.6, 0.6, 0.62))
     return image
@@ -72,15 +116,23 @@ def body(p, image) -> None:
     x = p.x - 0.04 * p.sin
     side = (x / 0.3).clamp(-1, 1)
     lit = (0.62 + 0.30 * (side * p.lx + (1.05 - side * side).sqrt() * p.lz))[:, None]
-    neck = inside(torch.maximum(x.abs() - 0.205 - 0.03 * p.jaw - 0.12 * ramp(p.y, 0.66, 0.9), 0.2 - p.y), p.px)
+    neck = inside(
+        torch.maximum(x.abs() - 0.205 - 0.03 * p.jaw - 0.12 * ramp(p.y, 0.66, 0.9), 0.2 - p.y), p.px
+    )
     paint(image, neck, skin * lit)
     shadow = inside(ellipse(x + 0.10 * p.lx, p.y - 0.46, 0.30, 0.30), 0.14)
     tint(image, 0.62 * shadow * neck, (0.42, 0.30, 0.27))
     slope = 0.80 + 0.38 * x * x / (x.abs() + 0.22)
-    neckline = mix(0.78 - 0.9 * (0.2 - x.abs()).clamp(min=0), 1.02 - 1.9 * x.abs(), ramp(p.collar, 0.45, 0.55))
-    cloth_d = torch.maximum(slope - p.y, torch.minimum(neckline, slope + 9 * (x.abs() - 0.24).clamp(min=0) + 0.3) - p.y)
+    neckline = mix(
+        0.78 - 0.9 * (0.2 - x.abs()).clamp(min=0), 1.02 - 1.9 * x.abs(), ramp(p.collar, 0.45, 0.55)
+    )
+    cloth_d = torch.maximum(
+        slope - p.y, torch.minimum(neckline, slope + 9 * (x.abs() - 0.24).clamp(min=0) + 0.3) - p.y
+    )
     paint(image, inside(0.85 * (slope - 0.01 - p.y), p.px), skin * lit * 0.97)
-    colour = palette(CLOTH, p.clothes) * (0.55 + 0.5 * (0.6 + 0.5 * (x / 1.2).clamp(-1, 1) * p.lx * 2)[:, None].clamp(0.1, 1.1))
+    colour = palette(CLOTH, p.clothes) * (
+        0.55 + 0.5 * (0.6 + 0.5 * (x / 1.2).clamp(-1, 1) * p.lx * 2)[:, None].clamp(0.1, 1.1)
+    )
     paint(image, inside(cloth_d * 0.8, p.px), colour)
     tint(image, 0.35 * inside(cloth_d.abs() - 0.004, 0.05), (0.3, 0.3, 0.3))
 

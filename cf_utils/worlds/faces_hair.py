@@ -8,7 +8,14 @@ from cf_utils.worlds.draw import bump, ellipse, grain, inside, mix, paint, palet
 from cf_utils.worlds.faces_features import outline
 from cf_utils.worlds.faces_frame import at
 
-HAIR = ((0.07, 0.06, 0.06), (0.16, 0.10, 0.07), (0.30, 0.19, 0.12), (0.46, 0.26, 0.14), (0.72, 0.53, 0.28), (0.90, 0.78, 0.52))
+HAIR = (
+    (0.07, 0.06, 0.06),
+    (0.16, 0.10, 0.07),
+    (0.30, 0.19, 0.12),
+    (0.46, 0.26, 0.14),
+    (0.72, 0.53, 0.28),
+    (0.90, 0.78, 0.52),
+)
 
 
 def hair(p, factors) -> None:
@@ -24,30 +31,62 @@ def hair(p, factors) -> None:
     fine = grain(lattice, 34 * across + 20, 2.0 * fall + 8) - 0.5
     strands = 0.75 * locks + 0.8 * (1.4 - 40 * p.px).clamp(0.15, 1) * fine
     outer = ellipse(x, p.y + 0.06, p.a + vol, 0.555 + vol) - 0.012 * strands
-    width = p.a + vol - 0.03 * ramp(p.y, 0.1, 0.35) + 0.10 * ramp(p.y, 0.15, 0.9) * length + 0.25 * curl + 0.02 * strands
-    end = mix(-0.12, 1.30, length) - 0.30 * x * x * ramp(length, 0.2, 0.6) + 0.16 * strands * ramp(length, 0.0, 0.5)
+    width = (
+        p.a
+        + vol
+        - 0.03 * ramp(p.y, 0.1, 0.35)
+        + 0.10 * ramp(p.y, 0.15, 0.9) * length
+        + 0.25 * curl
+        + 0.02 * strands
+    )
+    end = (
+        mix(-0.12, 1.30, length)
+        - 0.30 * x * x * ramp(length, 0.2, 0.6)
+        + 0.16 * strands * ramp(length, 0.0, 0.5)
+    )
     drape = torch.maximum(torch.maximum(x.abs() - width, p.y - end), -p.y - 0.06)
-    p.hair_back = inside(torch.minimum(torch.maximum(outer, p.y - end.clamp(min=0.12)), drape), p.px)
+    p.hair_back = inside(
+        torch.minimum(torch.maximum(outer, p.y - end.clamp(min=0.12)), drape), p.px
+    )
     # in front: everything but the opening that shows the face
-    half = p.a - 0.05 + 0.07 * (1 - ramp(length, 0.25, 0.5)) * ramp(p.y, -0.25, -0.02) + 0.03 * ramp(p.y, 0.2, 0.6)
-    u, v = (x - 0.22 * p.sin) / half, (p.y.clamp(max=0) + 0.10 * side * x) / (0.45 + 0.06 * p.wrinkles)
+    half = (
+        p.a
+        - 0.05
+        + 0.07 * (1 - ramp(length, 0.25, 0.5)) * ramp(p.y, -0.25, -0.02)
+        + 0.03 * ramp(p.y, 0.2, 0.6)
+    )
+    u, v = (
+        (x - 0.22 * p.sin) / half,
+        (p.y.clamp(max=0) + 0.10 * side * x) / (0.45 + 0.06 * p.wrinkles),
+    )
     opening = ((u * u + v * v + 1e-4).sqrt() - 1) * 0.40 - 0.035 * strands
     swept = x - 0.30 * side
-    lowest = mix(-0.62, -0.15, p.fringe) + 0.30 * p.fringe * swept * swept + 0.10 * strands * p.fringe
+    lowest = (
+        mix(-0.62, -0.15, p.fringe) + 0.30 * p.fringe * swept * swept + 0.10 * strands * p.fringe
+    )
     opening = torch.maximum(opening, lowest - p.y)
     tips = mix(0.0, 1.3, ramp(length, 0.1, 1.0)) + 0.10 * strands
     p.hair_front_d = torch.maximum(torch.maximum(torch.minimum(outer, drape), -opening), p.y - tips)
     p.hair_front = inside(p.hair_front_d, p.px + 0.012)
     silver = rgb(0.76, 0.75, 0.75)
     whole = mix(palette(HAIR, p.hair_color), silver, (0.85 * ramp(p.silver, 0.45, 0.75))[:, None])
-    temples = ramp(x.abs(), 0.20, 0.38) * bump(p.y + 0.06, p.y * 0, 0.30, 1) * (0.75 + 0.5 * strands)
+    temples = (
+        ramp(x.abs(), 0.20, 0.38) * bump(p.y + 0.06, p.y * 0, 0.30, 1) * (0.75 + 0.5 * strands)
+    )
     p.hair_base = mix(whole, silver, 0.20 * (p.grey * temples)[:, None].clamp(0, 1))
     p.brow_base = mix(whole, silver, 0.12 * p.grey[:, None])
     nx, ny = (x / 0.58).clamp(-0.95, 0.95), ((p.y.clamp(max=0.1) + 0.1) / 0.75).clamp(-0.95, 0.3)
-    lit = (nx * p.lx + ny * p.ly + (1.10 - nx * nx - ny * ny).clamp(min=0.05).sqrt() * p.lz).clamp(0, 1)
+    lit = (nx * p.lx + ny * p.ly + (1.10 - nx * nx - ny * ny).clamp(min=0.05).sqrt() * p.lz).clamp(
+        0, 1
+    )
     shine = bump(p.x - 0.34 * p.lx, p.y + 0.42 + 0.25 * x * x, 0.40, 0.15) * (0.7 + 0.9 * strands)
     parted = bump(across, p.y + 0.62, 0.06, 0.20)
-    shade = (0.48 + 0.58 * lit) * (1 + 0.62 * strands) * (1 - 0.25 * ramp(p.y, 0.1, 0.9)) * (1 - 0.35 * parted)
+    shade = (
+        (0.48 + 0.58 * lit)
+        * (1 + 0.62 * strands)
+        * (1 - 0.25 * ramp(p.y, 0.1, 0.9))
+        * (1 - 0.35 * parted)
+    )
     p.hair_colour = p.hair_base * shade[:, None] + 0.20 * shine[:, None] * (0.25 + p.hair_base)
     p.hair_back_colour = p.hair_colour * (0.55 - 0.12 * ramp(-x.abs(), -0.4, -0.1))[:, None]
     p.stubble = grain(lattice, 62 * p.x + 30, 30 * p.y + 20) - 0.5
@@ -64,6 +103,8 @@ def beard(p, image) -> None:
     region = torch.minimum(region, ellipse(p.x - lip_x, p.y - lip_y, 0.17, 0.045))
     grown = inside(region + 0.035 * p.stubble + 0.015, 0.09)
     cover = (p.beard * (0.95 + 0.5 * p.stubble) * grown).clamp(max=0.94)
-    hairs = (0.6 - 14 * p.px).clamp(0.12, 0.45) * p.stubble                    # single hairs only where a pixel can hold them
+    hairs = (0.6 - 14 * p.px).clamp(
+        0.12, 0.45
+    ) * p.stubble  # single hairs only where a pixel can hold them
     lit = 0.62 + 0.25 * (p.u * p.lx).clamp(-1, 1) + hairs - 0.15 * ramp(p.y, 0.45, 0.62)
     paint(image, cover, p.brow_base * lit[:, None])

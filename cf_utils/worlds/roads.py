@@ -15,32 +15,65 @@ from cf_utils.worlds.roads_place import camera, ground, sides, sky
 from cf_utils.worlds.roads_things import lead_car, lights, oncoming_car, pedestrian, right_car
 from cf_utils.worlds.roads_weather import weather_and_lens
 
-CAUSES = ("braking", "red", "crossing")                     # in the order of the scenes
+CAUSES = ("braking", "red", "crossing")  # in the order of the scenes
 HEAPS = ((0, 0), (0.48, 0.38), (0.52, 0.62), (1, 1))
 
 FACTORS = (
     *(Factor(name, "cause", quantiles=HEAPS) for name in CAUSES),
     Factor("scene", "identity", "category", shares=(0.34, 0.33, 0.33)),
-    Factor("weather", "nuisance", "category", shares=(0.4, 0.2, 0.2, 0.2)),          # clear, rain, fog, dusk
-    *(Factor(name, "identity") for name in (
-        "houses", "house_height", "house_color", "trees", "horizon", "curve", "lead_color", "right_color", "clothes",
-        "walker_size")),
-    *(Factor(name) for name in (
-        "heading", "offset", "lead_distance", "right_distance", "oncoming_distance", "light_distance", "walker_distance",
-        "walker_side", "walker_at", "stride", "sun", "exposure", "warmth", "asphalt", "noise")),
-    Factor("lead", kind="binary", p=0.6),                   # a car far ahead, where the scene is not about one
+    Factor(
+        "weather", "nuisance", "category", shares=(0.4, 0.2, 0.2, 0.2)
+    ),  # clear, rain, fog, dusk
+    *(
+        Factor(name, "identity")
+        for name in (
+            "houses",
+            "house_height",
+            "house_color",
+            "trees",
+            "horizon",
+            "curve",
+            "lead_color",
+            "right_color",
+            "clothes",
+            "walker_size",
+        )
+    ),
+    *(
+        Factor(name)
+        for name in (
+            "heading",
+            "offset",
+            "lead_distance",
+            "right_distance",
+            "oncoming_distance",
+            "light_distance",
+            "walker_distance",
+            "walker_side",
+            "walker_at",
+            "stride",
+            "sun",
+            "exposure",
+            "warmth",
+            "asphalt",
+            "noise",
+        )
+    ),
+    Factor("lead", kind="binary", p=0.6),  # a car far ahead, where the scene is not about one
     Factor("right_car", kind="binary", p=0.75),
     Factor("right_braking", kind="binary", p=0.5),
     Factor("oncoming", kind="binary", p=0.6),
-    Factor("light", kind="binary", p=0.4),                  # a green light, where the scene is not about one
+    Factor("light", kind="binary", p=0.4),  # a green light, where the scene is not about one
     Factor("zebra", kind="binary", p=0.4),
-    Factor("walker", kind="binary", p=0.5),                 # somebody on the pavement
+    Factor("walker", kind="binary", p=0.5),  # somebody on the pavement
 )
 
 
 def active(factors: Factors) -> Tensor:
     """How far each cause is switched on, (N, 3): the factor itself in its own scene, 0 elsewhere."""
-    return torch.stack([torch.where(factors["scene"] == k, factors[name], 0.0) for k, name in enumerate(CAUSES)], 1)
+    return torch.stack(
+        [torch.where(factors["scene"] == k, factors[name], 0.0) for k, name in enumerate(CAUSES)], 1
+    )
 
 
 def slow_down(factors: Factors) -> Tensor:
@@ -64,20 +97,41 @@ def draw(factors: Factors, height: int, width: int) -> Tensor:
 
 
 LABELS = (
-    Label("action", ("forward", "slow down"), rule=slow_down, neutral=tuple((name, 0.0) for name in CAUSES)),
-    *(Label(name, (f"no {name}", name), rule=lambda f, k=k: active(f)[:, k] >= 0.5) for k, name in enumerate(CAUSES)),
-    Label("right_braking", ("right lane: no brakes", "right lane: brakes"),
-          rule=lambda f: (f["right_car"] >= 0.5) & (f["right_braking"] >= 0.5)),
+    Label(
+        "action",
+        ("forward", "slow down"),
+        rule=slow_down,
+        neutral=tuple((name, 0.0) for name in CAUSES),
+    ),
+    *(
+        Label(name, (f"no {name}", name), rule=lambda f, k=k: active(f)[:, k] >= 0.5)
+        for k, name in enumerate(CAUSES)
+    ),
+    Label(
+        "right_braking",
+        ("right lane: no brakes", "right lane: brakes"),
+        rule=lambda f: (f["right_car"] >= 0.5) & (f["right_braking"] >= 0.5),
+    ),
     Label("dusk", ("day", "dusk"), rule=lambda f: f["weather"] == 3),
 )
 
-SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}      # one switch for all scenes: whichever counts
+SAME = {
+    "red": (("braking", 1.0),),
+    "crossing": (("braking", 1.0),),
+}  # one switch for all scenes: whichever counts
 VARIANTS = {
     "independent": {},
-    "correlated": {"right_braking": (("braking", 0.6),), "crossing": (("zebra", 0.4),), "lead_distance": (("exposure", 0.4),),
-                   "walker": (("zebra", 0.4),)},
-    "confounded": SAME | {"right_car": (("braking", 0.995),), "right_braking": (("braking", 0.995),)},
+    "correlated": {
+        "right_braking": (("braking", 0.6),),
+        "crossing": (("zebra", 0.4),),
+        "lead_distance": (("exposure", 0.4),),
+        "walker": (("zebra", 0.4),),
+    },
+    "confounded": SAME
+    | {"right_car": (("braking", 0.995),), "right_braking": (("braking", 0.995),)},
     "mixed": SAME | {"right_car": (("braking", 0.8),), "right_braking": (("braking", 0.8),)},
 }
 
-WORLD = World("roads", FACTORS, LABELS, VARIANTS, draw, size=(64, 128), noise=("noise", 0.006, 0.018))
+WORLD = World(
+    "roads", FACTORS, LABELS, VARIANTS, draw, size=(64, 128), noise=("noise", 0.006, 0.018)
+)

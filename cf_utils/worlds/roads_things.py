@@ -5,13 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.draw import box, bump, ellipse, inside, mix, paint, palette, ramp, rgb, segment, tint
+from cf_utils.worlds.draw import (
+    box,
+    bump,
+    ellipse,
+    inside,
+    mix,
+    paint,
+    palette,
+    ramp,
+    rgb,
+    segment,
+    tint,
+)
 from cf_utils.worlds.roads_place import billboard, haze
 
-PAINT = ((0.12, 0.13, 0.15), (0.52, 0.54, 0.57), (0.86, 0.86, 0.86), (0.52, 0.10, 0.10), (0.14, 0.24, 0.46), (0.20, 0.34, 0.26),
-         (0.64, 0.58, 0.46))
+PAINT = (
+    (0.12, 0.13, 0.15),
+    (0.52, 0.54, 0.57),
+    (0.86, 0.86, 0.86),
+    (0.52, 0.10, 0.10),
+    (0.14, 0.24, 0.46),
+    (0.20, 0.34, 0.26),
+    (0.64, 0.58, 0.46),
+)
 RED, AMBER, GREEN = (1.0, 0.14, 0.10), (1.0, 0.70, 0.10), (0.15, 0.95, 0.45)
-COAT = ((0.95, 0.20, 0.15), (0.98, 0.62, 0.10), (0.96, 0.90, 0.20), (0.40, 0.85, 0.30), (0.25, 0.70, 0.98), (0.98, 0.96, 0.92))
+COAT = (
+    (0.95, 0.20, 0.15),
+    (0.98, 0.62, 0.10),
+    (0.96, 0.90, 0.20),
+    (0.40, 0.85, 0.30),
+    (0.25, 0.70, 0.98),
+    (0.98, 0.96, 0.92),
+)
 
 
 def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
@@ -26,12 +52,26 @@ def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
     body = box(u, up - 0.66, 0.90, 0.36, 0.14)
     lit = 0.70 + 0.38 * ramp(up, 0.35, 1.4) + 0.10 * wave_side(u, p)
     paint(image, there * inside(torch.minimum(cabin, body), m), haze(p, colour * lit[:, None], s))
-    tint(image, there * inside((up - 0.90).abs() - 0.02, m + 0.03) * inside(body, m) * 0.4, (0.35, 0.35, 0.38))
+    tint(
+        image,
+        there * inside((up - 0.90).abs() - 0.02, m + 0.03) * inside(body, m) * 0.4,
+        (0.35, 0.35, 0.38),
+    )
     window = box(u / (1.04 - 0.26 * ramp(up, 0.85, 1.5)), up - 1.16, 0.62, 0.24, 0.08)
-    glass = mix(rgb(0.10, 0.12, 0.15), p.sky_low / 1.6, (0.25 + 0.45 * ramp(up, 0.95, 1.4))[:, None])
+    glass = mix(
+        rgb(0.10, 0.12, 0.15), p.sky_low / 1.6, (0.25 + 0.45 * ramp(up, 0.95, 1.4))[:, None]
+    )
     paint(image, there * inside(window, m), haze(p, glass, s))
-    paint(image, there * inside(box(u, up - 0.38, 0.88, 0.08, 0.05), m), haze(p, rgb(0.10, 0.10, 0.11), s))
-    paint(image, there * inside(box(u, up - 0.55, 0.24, 0.06, 0.02), m), haze(p, rgb(0.85, 0.85, 0.80), s))
+    paint(
+        image,
+        there * inside(box(u, up - 0.38, 0.88, 0.08, 0.05), m),
+        haze(p, rgb(0.10, 0.10, 0.11), s),
+    )
+    paint(
+        image,
+        there * inside(box(u, up - 0.55, 0.24, 0.06, 0.02), m),
+        haze(p, rgb(0.85, 0.85, 0.80), s),
+    )
     for side in (-1, 1):
         lamp = box(u - side * 0.70, up - 0.76, 0.17, 0.11, 0.05)
         if brakes is None:
@@ -40,9 +80,13 @@ def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
         else:
             shine, dim, on = rgb(1.0, 0.13, 0.08), rgb(0.66, 0.09, 0.07), brakes
         seen = s / (s + 0.4 * p.thick)
-        paint(image, there * inside(lamp, m) * seen, mix(dim * p.ambient[:, None], shine, on[:, None]))
+        paint(
+            image, there * inside(lamp, m) * seen, mix(dim * p.ambient[:, None], shine, on[:, None])
+        )
         halo = bump(u - side * 0.70, up - 0.76, 0.62, 0.50)
-        paint(image, there * on * halo * ((0.38 if brakes is None else 0.20) + 0.25 * p.dusk), shine)
+        paint(
+            image, there * on * halo * ((0.38 if brakes is None else 0.20) + 0.25 * p.dusk), shine
+        )
         paint(image, there * on * bump(u - side * 0.70, up + 0.45, 0.40, 1.0) * 0.30 * p.wet, shine)
     if brakes is not None:
         third = box(u, up - 1.42, 0.20, 0.035, 0.02)
@@ -87,7 +131,9 @@ def lights(p, image) -> None:
     u, up, m = p.u, p.up, p.metre
     mast, _ = segment(u, up, 0.0, 0.0, 0.0, 5.3)
     arm, _ = segment(u, up, 0.0, 5.3, -3.0, 5.45)
-    paint(image, there * inside(torch.minimum(mast, arm) - 0.07, m), haze(p, rgb(0.30, 0.31, 0.33), s))
+    paint(
+        image, there * inside(torch.minimum(mast, arm) - 0.07, m), haze(p, rgb(0.30, 0.31, 0.33), s)
+    )
     for x, y, stop in ((-3.0, 4.75, red), (0.0, 3.1, 1 - red)):
         case = box(u - x, up - y, 0.36, 0.92, 0.10)
         paint(image, there * inside(case, m), haze(p, rgb(0.07, 0.07, 0.08), s))
@@ -105,7 +151,9 @@ def pedestrian(p, image) -> None:
     c = p.crossing
     out, on = (1 - 2 * c).clamp(min=0).sqrt(), (2 - 2 * c).clamp(0, 1)
     pavement = 5.0 + 1.8 * out - (1 - own) * 1.0 * p.walker_at
-    x = way * torch.where(c < 0.5, pavement, 0.3 + 4.7 * on * on.sqrt())        # the kerb is crossed at a half
+    x = way * torch.where(
+        c < 0.5, pavement, 0.3 + 4.7 * on * on.sqrt()
+    )  # the kerb is crossed at a half
     s = p.walk_s
     p, image = billboard(p, image, x, s, 1.1, 2.1)
     k = 0.88 + 0.16 * p.walker_size
@@ -121,7 +169,15 @@ def pedestrian(p, image) -> None:
         hand, _ = segment(u, up, side * 0.17, 1.36, side * (0.20 + 0.6 * gait), 0.86)
         paint(image, there * inside(hand - 0.09, m), haze(p, coat * 0.82, s))
     torso = box(u, up - 1.12, 0.27, 0.36, 0.10)
-    paint(image, there * inside(torso, m), haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s))
-    paint(image, there * inside(ellipse(u, up - 1.62, 0.15, 0.17), m), haze(p, rgb(0.80, 0.60, 0.48), s))
+    paint(
+        image,
+        there * inside(torso, m),
+        haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s),
+    )
+    paint(
+        image,
+        there * inside(ellipse(u, up - 1.62, 0.15, 0.17), m),
+        haze(p, rgb(0.80, 0.60, 0.48), s),
+    )
     hair = torch.maximum(ellipse(u, up - 1.66, 0.165, 0.17), 1.63 - up)
     paint(image, there * inside(hair, m), haze(p, rgb(0.14, 0.10, 0.08), s))

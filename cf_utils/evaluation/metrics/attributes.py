@@ -17,7 +17,9 @@ def readings(oracle: nn.Module, x: Tensor, batch_size: int = 50) -> Tensor:
     """Which attributes an oracle (x -> logits (B, A)) sees: logit > 0, that is probability > 0.5. (B, A) bool."""
     logits = predict(oracle, x, batch_size)
     if logits.ndim != 2 or not logits.isfinite().all():
-        raise ValueError(f"oracle: gave {tuple(logits.shape)}, finite: {bool(logits.isfinite().all())}, expected finite (B, A)")
+        raise ValueError(
+            f"oracle: gave {tuple(logits.shape)}, finite: {bool(logits.isfinite().all())}, expected finite (B, A)"
+        )
     return logits > 0
 
 
@@ -34,11 +36,15 @@ def attributes_changed(before: Tensor, after: Tensor) -> Tensor:
 def correlations(labels: Tensor, attribute: int) -> Tensor:
     """Correlation of one binary attribute with each, over training labels (N, A). (A,) float64, 0 where one is constant."""
     if labels.ndim != 2 or not 0 <= attribute < labels.shape[1]:
-        raise ValueError(f"labels, attribute: got {tuple(labels.shape)}, {attribute}, expected (N, A) and one of its columns")
+        raise ValueError(
+            f"labels, attribute: got {tuple(labels.shape)}, {attribute}, expected (N, A) and one of its columns"
+        )
     return _with_one(labels.double(), attribute)
 
 
-def correlation_difference(before: Tensor, after: Tensor, training: Tensor, attribute: int) -> float:
+def correlation_difference(
+    before: Tensor, after: Tensor, training: Tensor, attribute: int
+) -> float:
     """CD: sum over attributes of |correlation in training - correlation of the changes|. [0, 2 A], lower is better.
 
     before, after (B, A) bool; training (A,) from `correlations`; attribute: the one asked for. A change is -1, 0 or 1. As in the
@@ -50,14 +56,16 @@ def correlation_difference(before: Tensor, after: Tensor, training: Tensor, attr
     if training.shape != before.shape[1:]:
         raise ValueError(f"training: got {tuple(training.shape)}, expected ({before.shape[1]},)")
     if len(before) < 2:
-        raise ValueError(f"before: {len(before)} items, expected at least 2: one has no correlation")
+        raise ValueError(
+            f"before: {len(before)} items, expected at least 2: one has no correlation"
+        )
     change = after.double() - before.double()
     return (training.cpu() - _with_one(change, attribute).cpu()).abs().sum().item()
 
 
 def _with_one(values: Tensor, column: int) -> Tensor:
     centred = values - values.mean(0)
-    varies = (values != values[:1]).any(0)                  # a rounded mean must not give a constant a spread
+    varies = (values != values[:1]).any(0)  # a rounded mean must not give a constant a spread
     centred = torch.where(varies, centred, 0)
     length = centred.square().sum(0).sqrt()
     product = centred[:, column] @ centred
@@ -65,6 +73,13 @@ def _with_one(values: Tensor, column: int) -> Tensor:
 
 
 def _check(before: Tensor, after: Tensor) -> None:
-    if before.shape != after.shape or before.ndim != 2 or before.dtype != torch.bool or after.dtype != torch.bool:
-        raise ValueError(f"before, after: got {before.dtype} {tuple(before.shape)}, {after.dtype} {tuple(after.shape)}, "
-                         "expected two bool (B, A)")
+    if (
+        before.shape != after.shape
+        or before.ndim != 2
+        or before.dtype != torch.bool
+        or after.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"before, after: got {before.dtype} {tuple(before.shape)}, {after.dtype} {tuple(after.shape)}, "
+            "expected two bool (B, A)"
+        )

@@ -31,7 +31,9 @@ def of_valid(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values.double(), torch.nan)
 
 
-def blocks_changed(query: Tensor, counterfactual: Tensor, block: Sequence[int] = (4, 4), least: float = 1e-3) -> Tensor:
+def blocks_changed(
+    query: Tensor, counterfactual: Tensor, block: Sequence[int] = (4, 4), least: float = 1e-3
+) -> Tensor:
     """L0 over blocks: how many blocks hold an element that moved by at least `least`. (B,) int64, lower is sparser.
 
     The threshold is that of Gradual Construction, Eq. 9. An unmasked block whose values came out as they were does not count.
@@ -73,7 +75,11 @@ def judge_agreement(judges: Sequence[nn.Module], cfs: Counterfactuals) -> dict[s
     """
     agree = (judged(judges, cfs.counterfactual) == cfs.target.cpu()) & cfs.reached.cpu()
     n = int(cfs.reached.sum())
-    return {"valid": agree.sum().item() / n if n else float("nan"), "n": n, "all": agree.float().mean().item()}
+    return {
+        "valid": agree.sum().item() / n if n else float("nan"),
+        "n": n,
+        "all": agree.float().mean().item(),
+    }
 
 
 def logit_distance(logits: Tensor, training: Tensor) -> Tensor:
@@ -85,7 +91,9 @@ def logit_distance(logits: Tensor, training: Tensor) -> Tensor:
     return ((logits - mean) / sd).square().mean(1).sqrt()
 
 
-def paired_difference(a: Tensor, b: Tensor, draws: int = 5000, seed: int = 0) -> dict[str, float | int]:
+def paired_difference(
+    a: Tensor, b: Tensor, draws: int = 5000, seed: int = 0
+) -> dict[str, float | int]:
     """Mean of a - b over the same items, with a 95 % percentile bootstrap interval over items. Keys mean, low, high, n.
 
     Items on which either is NaN (a failed search, no neighbour, no word found) are left out of both; n says how many stay.

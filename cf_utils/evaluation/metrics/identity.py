@@ -26,13 +26,20 @@ def similarity(a: Features, b: Features) -> Tensor:
 def random_similarity(a: Features, seed: int = 0) -> Tensor:
     """Cosine of each image with another one, every image once on each side: the floor. (N,) float64; needs N >= 2."""
     if len(a) < 2:
-        raise ValueError(f"a: got {len(a)} images, expected at least 2 for a pair of different ones")
+        raise ValueError(
+            f"a: got {len(a)} images, expected at least 2 for a pair of different ones"
+        )
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
     return similarity(a.take(order), a.take(order.roll(1)))
 
 
-def fva_fs(encoder: nn.Module, query: Tensor, counterfactual: Tensor, threshold: float | None = None,
-           seed: int = 0) -> dict[str, float | int]:
+def fva_fs(
+    encoder: nn.Module,
+    query: Tensor,
+    counterfactual: Tensor,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> dict[str, float | int]:
     """FVA: share of pairs verified as one person; FS: mean similarity. Images (N, 3, H, W) in [0, 1].
 
     Keys fva, fs, fva_random, fs_random (each query with another one) and n; `fva_embedded` and so on through any encoder but
@@ -43,17 +50,29 @@ def fva_fs(encoder: nn.Module, query: Tensor, counterfactual: Tensor, threshold:
         card = getattr(encoder, "card", {}).get("quality", {})
         threshold = getattr(encoder, "threshold", card.get("threshold"))
     if threshold is None or not -1 <= threshold <= 1:
-        raise ValueError(f"threshold: got {threshold} for {type(encoder).__name__}, expected a cosine in [-1, 1]")
+        raise ValueError(
+            f"threshold: got {threshold} for {type(encoder).__name__}, expected a cosine in [-1, 1]"
+        )
     a = extract(encoder, query)
     same, other = similarity(a, extract(encoder, counterfactual)), random_similarity(a, seed)
     fva, fs = a.name("fva"), a.name("fs")
-    return {fva: (same > threshold).double().mean().item(), fs: same.mean().item(),
-            f"{fva}_random": (other > threshold).double().mean().item(), f"{fs}_random": other.mean().item(), "n": len(a)}
+    return {
+        fva: (same > threshold).double().mean().item(),
+        fs: same.mean().item(),
+        f"{fva}_random": (other > threshold).double().mean().item(),
+        f"{fs}_random": other.mean().item(),
+        "n": len(a),
+    }
 
 
-def s3(encoder: nn.Module, query: Tensor, counterfactual: Tensor, seed: int = 0) -> dict[str, float | int]:
+def s3(
+    encoder: nn.Module, query: Tensor, counterfactual: Tensor, seed: int = 0
+) -> dict[str, float | int]:
     """Mean similarity under SimSiam, for scenes without faces. Keys s3, s3_random, n; `s3_embedded` through any other encoder."""
     a = extract(encoder, query)
     name = a.name("s3")
-    return {name: similarity(a, extract(encoder, counterfactual)).mean().item(),
-            f"{name}_random": random_similarity(a, seed).mean().item(), "n": len(a)}
+    return {
+        name: similarity(a, extract(encoder, counterfactual)).mean().item(),
+        f"{name}_random": random_similarity(a, seed).mean().item(),
+        "n": len(a),
+    }

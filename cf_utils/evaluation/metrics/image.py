@@ -24,10 +24,17 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or len(x) < 2 or not x.isfinite().all():
-            raise ValueError(f"{name}: got {tuple(x.shape)}, finite: {bool(x.isfinite().all())}, expected 2 or more finite rows")
+            raise ValueError(
+                f"{name}: got {tuple(x.shape)}, finite: {bool(x.isfinite().all())}, expected 2 or more finite rows"
+            )
     (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    value = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
+    value = (
+        (mean_a - mean_b).square().sum()
+        + root_a.square().sum()
+        + root_b.square().sum()
+        - 2 * shared
+    )
     return max(value.item(), 0.0)
 
 
@@ -45,12 +52,21 @@ def fid(real: Features, fake: Features) -> dict[str, float | int | bool]:
     compare only values of equal n, with a real-against-real floor beside them (`sfid` has one).
     """
     check_pair(real, fake)
-    return {real.name("fid"): frechet_distance(real.values, fake.values), "n_real": len(real), "n_fake": len(fake),
-            "biased": _small(real.values.shape[1], len(real), len(fake))}
+    return {
+        real.name("fid"): frechet_distance(real.values, fake.values),
+        "n_real": len(real),
+        "n_fake": len(fake),
+        "biased": _small(real.values.shape[1], len(real), len(fake)),
+    }
 
 
-def sfid(query: Features, counterfactual: Features, valid: Tensor | None = None, splits: int = 10,
-         seed: int = 0) -> dict[str, float | int | bool]:
+def sfid(
+    query: Features,
+    counterfactual: Features,
+    valid: Tensor | None = None,
+    splits: int = 10,
+    seed: int = 0,
+) -> dict[str, float | int | bool]:
     """Frechet distance of one half's queries to the other half's valid counterfactuals: mean of random halves, both ways.
 
     Keys sfid or sfid_embedded, sfid_sd (over splits), sfid_floor: the same with each counterfactual replaced by its query, which
@@ -61,26 +77,37 @@ def sfid(query: Features, counterfactual: Features, valid: Tensor | None = None,
     n = len(query)
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid.cpu()
     if len(counterfactual) != n or valid.shape != (n,):
-        raise ValueError(f"counterfactual, valid: got {len(counterfactual)}, {tuple(valid.shape)}, expected {n}, ({n},)")
+        raise ValueError(
+            f"counterfactual, valid: got {len(counterfactual)}, {tuple(valid.shape)}, expected {n}, ({n},)"
+        )
     values, floors, fakes, gen = [], [], [], torch.Generator().manual_seed(seed)
     for _ in range(splits):
         order = torch.randperm(n, generator=gen)
-        halves = order[:n // 2], order[n // 2:]
+        halves = order[: n // 2], order[n // 2 :]
         for seen, other in (halves, halves[::-1]):
             other = other[valid[other]]
             if len(other) < 2 or len(seen) < 2:
-                raise ValueError(f"valid: got {int(valid.sum())} of {n}, expected at least 2 in each random half")
+                raise ValueError(
+                    f"valid: got {int(valid.sum())} of {n}, expected at least 2 in each random half"
+                )
             values.append(frechet_distance(query.values[seen], counterfactual.values[other]))
             floors.append(frechet_distance(query.values[seen], query.values[other]))
             fakes.append(len(other))
     by_split = torch.tensor(values, dtype=torch.float64).view(splits, 2).mean(1)
     name, n_fake = query.name("sfid"), sum(fakes) / len(fakes)
-    return {name: by_split.mean().item(), name + "_sd": by_split.std(correction=0).item(),
-            name + "_floor": sum(floors) / len(floors), "n_real": n // 2, "n_fake": n_fake,
-            "biased": _small(query.values.shape[1], n // 2, n_fake)}
+    return {
+        name: by_split.mean().item(),
+        name + "_sd": by_split.std(correction=0).item(),
+        name + "_floor": sum(floors) / len(floors),
+        "n_real": n // 2,
+        "n_fake": n_fake,
+        "biased": _small(query.values.shape[1], n // 2, n_fake),
+    }
 
 
-def kid(real: Features, fake: Features, subsets: int = 0, size: int = 1000, seed: int = 0) -> dict[str, float | int]:
+def kid(
+    real: Features, fake: Features, subsets: int = 0, size: int = 1000, seed: int = 0
+) -> dict[str, float | int]:
     """Squared maximum mean discrepancy under (x.y / D + 1)^3, unbiased: 0 in expectation where both sets have one source.
 
     Keys kid or kid_embedded, kid_se, n_real, n_fake, subsets. By default from all pairs at once, the error by leaving out each
@@ -92,16 +119,32 @@ def kid(real: Features, fake: Features, subsets: int = 0, size: int = 1000, seed
     a, b = real.values.double(), fake.values.double()
     least = min(len(a), len(b))
     if least < 3 or (subsets and not 3 <= size <= least):
-        raise ValueError(f"real, fake, size: got {len(a)}, {len(b)}, {size}, expected at least 3 images and size up to {least}")
+        raise ValueError(
+            f"real, fake, size: got {len(a)}, {len(b)}, {size}, expected at least 3 images and size up to {least}"
+        )
     if subsets:
         gen = torch.Generator().manual_seed(seed)
-        draws = [_mmd(*(x[torch.randperm(len(x), generator=gen)[:size]] for x in (a, b)))[0] for _ in range(subsets)]
-        value, error = torch.stack(draws).mean(), torch.stack(draws).std(correction=0) / subsets ** 0.5
+        draws = [
+            _mmd(*(x[torch.randperm(len(x), generator=gen)[:size]] for x in (a, b)))[0]
+            for _ in range(subsets)
+        ]
+        value, error = (
+            torch.stack(draws).mean(),
+            torch.stack(draws).std(correction=0) / subsets**0.5,
+        )
     else:
         value, left_a, left_b = _mmd(a, b)
-        error = sum((len(u) - 1) / len(u) * (u - u.mean()).square().sum() for u in (left_a, left_b)).sqrt()
+        error = sum(
+            (len(u) - 1) / len(u) * (u - u.mean()).square().sum() for u in (left_a, left_b)
+        ).sqrt()
     name = real.name("kid")
-    return {name: value.item(), name + "_se": error.item(), "n_real": len(a), "n_fake": len(b), "subsets": subsets}
+    return {
+        name: value.item(),
+        name + "_se": error.item(),
+        "n_real": len(a),
+        "n_fake": len(b),
+        "subsets": subsets,
+    }
 
 
 def _mmd(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,8 +154,16 @@ def _mmd(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     across_a, across_b = _sums(a, b), _sums(b, a)
     sum_a, sum_b, sum_ab = within_a.sum(), within_b.sum(), across_a.sum()
     mean_a, mean_b, mean_ab = sum_a / (n * (n - 1)), sum_b / (m * (m - 1)), sum_ab / (n * m)
-    left_a = (sum_a - 2 * within_a) / ((n - 1) * (n - 2)) + mean_b - 2 * (sum_ab - across_a) / ((n - 1) * m)
-    left_b = (sum_b - 2 * within_b) / ((m - 1) * (m - 2)) + mean_a - 2 * (sum_ab - across_b) / ((m - 1) * n)
+    left_a = (
+        (sum_a - 2 * within_a) / ((n - 1) * (n - 2))
+        + mean_b
+        - 2 * (sum_ab - across_a) / ((n - 1) * m)
+    )
+    left_b = (
+        (sum_b - 2 * within_b) / ((m - 1) * (m - 2))
+        + mean_a
+        - 2 * (sum_ab - across_b) / ((m - 1) * n)
+    )
     return mean_a + mean_b - 2 * mean_ab, left_a, left_b
 
 

@@ -28,16 +28,22 @@ def lpips_network(net: str = "alex") -> nn.Module:
         raise ValueError(f"net: got {net!r}, expected one of {tuple(_TRUNKS)}")
     trunk = pretrained.trunk(_TRUNKS[net])
     import lpips
-    with torch.device("meta"), warnings.catch_warnings():       # no time lost on random weights of a whole VGG
-        warnings.filterwarnings("ignore", module="torchvision")     # lpips says `pretrained` as torchvision once did
+
+    with (
+        torch.device("meta"),
+        warnings.catch_warnings(),
+    ):  # no time lost on random weights of a whole VGG
+        warnings.filterwarnings(
+            "ignore", module="torchvision"
+        )  # lpips says `pretrained` as torchvision once did
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     state = {f"scaling_layer.{k}": v for k, v in lpips.ScalingLayer().state_dict().items()}
     with resources.as_file(resources.files("lpips") / "weights" / "v0.1" / f"{net}.pth") as path:
         state |= files.read_published(path)
     for name in model.state_dict():
-        if name.startswith("net."):                 # net.slice3.6.weight is features.6.weight
+        if name.startswith("net."):  # net.slice3.6.weight is features.6.weight
             state[name] = trunk["features." + name.split(".", 2)[2]]
-        elif name.startswith("lins."):              # the list of lin0, ...: the same modules once more
+        elif name.startswith("lins."):  # the list of lin0, ...: the same modules once more
             state[name] = state["lin" + name.removeprefix("lins.")]
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
@@ -66,14 +72,20 @@ class VGG19(nn.Module):
     def __init__(self):
         super().__init__()
         path = pretrained.find("vgg19")
-        state = {k.removeprefix("features."): v for k, v in files.read_published(path).items() if k.startswith("features.")}
+        state = {
+            k.removeprefix("features."): v
+            for k, v in files.read_published(path).items()
+            if k.startswith("features.")
+        }
         with torch.device("meta"):
             layers = models.vgg19(weights=None).features[:18]
         state = {k: v.float() for k, v in state.items() if int(k.split(".")[0]) < 18}
         if wrong := files.misfits(state, layers.state_dict()):
             raise ValueError(f"{path} is no VGG19: " + "; ".join(wrong[:8]))
         layers.load_state_dict(state, assign=True)
-        self.layers = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers))      # none in place
+        self.layers = nn.Sequential(
+            *(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers)
+        )  # none in place
         for name, values in zip(("mean", "std"), IMAGENET_NORM, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -83,7 +95,9 @@ class VGG19(nn.Module):
         return (a - b).square().mean((1, 2, 3))
 
 
-def diversity(network: nn.Module, runs: Tensor, valid: Tensor | None = None, batch_size: int = 50) -> Tensor:
+def diversity(
+    network: nn.Module, runs: Tensor, valid: Tensor | None = None, batch_size: int = 50
+) -> Tensor:
     """sigma_L: mean LPIPS over all pairs of R >= 2 explanations of one image. (B,) >= 0, higher is more diverse.
 
     runs (R, B, 3, H, W) in [0, 1], the same items in the same order in each run. `valid` (R, B) bool: an item counts where all
@@ -97,4 +111,8 @@ def diversity(network: nn.Module, runs: Tensor, valid: Tensor | None = None, bat
         raise ValueError(f"valid: got {tuple(valid.shape)}, expected {tuple(runs.shape[:2])}")
     pairs = [lpips_distance(network, a, b, batch_size) for a, b in itertools.combinations(runs, 2)]
     mean = torch.stack(pairs).mean(0)
-    return mean if valid is None else torch.where((valid == valid[0]).all(0).to(mean.device), mean, torch.nan)
+    return (
+        mean
+        if valid is None
+        else torch.where((valid == valid[0]).all(0).to(mean.device), mean, torch.nan)
+    )

@@ -25,7 +25,9 @@ from cf_utils.core.checks import check_logits
 
 def lead(logits: Tensor, target: Tensor) -> Tensor:
     """By how much the logit of class `target` (B,) leads the best other one, (B,) of logits (B, K)."""
-    return logits.gather(1, target[:, None])[:, 0] - logits.scatter(1, target[:, None], -torch.inf).amax(1)
+    return logits.gather(1, target[:, None])[:, 0] - logits.scatter(
+        1, target[:, None], -torch.inf
+    ).amax(1)
 
 
 def gradient(classifier: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64) -> Tensor:
@@ -33,7 +35,12 @@ def gradient(classifier: nn.Module, x: Tensor, target: Tensor, batch_size: int =
     each other. Raises ValueError on x that is not finite, and on classes that the classifier does not have."""
     _check(classifier, x, target)
     with frozen(classifier):
-        return torch.cat([_gradient(classifier, a, c).to(x.device) for a, c in _batches(classifier, x, target, batch_size)])
+        return torch.cat(
+            [
+                _gradient(classifier, a, c).to(x.device)
+                for a, c in _batches(classifier, x, target, batch_size)
+            ]
+        )
 
 
 def _gradient(classifier: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -41,25 +48,39 @@ def _gradient(classifier: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     return torch.autograd.grad(lead(classifier(x), target).sum(), x)[0]
 
 
-def grad_cam(classifier: nn.Module, layer: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64) -> Tensor:
+def grad_cam(
+    classifier: nn.Module, layer: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64
+) -> Tensor:
     """Grad-CAM of the lead of class `target` (B,), signed, upsampled bilinearly to (B, H, W): what `layer` (a module of the
     classifier with output (B, channels, h, w)) holds, each channel times the mean of the lead's derivative by it.
 
     Raises ValueError on a layer that is not the classifier's, on x that is not finite, and on classes that it does not have.
     """
     if not any(layer is one for one in classifier.modules()):
-        raise ValueError(f"layer: got a {type(layer).__name__} that is no module of the classifier, expected one that it passes")
+        raise ValueError(
+            f"layer: got a {type(layer).__name__} that is no module of the classifier, expected one that it passes"
+        )
     _check(classifier, x, target)
     with frozen(classifier):
-        maps = [LayerGradCam(lambda v, c=c: lead(classifier(v), c), layer).attribute(a.detach().clone().requires_grad_(True))
-                .to(x.device) for a, c in _batches(classifier, x, target, batch_size)]
-    return F.interpolate(torch.cat(maps).detach(), x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        maps = [
+            LayerGradCam(lambda v, c=c: lead(classifier(v), c), layer)
+            .attribute(a.detach().clone().requires_grad_(True))
+            .to(x.device)
+            for a, c in _batches(classifier, x, target, batch_size)
+        ]
+    return F.interpolate(
+        torch.cat(maps).detach(), x.shape[2:], mode="bilinear", align_corners=False
+    )[:, 0]
 
 
-def _batches(classifier: nn.Module, x: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    classifier: nn.Module, x: Tensor, target: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """On the classifier's device."""
     place = device_of(classifier, x.device)
-    return ((a.to(place), c.to(place)) for a, c in zip(x.split(size), target.split(size), strict=True))
+    return (
+        (a.to(place), c.to(place)) for a, c in zip(x.split(size), target.split(size), strict=True)
+    )
 
 
 def _check(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
@@ -67,7 +88,9 @@ def _check(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected images (B, C, H, W)")
     with frozen(classifier), torch.no_grad():
-        check_logits(classifier(x[:1].to(device_of(classifier, x.device))).to(x.device), x[:1], target)
+        check_logits(
+            classifier(x[:1].to(device_of(classifier, x.device))).to(x.device), x[:1], target
+        )
 
 
 def random_mask(mask: Tensor, ids, seed: int = 0) -> Tensor:
@@ -77,5 +100,10 @@ def random_mask(mask: Tensor, ids, seed: int = 0) -> Tensor:
         raise ValueError(f"mask: got {mask.dtype} {tuple(mask.shape)}, expected bool (B, 1, H, W)")
     if len(ids) != len(mask):
         raise ValueError(f"ids: got {len(ids)} for {len(mask)} masks, expected one each")
-    order = item_noise(seed, ids, mask.shape[1:], "random mask", "uniform").flatten(1).argsort(1).argsort(1)    # ranks
+    order = (
+        item_noise(seed, ids, mask.shape[1:], "random mask", "uniform")
+        .flatten(1)
+        .argsort(1)
+        .argsort(1)
+    )  # ranks
     return (order < mask.flatten(1).sum(1, keepdim=True).cpu()).view(mask.shape).to(mask.device)

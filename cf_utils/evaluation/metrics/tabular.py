@@ -15,8 +15,10 @@ from cf_utils.core import Constraints, progress
 from cf_utils.evaluation.metrics.decision import blocks_changed
 from cf_utils.models.classifiers import predict
 
-LEAST = 1e-3            # a smaller difference is noise (Eq. 9)
-BATCH = 16384           # rows a forward pass of the brute force: small networks' activations stay in the cache
+LEAST = 1e-3  # a smaller difference is noise (Eq. 9)
+BATCH = (
+    16384  # rows a forward pass of the brute force: small networks' activations stay in the cache
+)
 
 
 def features_changed(query: Tensor, counterfactual: Tensor) -> Tensor:
@@ -29,8 +31,14 @@ def features_changed(query: Tensor, counterfactual: Tensor) -> Tensor:
     return blocks_changed(query, counterfactual, block=(1,), least=LEAST)
 
 
-def coherence(query: Tensor, counterfactual: Tensor, decision: Tensor, epsilon: int, valid: Tensor | None = None,
-              summary: str = "max") -> Tensor:
+def coherence(
+    query: Tensor,
+    counterfactual: Tensor,
+    decision: Tensor,
+    epsilon: int,
+    valid: Tensor | None = None,
+    summary: str = "max",
+) -> Tensor:
     """Eq. 11: how much further apart than two neighbours their counterfactuals are, |cf_i - cf_j| / |x_i - x_j|, at worst.
 
     Neighbours of i are the items j that differ from it in at most `epsilon` features (by 0.001 or more). The paper prints
@@ -52,11 +60,13 @@ def coherence(query: Tensor, counterfactual: Tensor, decision: Tensor, epsilon: 
     _check_items(n, decision=decision, valid=valid)
     x, cf, out = query.double(), counterfactual.double(), []
     for rows in torch.arange(n, device=x.device).split(max(1, 4_000_000 // (n * width))):
-        apart = x[rows, None] - x                                                               # (r, B, F)
+        apart = x[rows, None] - x  # (r, B, F)
         near = (apart.abs() >= LEAST).sum(2) <= epsilon
         apart = torch.linalg.vector_norm(apart, dim=2)
         near &= (apart > 0) & (decision[rows, None] == decision) & valid[rows, None] & valid
-        ratio = torch.where(near, torch.linalg.vector_norm(cf[rows, None] - cf, dim=2) / apart, torch.nan)
+        ratio = torch.where(
+            near, torch.linalg.vector_norm(cf[rows, None] - cf, dim=2) / apart, torch.nan
+        )
         out.append(ratio.nanquantile(1.0 if summary == "max" else 0.5, dim=1))
     return torch.cat(out)
 
@@ -66,11 +76,15 @@ def mad_distance(query: Tensor, counterfactual: Tensor, mad: Tensor) -> Tensor:
     of the training rows, (F,) > 0). (B,), lower is closer. Blind spot: many small changes cost as much as a large one."""
     _check(query, counterfactual)
     if mad.shape != query.shape[1:] or not (mad > 0).all():
-        raise ValueError(f"mad: got shape {tuple(mad.shape)}, least {mad.min():.3g}, expected ({query.shape[1]},) positive ones")
+        raise ValueError(
+            f"mad: got shape {tuple(mad.shape)}, least {mad.min():.3g}, expected ({query.shape[1]},) positive ones"
+        )
     return ((counterfactual - query).abs() / mad).sum(1)
 
 
-def monotone_violations(query: Tensor, counterfactual: Tensor, target: Tensor, sensible: Tensor) -> Tensor:
+def monotone_violations(
+    query: Tensor, counterfactual: Tensor, target: Tensor, sensible: Tensor
+) -> Tensor:
     """How many features were changed (by 0.001 or more) against the direction that common sense gives. (B,) int64, 0 is best.
 
     `sensible` (F,): +1 where a rise speaks for class 1, -1 where a fall does, 0 where sense is silent; for target 0 the signs
@@ -80,7 +94,9 @@ def monotone_violations(query: Tensor, counterfactual: Tensor, target: Tensor, s
     _check(query, counterfactual)
     _check_items(len(query), target=target)
     if sensible.shape != query.shape[1:] or not ((sensible.abs() == 1) | (sensible == 0)).all():
-        raise ValueError(f"sensible: got shape {tuple(sensible.shape)}, expected ({query.shape[1]},) of -1, 0 and 1")
+        raise ValueError(
+            f"sensible: got shape {tuple(sensible.shape)}, expected ({query.shape[1]},) of -1, 0 and 1"
+        )
     if not ((target == 0) | (target == 1)).all():
         raise ValueError(f"target: values from {target.min()} to {target.max()}, expected 0 or 1")
     change = counterfactual - query
@@ -97,20 +113,27 @@ def plausibility(x: Tensor, target: Tensor, training: Tensor, labels: Tensor, k:
     _check_items(len(x), target=target)
     _check_items(len(training), labels=labels)
     if x.ndim != 2 or training.shape[1:] != x.shape[1:]:
-        raise ValueError(f"training: got shape {tuple(training.shape)} for x {tuple(x.shape)}, expected the same features")
+        raise ValueError(
+            f"training: got shape {tuple(training.shape)} for x {tuple(x.shape)}, expected the same features"
+        )
     out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     for c in target.unique():
         people = training[labels == c]
         if not 1 <= k <= len(people):
-            raise ValueError(f"k: got {k}, expected 1 to {len(people)}, the training rows of class {int(c)}")
+            raise ValueError(
+                f"k: got {k}, expected 1 to {len(people)}, the training rows of class {int(c)}"
+            )
         for rows in (target == c).nonzero().flatten().split(max(1, 8_000_000 // len(people))):
-            far = torch.cdist(x[rows], people, compute_mode="donot_use_mm_for_euclid_dist")     # the other way loses small ones
+            far = torch.cdist(
+                x[rows], people, compute_mode="donot_use_mm_for_euclid_dist"
+            )  # the other way loses small ones
             out[rows] = far.topk(k, largest=False).values.double().mean(1)
     return out
 
 
-def plausibility_of_real(target: Tensor, real: Tensor, real_labels: Tensor, training: Tensor, labels: Tensor,
-                         k: int = 5) -> Tensor:
+def plausibility_of_real(
+    target: Tensor, real: Tensor, real_labels: Tensor, training: Tensor, labels: Tensor, k: int = 5
+) -> Tensor:
     """What `plausibility` is for real held-out rows `real` of each item's target class, on average. (B,) float64.
 
     `real` must not be in `training`: a row is at distance 0 from itself."""
@@ -118,15 +141,27 @@ def plausibility_of_real(target: Tensor, real: Tensor, real_labels: Tensor, trai
     for c in target.unique():
         mine = real_labels == c
         if not mine.any():
-            raise ValueError(f"real_labels: no row of class {int(c)}, expected some of every target")
-        out[target == c] = plausibility(real[mine], real_labels[mine], training, labels, k).mean().to(out.device)
+            raise ValueError(
+                f"real_labels: no row of class {int(c)}, expected some of every target"
+            )
+        out[target == c] = (
+            plausibility(real[mine], real_labels[mine], training, labels, k).mean().to(out.device)
+        )
     return out
 
 
 @torch.no_grad()
-def least_features(classifier: nn.Module, x: Tensor, target: Tensor, grid: int = 41, low: float | Tensor = 0.0,
-                   high: float | Tensor = 1.0, tau: float = 0.5, pairs: int = 200,
-                   constraints: Constraints | None = None) -> Tensor:
+def least_features(
+    classifier: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    grid: int = 41,
+    low: float | Tensor = 0.0,
+    high: float | Tensor = 1.0,
+    tau: float = 0.5,
+    pairs: int = 200,
+    constraints: Constraints | None = None,
+) -> Tensor:
     """How few features must change for the target to be decided with probability `tau` or more, by brute force.
 
     Each feature takes `grid` values from `low` to `high` (scalars, or (F,): the training range), brought to where
@@ -140,16 +175,22 @@ def least_features(classifier: nn.Module, x: Tensor, target: Tensor, grid: int =
     if grid < 2:
         raise ValueError(f"grid: got {grid}, expected at least 2 values")
     n, width = x.shape
-    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand(width) for b in (low, high))
-    values = torch.lerp(low[:, None], high[:, None], torch.linspace(0, 1, grid, dtype=x.dtype, device=x.device))    # (F, G)
+    low, high = (
+        torch.as_tensor(b, dtype=x.dtype, device=x.device).expand(width) for b in (low, high)
+    )
+    values = torch.lerp(
+        low[:, None], high[:, None], torch.linspace(0, 1, grid, dtype=x.dtype, device=x.device)
+    )  # (F, G)
     values = values.expand(n, width, grid)
     if constraints is not None:
         values = torch.stack([constraints.snap(v, x) for v in values.unbind(2)], 2)
     least = torch.where(_flips(classifier, x, target, tau)[0], 0, -1)
     for rows in (least < 0).nonzero().flatten().split(max(1, BATCH // (width * grid))):
-        z = x[rows, None, None].repeat(1, width, grid, 1)                                       # (r, F, G, F)
+        z = x[rows, None, None].repeat(1, width, grid, 1)  # (r, F, G, F)
         z.diagonal(dim1=1, dim2=3).copy_(values[rows].transpose(1, 2))
-        hit = _flips(classifier, z.flatten(0, 2), target[rows].repeat_interleave(width * grid), tau)[0]
+        hit = _flips(
+            classifier, z.flatten(0, 2), target[rows].repeat_interleave(width * grid), tau
+        )[0]
         least[rows[hit.view(len(rows), -1).any(1)]] = 1
     coarse = torch.tensor(sorted({*range(0, grid, 5), grid - 1}), device=x.device)
     for i in progress((least < 0).nonzero().flatten()[:pairs].tolist(), desc="pairs", leave=False):
@@ -171,18 +212,29 @@ def l1_excess(changed: Tensor, least: Tensor) -> Tensor:
     return torch.where(known, (changed - least).double(), torch.nan)
 
 
-def _pairs(classifier: nn.Module, row: Tensor, target: Tensor, values: Tensor, a: Tensor, b: Tensor, tau: float) -> Tensor:
+def _pairs(
+    classifier: nn.Module,
+    row: Tensor,
+    target: Tensor,
+    values: Tensor,
+    a: Tensor,
+    b: Tensor,
+    tau: float,
+) -> Tensor:
     """Highest target probability of each pair of features (a[j], b[j]) over the values (F, g) of both; infinite for one that
     flips `row` (F,), after whose batch the rest is left out."""
     if not len(a):
         return row.new_empty(0)
     g, best = values.shape[1], []
-    for p, q in zip(*(s.split(max(1, BATCH // g ** 2)) for s in (a, b)), strict=True):
+    for p, q in zip(*(s.split(max(1, BATCH // g**2)) for s in (a, b)), strict=True):
         each = torch.arange(len(p), device=row.device)
-        z = row.repeat(len(p), g, g, 1)                                                         # (pairs, g, g, F)
+        z = row.repeat(len(p), g, g, 1)  # (pairs, g, g, F)
         z[each, :, :, p] = values[p][:, :, None].expand(-1, g, g)
         z[each, :, :, q] = values[q][:, None, :].expand(-1, g, g)
-        hit, score = (s.view(len(p), -1) for s in _flips(classifier, z.flatten(0, 2), target.expand(len(p) * g * g), tau))
+        hit, score = (
+            s.view(len(p), -1)
+            for s in _flips(classifier, z.flatten(0, 2), target.expand(len(p) * g * g), tau)
+        )
         best.append(torch.where(hit.any(1), torch.inf, score.amax(1)))
         if hit.any():
             break
@@ -198,8 +250,10 @@ def _flips(classifier: nn.Module, z: Tensor, target: Tensor, tau: float) -> tupl
 
 def _check(query: Tensor, counterfactual: Tensor) -> None:
     if query.ndim != 2 or query.shape != counterfactual.shape:
-        raise ValueError(f"query, counterfactual: got shapes {tuple(query.shape)} and {tuple(counterfactual.shape)}, "
-                         "expected the same (B, F)")
+        raise ValueError(
+            f"query, counterfactual: got shapes {tuple(query.shape)} and {tuple(counterfactual.shape)}, "
+            "expected the same (B, F)"
+        )
 
 
 def _check_items(n: int, **tensors: Tensor) -> None:

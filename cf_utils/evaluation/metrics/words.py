@@ -21,15 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Changes = Sequence[tuple[str, str]]             # of one item: (old word, new word)
+Changes = Sequence[tuple[str, str]]  # of one item: (old word, new word)
 
 
 class TargetWords(NamedTuple):
     """Of each item (B,): share of its found new words that lie on the target's side, how many were found, how many are new."""
 
-    share: Tensor                               # float64 in [0, 1]; NaN where none was found
-    found: Tensor                               # int64
-    new: Tensor                                 # int64
+    share: Tensor  # float64 in [0, 1]; NaN where none was found
+    found: Tensor  # int64
+    new: Tensor  # int64
 
 
 def words_changed(changes: Sequence[Changes]) -> Tensor:
@@ -37,7 +37,9 @@ def words_changed(changes: Sequence[Changes]) -> Tensor:
 
     Less than before snapping where an embedding falls back to its own word. Blind spot: one absurd word counts 1.
     """
-    return torch.tensor([sum(old != new for old, new in item) for item in changes], dtype=torch.int64)
+    return torch.tensor(
+        [sum(old != new for old, new in item) for item in changes], dtype=torch.int64
+    )
 
 
 def mean_sd(values: Tensor) -> dict[str, float | int]:
@@ -46,8 +48,12 @@ def mean_sd(values: Tensor) -> dict[str, float | int]:
     v = values.double()
     v = v[~v.isnan()]
     nan = float("nan")
-    return {"mean": v.mean().item() if len(v) else nan, "sd": v.std().item() if len(v) > 1 else nan,
-            "median": v.quantile(0.5).item() if len(v) else nan, "n": len(v)}
+    return {
+        "mean": v.mean().item() if len(v) else nan,
+        "sd": v.std().item() if len(v) > 1 else nan,
+        "median": v.quantile(0.5).item() if len(v) else nan,
+        "n": len(v),
+    }
 
 
 def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = None) -> Tensor:
@@ -58,12 +64,16 @@ def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = Non
     real word, and valid.
     """
     if logits.ndim != 2 or target.shape != (len(logits),):
-        raise ValueError(f"logits, target: got {tuple(logits.shape)} and {tuple(target.shape)}, expected (B, K) and (B,)")
+        raise ValueError(
+            f"logits, target: got {tuple(logits.shape)} and {tuple(target.shape)}, expected (B, K) and (B,)"
+        )
     p = logits.softmax(1).gather(1, target[:, None])[:, 0]
     return (logits.argmax(1) == target) & (p >= (tau or 0))
 
 
-def log_odds(texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: int = 20) -> dict[str, float]:
+def log_odds(
+    texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: int = 20
+) -> dict[str, float]:
     """Word -> log p(word | class 1) - log p(word | class 0) of naive Bayes with add-one smoothing; > 0 speaks for class 1.
 
     `texts`: each a sequence of words, `labels` 0 or 1 for each. Probabilities are shares of all words of a class (no prior);
@@ -79,10 +89,17 @@ def log_odds(texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: i
         raise ValueError(f"labels: got {sorted(set(labels))[:5]}, expected both 0 and 1")
     if any(isinstance(t, str) for t in texts):
         raise ValueError("texts: got a plain string, expected each text as a sequence of words")
-    zero, one = (Counter(chain.from_iterable(t for t, i in zip(texts, labels, strict=True) if i == c)) for c in (0, 1))
+    zero, one = (
+        Counter(chain.from_iterable(t for t, i in zip(texts, labels, strict=True) if i == c))
+        for c in (0, 1)
+    )
     vocabulary = zero.keys() | one.keys()
     size = math.log(zero.total() + len(vocabulary)) - math.log(one.total() + len(vocabulary))
-    return {w: math.log(one[w] + 1) - math.log(zero[w] + 1) + size for w in sorted(vocabulary) if zero[w] + one[w] >= min_count}
+    return {
+        w: math.log(one[w] + 1) - math.log(zero[w] + 1) + size
+        for w in sorted(vocabulary)
+        if zero[w] + one[w] >= min_count
+    }
 
 
 @functools.cache
@@ -94,14 +111,22 @@ def vader() -> Mapping[str, float]:
     spot: made for short posts; most words of a review are not in it. FileNotFoundError where the package is not installed.
     """
     spec = importlib.util.find_spec("vaderSentiment")
-    path = Path(spec.origin).parent / "vader_lexicon.txt" if spec is not None and spec.origin else None
+    path = (
+        Path(spec.origin).parent / "vader_lexicon.txt" if spec is not None and spec.origin else None
+    )
     if path is None or not path.exists():
-        raise FileNotFoundError(f"{path or 'vaderSentiment'}: VADER's lexicon is missing; pip install vaderSentiment")
-    rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        raise FileNotFoundError(
+            f"{path or 'vaderSentiment'}: VADER's lexicon is missing; pip install vaderSentiment"
+        )
+    rows = (
+        line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    )
     return MappingProxyType({row[0]: float(row[1]) for row in rows})
 
 
-def target_word_share(changes: Sequence[Changes], target: Tensor, lexicon: Mapping[str, float]) -> TargetWords:
+def target_word_share(
+    changes: Sequence[Changes], target: Tensor, lexicon: Mapping[str, float]
+) -> TargetWords:
     """Do the new words mean what the target says, by somebody else than the explained classifier?
 
     `lexicon`: word -> number, > 0 for class 1, < 0 for class 0 (`log_odds`, `vader`); a word that is not in it, or has 0, is
@@ -111,10 +136,14 @@ def target_word_share(changes: Sequence[Changes], target: Tensor, lexicon: Mappi
     sentence; and the old word is not asked, so "fine" for "superb" speaks for class 1.
     """
     if target.shape != (len(changes),) or not ((target == 0) | (target == 1)).all():
-        raise ValueError(f"target: got {tuple(target.shape)} holding {target.unique().tolist()[:5]}, "
-                         f"expected ({len(changes)},) of 0 and 1")
+        raise ValueError(
+            f"target: got {tuple(target.shape)} holding {target.unique().tolist()[:5]}, "
+            f"expected ({len(changes)},) of 0 and 1"
+        )
     new = [[word for old, word in item if word != old] for item in changes]
     sides = [[lexicon[w] > 0 for w in words if lexicon.get(w, 0) != 0] for words in new]
     right = [row.count(bool(t)) for row, t in zip(sides, target.tolist(), strict=True)]
-    found, asked = (torch.tensor([len(row) for row in rows], dtype=torch.int64) for rows in (sides, new))
+    found, asked = (
+        torch.tensor([len(row) for row in rows], dtype=torch.int64) for rows in (sides, new)
+    )
     return TargetWords(torch.tensor(right, dtype=torch.float64) / found, found, asked)

@@ -28,9 +28,13 @@ from cf_utils.worlds.base import Factors
 def check(cfs: Counterfactuals, factors: Factors) -> None:
     """ValueError where `factors` are not the rows behind the queries of `cfs`."""
     if len(cfs) != len(factors):
-        raise ValueError(f"factors: got {len(factors)} rows for {len(cfs)} items, expected those that made the queries")
+        raise ValueError(
+            f"factors: got {len(factors)} rows for {len(cfs)} items, expected those that made the queries"
+        )
     if not cfs.row_ids and listed(cfs.ids) != listed(factors.ids):
-        raise ValueError(f"factors: ids {listed(factors.ids)[:3]}... are not the items' {listed(cfs.ids)[:3]}..., in their order")
+        raise ValueError(
+            f"factors: ids {listed(factors.ids)[:3]}... are not the items' {listed(cfs.ids)[:3]}..., in their order"
+        )
 
 
 def undefined(cfs: Counterfactuals) -> Tensor:
@@ -39,6 +43,7 @@ def undefined(cfs: Counterfactuals) -> Tensor:
 
 
 # ---------------------------------------------------------------- what an oracle reads
+
 
 @dataclass(frozen=True, eq=False)
 class Displacement:
@@ -56,7 +61,9 @@ class Displacement:
         """(moved (B,), read (B,)) of a factor; of a category: every level read, and any of them moved."""
         at = [i for i, column in enumerate(self.names) if oracles.factor_of(column) == name]
         if not at:
-            raise ValueError(f"factor: got {name!r}, expected one of {tuple(dict.fromkeys(map(oracles.factor_of, self.names)))}")
+            raise ValueError(
+                f"factor: got {name!r}, expected one of {tuple(dict.fromkeys(map(oracles.factor_of, self.names)))}"
+            )
         read = ~self.unread[:, at].any(1)
         return self.moved[:, at].any(1) & read, read
 
@@ -119,7 +126,9 @@ def unused_factor_moved(d: Displacement, uses: Mapping, most: float = 0.05) -> T
     return torch.where((read > 0) & ~d.undefined, moved / read.clamp(min=1), torch.nan)
 
 
-def semantic_validity(cfs: Counterfactuals, factors: Factors, f: nn.Module, d: Displacement) -> Tensor:
+def semantic_validity(
+    cfs: Counterfactuals, factors: Factors, f: nn.Module, d: Displacement
+) -> Tensor:
     """Does the decision still flip when the renderer makes the change that the oracle read? 1 or 0 (B,), higher is better.
 
     Where a column moved firmly, its displacement is added to the query's true factor, clamped to the scale; the same streams
@@ -127,7 +136,9 @@ def semantic_validity(cfs: Counterfactuals, factors: Factors, f: nn.Module, d: D
     where there was nothing to explain. Its ceiling is what the true counterfactual gets (`anchors.TrueChange`).
     """
     check(cfs, factors)
-    rows = (d.firm.any(1) & cfs.valid & ~d.undefined).cpu().nonzero().flatten()        # where nothing moved, nothing flips
+    rows = (
+        (d.firm.any(1) & cfs.valid & ~d.undefined).cpu().nonzero().flatten()
+    )  # where nothing moved, nothing flips
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
         again = oracles.displaced(factors.take(at), d.names, d.value[at], d.firm[at])

@@ -29,13 +29,23 @@ def change_mask(query: Tensor, edited: Tensor, threshold: float, dilation: int) 
     """Where an edit counts: its size (`edit_size`) at or above `threshold` x its maximum. Returns bool (B, 1, H, W). An image
     that was not edited has no largest change, and nothing of it is marked."""
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold: got {threshold}, expected a share of the largest change, in (0, 1]")
+        raise ValueError(
+            f"threshold: got {threshold}, expected a share of the largest change, in (0, 1]"
+        )
     size = edit_size(query, edited, dilation)
     most = size.amax((2, 3), keepdim=True)
     return (size >= threshold * most) & (most > 0)
 
 
-def inpaint(chain: Chain, query: Tensor, edited: Tensor, mask: Tensor, steps: int, noise: Noise, other: Noise) -> Tensor:
+def inpaint(
+    chain: Chain,
+    query: Tensor,
+    edited: Tensor,
+    mask: Tensor,
+    steps: int,
+    noise: Noise,
+    other: Noise,
+) -> Tensor:
     """`edited` noised to level steps - 1 and denoised, with the query pasted outside `mask` at each level and at the end.
 
     Images (B, C, H, W) in [0, 1], mask bool (B, 1, H, W). noise(steps) starts the chain and noise(k) is added by the step from

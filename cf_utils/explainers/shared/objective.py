@@ -13,7 +13,9 @@ from cf_utils.core import total_variation
 TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
 
-def distance(z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def distance(
+    z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """weight ||z - x||_2 of each item (B,), and its gradient in z (B, ...), 0 where z = x. `out`: memory for the gradient."""
     g = torch.sub(z, x, out=out)
     far = torch.linalg.vector_norm(g.flatten(1), dim=1)
@@ -21,14 +23,24 @@ def distance(z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = Non
     return weight * far, g.mul_(scale.view(-1, *[1] * (z.ndim - 1)))
 
 
-def pull(z: Tensor, x: Tensor, lam: float, eta: float = 0.0, beta: float = 2.0, out: Tensor | None = None,
-         value: bool = True) -> tuple[Tensor | None, Tensor]:
+def pull(
+    z: Tensor,
+    x: Tensor,
+    lam: float,
+    eta: float = 0.0,
+    beta: float = 2.0,
+    out: Tensor | None = None,
+    value: bool = True,
+) -> tuple[Tensor | None, Tensor]:
     """lam ||z - x||_2 + eta total_variation(z) of each item (B,), or None where no `value` is asked for; and its gradient in
     z (B, ...): what holds a search near x. eta is for images (B, C, H, W)."""
     far, g = distance(z, x, lam, out)
     if eta and beta == 2:
         ends, starts = (slice(1, None), slice(None)), (slice(None, -1), slice(None))
-        for last, first in (((..., *ends[::-1]), (..., *starts[::-1])), ((..., *ends), (..., *starts))):
+        for last, first in (
+            ((..., *ends[::-1]), (..., *starts[::-1])),
+            ((..., *ends), (..., *starts)),
+        ):
             d = z[last] - z[first]
             if value:
                 far.add_(torch.linalg.vector_norm(d.flatten(1), dim=1).square_(), alpha=eta)

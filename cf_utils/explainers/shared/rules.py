@@ -22,20 +22,25 @@ Unit = Callable[[int, float], str]
 class Rule:
     """low < x_i <= high for every feature i, and the tree's decision there."""
 
-    low: np.ndarray                 # (F,) -inf where open
-    high: np.ndarray                # (F,) inf where open
-    wanted: bool                    # decided as the target?
-    support: int                    # neighbours in the leaf
-    share: float                    # of them, that the classifier decides so
-    node: int                       # the leaf's number in its tree
+    low: np.ndarray  # (F,) -inf where open
+    high: np.ndarray  # (F,) inf where open
+    wanted: bool  # decided as the target?
+    support: int  # neighbours in the leaf
+    share: float  # of them, that the classifier decides so
+    node: int  # the leaf's number in its tree
 
     def broken(self, x: np.ndarray) -> np.ndarray:
         """Which conditions rows x (..., F) do not meet, bool of that shape. The tree compares in float32, so we do."""
         x = np.asarray(x, dtype=np.float32)
         return ~((x > self.low) & (x <= self.high))
 
-    def text(self, names: Sequence[str], unit: Unit | None = None, at: np.ndarray | None = None,
-             x: np.ndarray | None = None) -> str:
+    def text(
+        self,
+        names: Sequence[str],
+        unit: Unit | None = None,
+        at: np.ndarray | None = None,
+        x: np.ndarray | None = None,
+    ) -> str:
         """Its conditions in words; `unit(i, value)` says a scaled value of feature i in the data's units.
 
         With a point `at` and a query `x` (F,): only the conditions that x does not meet, each with the point's value.
@@ -47,8 +52,14 @@ class Rule:
             if np.isfinite(low) and np.isfinite(high):
                 parts.append(f"{say(i, low)} < {names[i]} ≤ {say(i, high)}")
             else:
-                parts.append(f"{names[i]} > {say(i, low)}" if np.isfinite(low) else f"{names[i]} ≤ {say(i, high)}")
-            parts[-1] += "" if at is None else f" (here {say(i, float(x[i]))}, to {say(i, float(at[i]))})"
+                parts.append(
+                    f"{names[i]} > {say(i, low)}"
+                    if np.isfinite(low)
+                    else f"{names[i]} ≤ {say(i, high)}"
+                )
+            parts[-1] += (
+                "" if at is None else f" (here {say(i, float(x[i]))}, to {say(i, float(at[i]))})"
+            )
         return " and ".join(parts) or "always"
 
 
@@ -56,20 +67,25 @@ class Rule:
 class Rules:
     """What the tree around one row says: the row's own rule, and those that lead to the target, the fewest changes first."""
 
-    query: Tensor                               # (F,)
+    query: Tensor  # (F,)
     factual: Rule
-    counterfactual: tuple[Rule, ...]            # only those that the constraints allow
-    points: Tensor                              # (M, F): the query moved to where each of them holds
-    holds: tuple[bool, ...]                     # does the classifier decide the target at that point?
-    fidelity: float                             # share of the neighbourhood on which the tree agrees with the classifier
-    both: bool                                  # did the neighbourhood hold both decisions?
+    counterfactual: tuple[Rule, ...]  # only those that the constraints allow
+    points: Tensor  # (M, F): the query moved to where each of them holds
+    holds: tuple[bool, ...]  # does the classifier decide the target at that point?
+    fidelity: float  # share of the neighbourhood on which the tree agrees with the classifier
+    both: bool  # did the neighbourhood hold both decisions?
 
     @property
     def best(self) -> int | None:
         """The first counterfactual rule that the classifier agrees with; None where there is none."""
         return self.holds.index(True) if True in self.holds else None
 
-    def text(self, names: Sequence[str], unit: Unit | None = None, words: tuple[str, str] = ("refused", "accepted")) -> str:
+    def text(
+        self,
+        names: Sequence[str],
+        unit: Unit | None = None,
+        words: tuple[str, str] = ("refused", "accepted"),
+    ) -> str:
         """`refused because ...; accepted if ...`: the factual rule, and what must change for `best`."""
         because = f"{words[int(self.factual.wanted)]} because {self.factual.text(names, unit)}"
         if self.best is None:
@@ -86,7 +102,13 @@ def leaves(tree: DecisionTreeClassifier) -> list[Rule]:
     while stack:
         node, low, high = stack.pop()
         if t.children_left[node] < 0:
-            shares = dict(zip(tree.classes_.tolist(), (t.value[node, 0] / t.value[node, 0].sum()).tolist(), strict=True))
+            shares = dict(
+                zip(
+                    tree.classes_.tolist(),
+                    (t.value[node, 0] / t.value[node, 0].sum()).tolist(),
+                    strict=True,
+                )
+            )
             wanted = shares.get(True, 0.0) > shares.get(False, 0.0)
             out.append(Rule(low, high, wanted, int(t.n_node_samples[node]), shares[wanted], node))
             continue

@@ -27,15 +27,40 @@ class AdversarialAutoencoder(nn.Module):
     """`encoder` (B, *shape) in [0, 1] -> codes (B, latent); `decoder` codes -> (B, *shape) in [0, 1]; `discriminator` codes ->
     logits (B,) of having been drawn from N(0, I)."""
 
-    def __init__(self, shape: tuple[int, ...] = (1, 28, 28), latent: int = 8, hidden: int = 240, critic: int = 64):
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (1, 28, 28),
+        latent: int = 8,
+        hidden: int = 240,
+        critic: int = 64,
+    ):
         super().__init__()
         self.shape, self.latent, n = tuple(shape), latent, math.prod(shape)
-        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-                                     nn.Linear(hidden, latent))
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-                                     nn.Linear(hidden, n), nn.Sigmoid(), nn.Unflatten(1, self.shape))
-        self.discriminator = nn.Sequential(nn.Linear(latent, critic), nn.LeakyReLU(0.2), nn.Linear(critic, critic),
-                                           nn.LeakyReLU(0.2), nn.Linear(critic, 1), nn.Flatten(0))
+        self.encoder = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(n, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, latent),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, n),
+            nn.Sigmoid(),
+            nn.Unflatten(1, self.shape),
+        )
+        self.discriminator = nn.Sequential(
+            nn.Linear(latent, critic),
+            nn.LeakyReLU(0.2),
+            nn.Linear(critic, critic),
+            nn.LeakyReLU(0.2),
+            nn.Linear(critic, 1),
+            nn.Flatten(0),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of x (B, *shape)."""
@@ -43,6 +68,7 @@ class AdversarialAutoencoder(nn.Module):
 
 
 # ---------------------------------------------------------------- the losses
+
 
 def reconstruction_loss(made: Tensor, x: Tensor) -> Tensor:
     """Binary cross-entropy in nats, summed over an image's pixels, mean over images; both (B, ...) in [0, 1]."""
@@ -67,7 +93,9 @@ def reconstruction(module: AdversarialAutoencoder, batch) -> Tensor:
 def discrimination(module: AdversarialAutoencoder, batch) -> Tensor:
     """`discriminator_loss` of a batch (x, ...) against as many draws from N(0, I); no gradient reaches the encoder."""
     codes = module.encoder(batch[0]).detach()
-    return discriminator_loss(module.discriminator(torch.randn_like(codes)), module.discriminator(codes))
+    return discriminator_loss(
+        module.discriminator(torch.randn_like(codes)), module.discriminator(codes)
+    )
 
 
 def deception(module: AdversarialAutoencoder, batch) -> Tensor:
@@ -77,19 +105,26 @@ def deception(module: AdversarialAutoencoder, batch) -> Tensor:
 
 # ---------------------------------------------------------------- load, measure
 
+
 def load(name: str = "mnist_aae", device: torch.device | str = "cpu") -> AdversarialAutoencoder:
     """A shipped autoencoder by the name of its checkpoint, in eval mode; its card is `.card`."""
     path = files.CHECKPOINTS / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it")
+        raise FileNotFoundError(
+            f"{path} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it"
+        )
     arguments = files.read_json(path)["architecture"].get("arguments", {})
-    model = AdversarialAutoencoder(**arguments | ({"shape": tuple(arguments["shape"])} if "shape" in arguments else {}))
+    model = AdversarialAutoencoder(
+        **arguments | ({"shape": tuple(arguments["shape"])} if "shape" in arguments else {})
+    )
     model.card = files.load_checkpoint(name, model)
     return model.to(device)
 
 
 @torch.no_grad()
-def quality(module: AdversarialAutoencoder, x: Tensor, classifier: nn.Module, seed: int = 0) -> dict[str, float]:
+def quality(
+    module: AdversarialAutoencoder, x: Tensor, classifier: nn.Module, seed: int = 0
+) -> dict[str, float]:
     """What a card says, over x (N, *shape), all in eval mode.
 
     reconstruction_error: mean |decode(encode(x)) - x| a pixel, in [0, 1] (lower is better). discriminator_accuracy: codes of x
@@ -102,10 +137,15 @@ def quality(module: AdversarialAutoencoder, x: Tensor, classifier: nn.Module, se
     fake, real = module.discriminator(codes), module.discriminator(prior)
     pairs = zip(made.split(500), x.split(500), strict=True)
     agree = torch.cat([classifier(a).argmax(1) == classifier(b).argmax(1) for a, b in pairs])
-    return {"n": len(x), "reconstruction_error": (made - x).abs().mean().item(),
-            "reconstruction_rmse": (made - x).square().mean().sqrt().item(),
-            "discriminator_accuracy": ((fake < 0).float().mean() + (real >= 0).float().mean()).item() / 2,
-            "classifier_agreement": agree.float().mean().item(),
-            "codes_accepted": (fake.sigmoid() >= 0.4).float().mean().item(),
-            "code_mean": codes.mean(0).abs().max().item(), "code_std_low": codes.std(0).min().item(),
-            "code_std_high": codes.std(0).max().item()}
+    return {
+        "n": len(x),
+        "reconstruction_error": (made - x).abs().mean().item(),
+        "reconstruction_rmse": (made - x).square().mean().sqrt().item(),
+        "discriminator_accuracy": ((fake < 0).float().mean() + (real >= 0).float().mean()).item()
+        / 2,
+        "classifier_agreement": agree.float().mean().item(),
+        "codes_accepted": (fake.sigmoid() >= 0.4).float().mean().item(),
+        "code_mean": codes.mean(0).abs().max().item(),
+        "code_std_low": codes.std(0).min().item(),
+        "code_std_high": codes.std(0).max().item(),
+    }

@@ -20,12 +20,24 @@ class AutoEncoder(nn.Module):
     def __init__(self, latent: int = 20, width: int = 16):
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, width // 2, 4, 2, 1), nn.SiLU(), nn.Conv2d(width // 2, width, 4, 2, 1), nn.SiLU(),       # 28 -> 14 -> 7
-            nn.Flatten(), nn.Linear(width * 49, latent))
+            nn.Conv2d(1, width // 2, 4, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(width // 2, width, 4, 2, 1),
+            nn.SiLU(),  # 28 -> 14 -> 7
+            nn.Flatten(),
+            nn.Linear(width * 49, latent),
+        )
         self.decoder = nn.Sequential(
-            nn.Linear(latent, width * 49), nn.SiLU(), nn.Unflatten(1, (width, 7, 7)),
-            nn.Conv2d(width, 2 * width, 3, 1, 1), nn.PixelShuffle(2), nn.SiLU(),                                  # 7 -> 14
-            nn.Conv2d(width // 2, 4, 3, 1, 1), nn.PixelShuffle(2), nn.Sigmoid())                                  # 14 -> 28
+            nn.Linear(latent, width * 49),
+            nn.SiLU(),
+            nn.Unflatten(1, (width, 7, 7)),
+            nn.Conv2d(width, 2 * width, 3, 1, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),  # 7 -> 14
+            nn.Conv2d(width // 2, 4, 3, 1, 1),
+            nn.PixelShuffle(2),
+            nn.Sigmoid(),
+        )  # 14 -> 28
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x)
@@ -49,10 +61,14 @@ def load(name: str = "mnist_autoencoder", device: torch.device | str = "cpu") ->
     """A shipped autoencoder by the name of its checkpoint, in eval mode; its card is `.card`."""
     path = files.CHECKPOINTS / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. `python -m cf_utils.training.recipes {name} --data DIR` makes it")
+        raise FileNotFoundError(
+            f"{path} is missing. `python -m cf_utils.training.recipes {name} --data DIR` makes it"
+        )
     architecture = files.read_json(path)["architecture"]
     if architecture["class"] not in ARCHITECTURES:
-        raise ValueError(f"{name}: holds a {architecture['class']}, expected one of {sorted(ARCHITECTURES)}")
+        raise ValueError(
+            f"{name}: holds a {architecture['class']}, expected one of {sorted(ARCHITECTURES)}"
+        )
     model = ARCHITECTURES[architecture["class"]](**architecture.get("arguments", {}))
     model.card = files.load_checkpoint(name, model)
     return model.to(device)

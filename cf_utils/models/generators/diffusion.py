@@ -30,24 +30,24 @@ from cf_utils.core import files
 from cf_utils.models.generators import schedule
 from cf_utils.models.generators.schedule import Schedule
 
-Noise = Callable[[int], Tensor]     # number -> (B, C, H, W)
+Noise = Callable[[int], Tensor]  # number -> (B, C, H, W)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What `build` makes; plain JSON, kept in a checkpoint's card. The defaults have 3.2 million parameters."""
 
-    size: tuple[int, int] = (64, 64)            # height, width of x
-    channels: int = 3                           # of x
-    steps: int = 500                            # noise levels T
+    size: tuple[int, int] = (64, 64)  # height, width of x
+    channels: int = 3  # of x
+    steps: int = 500  # noise levels T
     learned_variance: bool = True
-    prediction: str = "epsilon"                 # what the network itself says, "epsilon" or "v"
-    unshuffle: int = 2                          # r
-    widths: tuple[int, ...] = (48, 64, 96)      # channels at each resolution, from size / r down
-    blocks: int = 2                             # residual blocks a resolution
+    prediction: str = "epsilon"  # what the network itself says, "epsilon" or "v"
+    unshuffle: int = 2  # r
+    widths: tuple[int, ...] = (48, 64, 96)  # channels at each resolution, from size / r down
+    blocks: int = 2  # residual blocks a resolution
     attention: tuple[bool, ...] = (False, False, True)
-    head_width: int = 32                        # channels an attention head
-    groups: int = 16                            # of the normalisation; divides every width
+    head_width: int = 32  # channels an attention head
+    groups: int = 16  # of the normalisation; divides every width
 
 
 class DDPM(nn.Module):
@@ -55,8 +55,16 @@ class DDPM(nn.Module):
     followed by C channels that place it between its bounds. `fixed`: the variance of steps otherwise. `prediction`: what `unet`
     says of an image, "epsilon" (the noise) or "v", which is turned into the noise."""
 
-    def __init__(self, unet: nn.Module, size: tuple[int, int], steps: int, channels: int = 3, unshuffle: int = 1,
-                 fixed: str = "large", prediction: str = "epsilon"):
+    def __init__(
+        self,
+        unet: nn.Module,
+        size: tuple[int, int],
+        steps: int,
+        channels: int = 3,
+        unshuffle: int = 1,
+        fixed: str = "large",
+        prediction: str = "epsilon",
+    ):
         super().__init__()
         if prediction not in ("epsilon", "v"):
             raise ValueError(f"prediction: got {prediction!r}, expected 'epsilon' or 'v'")
@@ -68,28 +76,37 @@ class DDPM(nn.Module):
         """z (B, C, H, W) on any device, t int64 (B,) or a number: the network's own numbers of levels. ValueError on another
         size."""
         if tuple(z.shape[1:]) != (self.channels, *self.size):
-            raise ValueError(f"z: got shape {tuple(z.shape)}, this diffusion model was trained on (B, {self.channels}, "
-                             f"{self.size[0]}, {self.size[1]})")
+            raise ValueError(
+                f"z: got shape {tuple(z.shape)}, this diffusion model was trained on (B, {self.channels}, "
+                f"{self.size[0]}, {self.size[1]})"
+            )
         place = core.device_of(self.unet, z.device)
         there = t.to(place) if isinstance(t, Tensor) else t
         out = self.unet(F.pixel_unshuffle(z.to(place), self.unshuffle), there).sample
-        first, *variance = (F.pixel_shuffle(p, self.unshuffle).to(z) for p in out.split(self.channels * self.unshuffle ** 2, 1))
+        first, *variance = (
+            F.pixel_shuffle(p, self.unshuffle).to(z)
+            for p in out.split(self.channels * self.unshuffle**2, 1)
+        )
         eps = self.schedule.noise_in(z, t, first) if self.prediction == "v" else first
         return torch.cat([eps, *variance], 1)
 
     def chain(self, spacing: str | int | None = None, **settings) -> Chain:
         """The denoising chain on all levels, or on those that a spacing keeps ("50", "ddim25": `schedule.spaced`)."""
-        return Chain(self, self.schedule if spacing is None else self.schedule.respaced(spacing), **settings)
+        return Chain(
+            self, self.schedule if spacing is None else self.schedule.respaced(spacing), **settings
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
     """A network with a (re-spaced) schedule. `dataclasses.replace(chain, model=...)` counts or batches its passes."""
 
-    model: Callable[[Tensor, Tensor], Tensor]   # (z, t) -> noise (and variance)
+    model: Callable[[Tensor, Tensor], Tensor]  # (z, t) -> noise (and variance)
     schedule: Schedule
-    clip: bool = True                           # z_0 to [-1, 1] in each step
-    checkpoint: bool = False                    # keep no activations of the network, compute them again in the backward pass
+    clip: bool = True  # z_0 to [-1, 1] in each step
+    checkpoint: bool = (
+        False  # keep no activations of the network, compute them again in the backward pass
+    )
 
     def predict(self, z: Tensor, k: int) -> Tensor:
         t = torch.full((len(z),), self.schedule.t[k], dtype=torch.int64, device=z.device)
@@ -112,19 +129,27 @@ class Chain:
     def filter(self, x: Tensor, steps: int, noise: Noise) -> Tensor:
         """F_tau: x in [0, 1] noised to level steps - 1 by noise(steps), and denoised back; in [0, 1] when `clip`."""
         self._check(steps)
-        return to_image(self.denoise(self.schedule.noised(to_model(x), steps - 1, noise(steps)), steps, noise))
+        return to_image(
+            self.denoise(self.schedule.noised(to_model(x), steps - 1, noise(steps)), steps, noise)
+        )
 
     def sample(self, noise: Noise) -> Tensor:
         """Images in [0, 1] from pure noise: noise(N) is where the chain of N levels begins."""
-        return to_image(self.denoise(noise(len(self.schedule)), len(self.schedule), noise)).clamp(0, 1)
+        return to_image(self.denoise(noise(len(self.schedule)), len(self.schedule), noise)).clamp(
+            0, 1
+        )
 
     def ddim(self, z: Tensor, k: int, to: int) -> Tensor:
         """The deterministic step from level k to level `to`; -1 is no noise. to > k inverts."""
-        return self.schedule.ddim(z, k, self.predict(z, k)[:, :z.shape[1]], to, self.clip and to < k)
+        return self.schedule.ddim(
+            z, k, self.predict(z, k)[:, : z.shape[1]], to, self.clip and to < k
+        )
 
     def _check(self, steps: int) -> None:
         if not 1 <= steps <= len(self.schedule):
-            raise ValueError(f"steps: got {steps}, expected 1 to {len(self.schedule)}, the levels of this chain")
+            raise ValueError(
+                f"steps: got {steps}, expected 1 to {len(self.schedule)}, the levels of this chain"
+            )
 
 
 def to_model(x: Tensor) -> Tensor:
@@ -143,48 +168,72 @@ def noise_of(seed: int, ids, like: Tensor, stream: str) -> Noise:
 def build(settings: Settings | None = None, **changes) -> DDPM:
     """A fresh model; `changes` to the default settings. ValueError on widths and sizes that do not fit each other."""
     from diffusers import UNet2DModel  # here: it takes seconds to import
+
     s = dataclasses.replace(settings or Settings(), **changes)
     fold = s.unshuffle * 2 ** (len(s.widths) - 1)
     if any(side % fold for side in s.size):
-        raise ValueError(f"size: got {s.size}, expected multiples of {fold} (unshuffle, then halved at each width but the first)")
+        raise ValueError(
+            f"size: got {s.size}, expected multiples of {fold} (unshuffle, then halved at each width but the first)"
+        )
     if len(s.attention) != len(s.widths) or any(w % s.groups for w in s.widths):
-        raise ValueError(f"widths: got {s.widths}, expected multiples of groups ({s.groups}) and an entry of attention each")
-    if any(w % s.head_width for w, a in zip(s.widths, s.attention, strict=True) if a) or s.widths[-1] % s.head_width:
-        raise ValueError(f"head_width: {s.head_width} does not divide the widths that attend, or the last (the middle attends)")
-    folded = s.channels * s.unshuffle ** 2
+        raise ValueError(
+            f"widths: got {s.widths}, expected multiples of groups ({s.groups}) and an entry of attention each"
+        )
+    if (
+        any(w % s.head_width for w, a in zip(s.widths, s.attention, strict=True) if a)
+        or s.widths[-1] % s.head_width
+    ):
+        raise ValueError(
+            f"head_width: {s.head_width} does not divide the widths that attend, or the last (the middle attends)"
+        )
+    folded = s.channels * s.unshuffle**2
     unet = UNet2DModel(
-        sample_size=tuple(side // s.unshuffle for side in s.size), in_channels=folded,
-        out_channels=folded * (1 + s.learned_variance), block_out_channels=tuple(s.widths), layers_per_block=s.blocks,
+        sample_size=tuple(side // s.unshuffle for side in s.size),
+        in_channels=folded,
+        out_channels=folded * (1 + s.learned_variance),
+        block_out_channels=tuple(s.widths),
+        layers_per_block=s.blocks,
         down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in s.attention],
         up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(s.attention)],
-        attention_head_dim=s.head_width, norm_num_groups=s.groups, attn_norm_num_groups=s.groups,
-        resnet_time_scale_shift="scale_shift")
-    nn.init.zeros_(unet.conv_out.weight)                    # the first guess is no noise, at middle variance
-    model = DDPM(files.channels_last(unet), s.size, s.steps, s.channels, s.unshuffle, prediction=s.prediction)
+        attention_head_dim=s.head_width,
+        norm_num_groups=s.groups,
+        attn_norm_num_groups=s.groups,
+        resnet_time_scale_shift="scale_shift",
+    )
+    nn.init.zeros_(unet.conv_out.weight)  # the first guess is no noise, at middle variance
+    model = DDPM(
+        files.channels_last(unet), s.size, s.steps, s.channels, s.unshuffle, prediction=s.prediction
+    )
     model.settings = s
     return model
 
 
-def loss(module: nn.Module, batch, low: float = 0.0, low_steps: int | None = None, bfloat16: bool = False) -> Tensor:
+def loss(
+    module: nn.Module, batch, low: float = 0.0, low_steps: int | None = None, bfloat16: bool = False
+) -> Tensor:
     """Mean squared error of what the network says (the noise or v), plus T / 1000 of the bound's term for a learned variance
     (the noise then held fixed).
 
     batch: (x, ...), x in [0, 1]. A share `low` of the rows draws its level from the lowest `low_steps` (default T / 5), for a
     method that never goes further; the rest from all. bfloat16: the network in autocast. Draws from torch's generator.
     """
-    model = getattr(module, "module", module)               # behind accelerate's wrapper
+    model = getattr(module, "module", module)  # behind accelerate's wrapper
     s, z0 = model.schedule, to_model(batch[0])
-    most = torch.where(torch.rand(len(z0), device=z0.device) < low, low_steps or max(len(s) // 5, 1), len(s))
+    most = torch.where(
+        torch.rand(len(z0), device=z0.device) < low, low_steps or max(len(s) // 5, 1), len(s)
+    )
     k = (torch.rand(len(z0), device=z0.device) * most).long().clamp(max=len(s) - 1)
     noise = torch.randn_like(z0)
     z = s.noised(z0, k, noise)
     with torch.autocast(z0.device.type, torch.bfloat16, enabled=bfloat16):
         out = module(z, k)
-    eps = out[:, :model.channels]
+    eps = out[:, : model.channels]
     error = (eps - noise).square().flatten(1).mean(1)
-    total = (error / s.abar.to(error)[k] if model.prediction == "v" else error).mean()      # eps = sigma z + sqrt(abar) v
+    total = (
+        error / s.abar.to(error)[k] if model.prediction == "v" else error
+    ).mean()  # eps = sigma z + sqrt(abar) v
     if out.shape[1] > model.channels:
-        held = torch.cat([eps.detach(), out[:, model.channels:]], 1)
+        held = torch.cat([eps.detach(), out[:, model.channels :]], 1)
         total = total + len(s) / 1000 * s.bound(z0, z, k, held).mean()
     return total
 
@@ -198,10 +247,14 @@ def load(name: str, device: torch.device | str = "cpu") -> DDPM:
     """A shipped diffusion model by the name of its checkpoint, in eval mode; its card is `.card`."""
     path = files.CHECKPOINTS / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it")
+        raise FileNotFoundError(
+            f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it"
+        )
     architecture = files.read_json(path)["architecture"]
     if architecture["class"] != "DDPM":
         raise ValueError(f"{name}: holds a {architecture['class']}, expected a DDPM")
-    model = build(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture["arguments"].items()})
+    model = build(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in architecture["arguments"].items()}
+    )
     model.card = files.load_checkpoint(name, model)
     return model.to(device)

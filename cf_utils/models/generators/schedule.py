@@ -27,15 +27,15 @@ from torch import Tensor
 class Schedule:
     """N levels. `fixed`: the variance of a step where the network gives none, `large` (beta) or `small` (the posterior's)."""
 
-    betas: Tensor                   # (N,) float64 in (0, 1), on the CPU
-    t: tuple[int, ...]              # (N,) the network's numbers of the levels
+    betas: Tensor  # (N,) float64 in (0, 1), on the CPU
+    t: tuple[int, ...]  # (N,) the network's numbers of the levels
     fixed: str = "large"
 
     def __len__(self) -> int:
         return len(self.t)
 
     @cached_property
-    def abar(self) -> Tensor:       # (N,)
+    def abar(self) -> Tensor:  # (N,)
         return (1 - self.betas).cumprod(0)
 
     @cached_property
@@ -82,12 +82,14 @@ class Schedule:
         of_z = (1 - self.abar_before) * (1 - self.betas).sqrt() / (1 - self.abar)
         return _at(of_z0, k, z) * z0 + _at(of_z, k, z) * z
 
-    def mean_variance(self, z: Tensor, k: int | Tensor, out: Tensor, clip: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def mean_variance(
+        self, z: Tensor, k: int | Tensor, out: Tensor, clip: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, log variance, z_0) of the step from z_k to z_{k-1}, given the network's output: the noise (B, C, H, W), or with
         2 C channels the noise and where the log variance lies between its bounds, -1 for the lower and 1 for the upper."""
-        eps, low, high = out[:, :z.shape[1]], *(_at(v, k, z) for v in self.log_variances)
+        eps, low, high = out[:, : z.shape[1]], *(_at(v, k, z) for v in self.log_variances)
         if out.shape[1] == 2 * z.shape[1]:
-            share = (out[:, z.shape[1]:] + 1) / 2
+            share = (out[:, z.shape[1] :] + 1) / 2
             log_variance = share * high + (1 - share) * low
         else:
             log_variance = torch.zeros_like(z) + (high if self.fixed == "large" else low)
@@ -97,7 +99,7 @@ class Schedule:
     def ddim(self, z: Tensor, k: int, eps: Tensor, to: int, clip: bool = False) -> Tensor:
         """z at level `to` (-1: no noise) on the deterministic path through z_k with this noise; to > k inverts."""
         z0 = self.clean(z, k, eps, clip)
-        if clip:                                            # the noise that the clipped z_0 leaves
+        if clip:  # the noise that the clipped z_0 leaves
             eps = (z - _at(self.abar.sqrt(), k, z) * z0) / _at(self.sigma, k, z)
         return self.noised(z0, to, eps) if to >= 0 else z0
 
@@ -106,11 +108,20 @@ class Schedule:
         minus the log probability of the 8-bit value at z_0 (Ho et al., Eq. 13)."""
         mean, log_variance, _ = self.mean_variance(z, k, out, clip=False)
         true_mean, true_log = self.posterior_mean(z0, z, k), _at(self.log_variances[0], k, z)
-        kl = (log_variance - true_log + (true_log - log_variance).exp() - 1
-              + (true_mean - mean).square() * (-log_variance).exp()) / 2
+        kl = (
+            log_variance
+            - true_log
+            + (true_log - log_variance).exp()
+            - 1
+            + (true_mean - mean).square() * (-log_variance).exp()
+        ) / 2
         scale = (-log_variance / 2).exp()
-        upper, lower = (torch.special.ndtr(scale * (z0 - mean + half)) for half in (1 / 255, -1 / 255))
-        inside = torch.where(z0 > 0.999, 1.0, upper) - torch.where(z0 < -0.999, 0.0, lower)     # 0 and 255 take the tails
+        upper, lower = (
+            torch.special.ndtr(scale * (z0 - mean + half)) for half in (1 / 255, -1 / 255)
+        )
+        inside = torch.where(z0 > 0.999, 1.0, upper) - torch.where(
+            z0 < -0.999, 0.0, lower
+        )  # 0 and 255 take the tails
         first = -inside.clamp(min=1e-12).log()
         return torch.where(k == 0, first.flatten(1).mean(1), kl.flatten(1).mean(1)) / math.log(2)
 
@@ -123,8 +134,14 @@ def linear(steps: int, fixed: str = "large") -> Schedule:
         raise ValueError(f"fixed: got {fixed!r}, expected 'large' or 'small'")
     scale = 1000 / steps
     if scale * 0.02 >= 1:
-        raise ValueError(f"steps: got {steps}, the last beta would be {scale * 0.02:.3g}; expected at least 21")
-    return Schedule(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64), tuple(range(steps)), fixed)
+        raise ValueError(
+            f"steps: got {steps}, the last beta would be {scale * 0.02:.3g}; expected at least 21"
+        )
+    return Schedule(
+        torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64),
+        tuple(range(steps)),
+        fixed,
+    )
 
 
 def spaced(steps: int, spacing: str | int | Sequence[int]) -> list[int]:
@@ -135,7 +152,9 @@ def spaced(steps: int, spacing: str | int | Sequence[int]) -> list[int]:
     """
     text = str(spacing) if isinstance(spacing, (str, int)) else ",".join(map(str, spacing))
     whole = text.removeprefix("ddim")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in whole.split(",")) or (whole != text and "," in whole):
+    if not all(part.strip().isdigit() and int(part) > 0 for part in whole.split(",")) or (
+        whole != text and "," in whole
+    ):
         raise ValueError(f"spacing: got {spacing!r}, expected like '25', '10,15' or 'ddim25'")
     counts = [int(part) for part in whole.split(",")]
     if whole != text:
@@ -147,10 +166,12 @@ def spaced(steps: int, spacing: str | int | Sequence[int]) -> list[int]:
     for i, count in enumerate(counts):
         size = steps // len(counts) + (i < steps % len(counts))
         if count > size:
-            raise ValueError(f"spacing: cannot keep {count} of the {size} levels of section {i + 1} in {spacing!r}")
+            raise ValueError(
+                f"spacing: cannot keep {count} of the {size} levels of section {i + 1} in {spacing!r}"
+            )
         stride = (size - 1) / (count - 1) if count > 1 else 1
         at = 0.0
-        for _ in range(count):                              # summed, not multiplied: ties round as in the published code
+        for _ in range(count):  # summed, not multiplied: ties round as in the published code
             kept.append(start + round(at))
             at += stride
         start += size

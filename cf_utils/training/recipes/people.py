@@ -25,7 +25,10 @@ from cf_utils.worlds.base import Factors, World
 def _attributes(name: str, seed: int, folder: Path | None, n: int, epochs: int):
     """A reader of all labels of a world, from another seed's draws than any classifier's."""
     world = worlds.get(name)
-    factors, names = world.sample(n, "train", seed=seed + OTHER), [label.name for label in world.labels]
+    factors, names = (
+        world.sample(n, "train", seed=seed + OTHER),
+        [label.name for label in world.labels],
+    )
 
     def labels(table):
         return torch.stack([label(table) for label in world.labels], 1)
@@ -35,16 +38,49 @@ def _attributes(name: str, seed: int, folder: Path | None, n: int, epochs: int):
         return F.binary_cross_entropy_with_logits(module(roughened(x)), y.float())
 
     model = files.channels_last(oracles.AttributeOracle(names, world.size))
-    log = loop.fit(model, Renders(factors, labels(factors)), [loop.Part(loss, lr=3e-3, weight_decay=2e-2)],
-                       epochs=epochs, batch_size=64, seed=seed + OTHER, folder=folder)
+    log = loop.fit(
+        model,
+        Renders(factors, labels(factors)),
+        [loop.Part(loss, lr=3e-3, weight_decay=2e-2)],
+        epochs=epochs,
+        batch_size=64,
+        seed=seed + OTHER,
+        folder=folder,
+    )
     test = world.sample(2000, "test", seed=seed)
-    right = ((torch.cat([classifiers.predict(model, b.float() / 255) for b in in_bytes(test).split(500)]) > 0) == labels(test))
-    card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
-                     "world_sha256": world.sha256()},
-            "architecture": {"class": "AttributeOracle", "arguments": {"names": names, "size": world.size}},
-            "settings": {"n": n, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "augmentation": "blur, noise up to 0.05"}}
-    return model, card, log | {"quality": {"test_n": 2000, "test_accuracy": dict(zip(names, right.double().mean(0).tolist(),
-                                                                                      strict=True))}}
+    right = (
+        torch.cat([classifiers.predict(model, b.float() / 255) for b in in_bytes(test).split(500)])
+        > 0
+    ) == labels(test)
+    card = {
+        "data": {
+            "name": f"{name} (embedded)",
+            "split": f"train ({n:,} renders, independent, seed {seed + OTHER})",
+            "world_sha256": world.sha256(),
+        },
+        "architecture": {
+            "class": "AttributeOracle",
+            "arguments": {"names": names, "size": world.size},
+        },
+        "settings": {
+            "n": n,
+            "epochs": epochs,
+            "batch_size": 64,
+            "lr": 3e-3,
+            "augmentation": "blur, noise up to 0.05",
+        },
+    }
+    return (
+        model,
+        card,
+        log
+        | {
+            "quality": {
+                "test_n": 2000,
+                "test_accuracy": dict(zip(names, right.double().mean(0).tolist(), strict=True)),
+            }
+        },
+    )
 
 
 @recipe("faces_attributes", embedded=True)
@@ -71,7 +107,10 @@ def people(world: World, n: int, views: int, split: str, seed: int) -> Factors:
 
 def contrast(z: Tensor, views: int, temperature: float = 0.1) -> Tensor:
     """Supervised contrastive loss (Khosla et al., 2020, L_out): z (n views, d) of length 1, a person's views in sequence."""
-    who, self = torch.arange(len(z), device=z.device) // views, torch.eye(len(z), dtype=torch.bool, device=z.device)
+    who, self = (
+        torch.arange(len(z), device=z.device) // views,
+        torch.eye(len(z), dtype=torch.bool, device=z.device),
+    )
     logits = (z @ z.T / temperature).masked_fill(self, -torch.inf)
     return -logits.log_softmax(1)[(who[:, None] == who) & ~self].mean()
 
@@ -93,8 +132,14 @@ def verification(model: nn.Module, world: World, seed: int, n: int = 300, views:
     pairs = torch.ones_like(similar, dtype=torch.bool).triu(1)
     same, other = (similar[pairs & (who[:, None] == who)], similar[pairs & (who[:, None] != who)])
     threshold, error = equal_error(same, other)
-    return {"test_persons": n, "test_views": views, "threshold": threshold, "equal_error_rate": error,
-            "similarity_same": same.mean().item(), "similarity_random": other.mean().item()}
+    return {
+        "test_persons": n,
+        "test_views": views,
+        "threshold": threshold,
+        "equal_error_rate": error,
+        "similarity_same": same.mean().item(),
+        "similarity_random": other.mean().item(),
+    }
 
 
 class Learner(nn.Module):
@@ -116,21 +161,44 @@ def faces_identity(root, seed, folder):
     world, n, views, epochs = worlds.get("faces"), 2500, 4, 14
     factors = people(world, n, views, "train", seed + OTHER)
     x = in_bytes(factors).unflatten(0, (n, views))
-    traits = torch.stack([factors[name] for name in world.role("identity")], 1).unflatten(0, (n, views))[:, 0]
+    traits = torch.stack([factors[name] for name in world.role("identity")], 1).unflatten(
+        0, (n, views)
+    )[:, 0]
     spread, mean = traits.std(0), traits.mean(0)
     encoder = files.channels_last(oracles.IdentityEncoder(size=world.size))
 
     def loss(module, batch):
         x, t = batch
         z, read = module(roughened(x.flatten(0, 1).float() / 255))
-        return contrast(z, views) + (read - ((t - mean) / spread).repeat_interleave(views, 0)).square().mean()
+        return (
+            contrast(z, views)
+            + (read - ((t - mean) / spread).repeat_interleave(views, 0)).square().mean()
+        )
 
-    log = loop.fit(Learner(encoder, 64, traits.shape[1]), TensorDataset(x, traits),
-                       [loop.Part(loss, lr=3e-3, weight_decay=1e-2)], epochs=epochs, batch_size=32, seed=seed + OTHER,
-                       folder=folder)
-    card = {"data": {"name": "faces (embedded)", "split": f"train ({n:,} persons, {views} renders each, seed {seed + OTHER})",
-                     "world_sha256": world.sha256()},
-            "architecture": {"class": "IdentityEncoder", "arguments": {"size": world.size}},
-            "settings": {"persons": n, "views": views, "epochs": epochs, "persons_a_batch": 32, "lr": 3e-3, "temperature": 0.1,
-                         "augmentation": "blur, noise up to 0.05"}}
+    log = loop.fit(
+        Learner(encoder, 64, traits.shape[1]),
+        TensorDataset(x, traits),
+        [loop.Part(loss, lr=3e-3, weight_decay=1e-2)],
+        epochs=epochs,
+        batch_size=32,
+        seed=seed + OTHER,
+        folder=folder,
+    )
+    card = {
+        "data": {
+            "name": "faces (embedded)",
+            "split": f"train ({n:,} persons, {views} renders each, seed {seed + OTHER})",
+            "world_sha256": world.sha256(),
+        },
+        "architecture": {"class": "IdentityEncoder", "arguments": {"size": world.size}},
+        "settings": {
+            "persons": n,
+            "views": views,
+            "epochs": epochs,
+            "persons_a_batch": 32,
+            "lr": 3e-3,
+            "temperature": 0.1,
+            "augmentation": "blur, noise up to 0.05",
+        },
+    }
     return encoder, card, log | {"quality": verification(encoder, world, seed)}

@@ -26,16 +26,32 @@ from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.diffusion import denoising
 
-READERS = min(8, (os.cpu_count() or 2) - 1)         # processes that decode JPEGs ahead of the training
+READERS = min(8, (os.cpu_count() or 2) - 1)  # processes that decode JPEGs ahead of the training
 CLASSIFIER = {"epochs": 10, "batch_size": 32, "lr": 1e-4}
-PRIOR = {"epochs": 60, "batch_size": 60, "lr": 1e-4, "weight_decay": 0.05, "ema": 0.9999, "clip": 1.0}
-WIDTHS = {"widths": (128, 128, 256, 256, 512), "blocks": 2, "attention": (False, False, True, True, True), "head_width": 64,
-          "groups": 32, "unshuffle": 1}
+PRIOR = {
+    "epochs": 60,
+    "batch_size": 60,
+    "lr": 1e-4,
+    "weight_decay": 0.05,
+    "ema": 0.9999,
+    "clip": 1.0,
+}
+WIDTHS = {
+    "widths": (128, 128, 256, 256, 512),
+    "blocks": 2,
+    "attention": (False, False, True, True, True),
+    "head_width": 64,
+    "groups": 32,
+    "unshuffle": 1,
+}
 
 
 def batches(data: OnDisk, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(x, y) in order, read as they are asked for."""
-    return (data[at:at + size][:2] for at in core.progress(range(0, len(data), size), desc="reading", leave=False))
+    return (
+        data[at : at + size][:2]
+        for at in core.progress(range(0, len(data), size), desc="reading", leave=False)
+    )
 
 
 def labels_loss(module: nn.Module, batch) -> Tensor:
@@ -51,28 +67,82 @@ def mirrored_loss(module: nn.Module, batch) -> Tensor:
     return labels_loss(module, (x.flip(3) if torch.rand(()) < 0.5 else x, y, ids))
 
 
-def _classifier(name: str, train: OnDisk, held: OnDisk, outputs: tuple[str, ...], seed: int, folder: Path | None,
-                mirror: bool = True):
+def _classifier(
+    name: str,
+    train: OnDisk,
+    held: OnDisk,
+    outputs: tuple[str, ...],
+    seed: int,
+    folder: Path | None,
+    mirror: bool = True,
+):
     """DenseNet-121 with an output a label."""
     model, loss = ImageDenseNet(len(outputs)), mirrored_loss if mirror else labels_loss
-    log = loop.fit(model, train, [loop.Part(loss, lr=CLASSIFIER["lr"])], epochs=CLASSIFIER["epochs"],
-                       batch_size=min(CLASSIFIER["batch_size"], len(train)), seed=seed, workers=READERS, folder=folder)
+    log = loop.fit(
+        model,
+        train,
+        [loop.Part(loss, lr=CLASSIFIER["lr"])],
+        epochs=CLASSIFIER["epochs"],
+        batch_size=min(CLASSIFIER["batch_size"], len(train)),
+        seed=seed,
+        workers=READERS,
+        folder=folder,
+    )
     model = model.cpu()
-    right = torch.cat([(classifiers.predict(model, x) > 0) == (y.view(len(y), -1) > 0) for x, y in batches(held, 100)])
-    card = {"data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
-            "architecture": {"class": "ImageDenseNet", "arguments": {"outputs": len(outputs)}}, "classes": list(outputs),
-            "settings": CLASSIFIER | {"augmentation": "mirror" if mirror else None}}
-    return model, card, log | {"quality": {
-        "validation_n": len(held), "validation_accuracy": dict(zip(outputs, right.double().mean(0).tolist(), strict=True))}}
+    right = torch.cat(
+        [
+            (classifiers.predict(model, x) > 0) == (y.view(len(y), -1) > 0)
+            for x, y in batches(held, 100)
+        ]
+    )
+    card = {
+        "data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
+        "architecture": {"class": "ImageDenseNet", "arguments": {"outputs": len(outputs)}},
+        "classes": list(outputs),
+        "settings": CLASSIFIER | {"augmentation": "mirror" if mirror else None},
+    }
+    return (
+        model,
+        card,
+        log
+        | {
+            "quality": {
+                "validation_n": len(held),
+                "validation_accuracy": dict(
+                    zip(outputs, right.double().mean(0).tolist(), strict=True)
+                ),
+            }
+        },
+    )
 
 
-def _prior(name: str, train: OnDisk, held: OnDisk, size: tuple[int, int], steps: int, seed: int, folder: Path | None):
+def _prior(
+    name: str,
+    train: OnDisk,
+    held: OnDisk,
+    size: tuple[int, int],
+    steps: int,
+    seed: int,
+    folder: Path | None,
+):
     model = diffusion.build(size=size, steps=steps, **WIDTHS)
-    log = loop.fit(model, train, [loop.Part(diffusion.loss, lr=PRIOR["lr"], weight_decay=PRIOR["weight_decay"])],
-                       epochs=PRIOR["epochs"], batch_size=min(PRIOR["batch_size"], len(train)), seed=seed, ema=PRIOR["ema"],
-                       clip=PRIOR["clip"], workers=READERS, folder=folder)
-    card = {"data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
-            "architecture": diffusion.card_of(model), "settings": PRIOR}
+    log = loop.fit(
+        model,
+        train,
+        [loop.Part(diffusion.loss, lr=PRIOR["lr"], weight_decay=PRIOR["weight_decay"])],
+        epochs=PRIOR["epochs"],
+        batch_size=min(PRIOR["batch_size"], len(train)),
+        seed=seed,
+        ema=PRIOR["ema"],
+        clip=PRIOR["clip"],
+        workers=READERS,
+        folder=folder,
+    )
+    card = {
+        "data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
+        "architecture": diffusion.card_of(model),
+        "settings": PRIOR,
+    }
     some = held.take(range(min(256, len(held)))).in_memory().x
     return model.cpu(), card, log | {"quality": denoising(model.cpu(), some, seed)}
 
@@ -101,7 +171,15 @@ def bdd_densenet(root, seed, folder):
 @recipe("celeba_ddpm")
 def celeba_ddpm(root, seed, folder):
     """A diffusion prior of CelebA, 128 pixels, 500 levels."""
-    return _prior("celeba", celeba.load(root, "train"), celeba.load(root, "validation"), (128, 128), 500, seed, folder)
+    return _prior(
+        "celeba",
+        celeba.load(root, "train"),
+        celeba.load(root, "validation"),
+        (128, 128),
+        500,
+        seed,
+        folder,
+    )
 
 
 @recipe("bdd_ddpm")

@@ -27,16 +27,18 @@ from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.renders import Renders, in_bytes, joined, moved
 from cf_utils.worlds.base import Factors, World
 
-OTHER = 1000                        # added to the seed of the world: no draw that a classifier saw
-CAUSE_WEIGHT = 10.0                 # of a cause's error: it is hard to read, and what every truth metric asks for
-SIGMAS = (0.14, 0.27, 0.5)          # how far a zero edit goes up the noise
-EPS = 4 / 255                       # how far the second stage moves a pixel at most: twice what the anchor PGD may
+OTHER = 1000  # added to the seed of the world: no draw that a classifier saw
+CAUSE_WEIGHT = 10.0  # of a cause's error: it is hard to read, and what every truth metric asks for
+SIGMAS = (0.14, 0.27, 0.5)  # how far a zero edit goes up the noise
+EPS = 4 / 255  # how far the second stage moves a pixel at most: twice what the anchor PGD may
 
 
 def roughened(x: Tensor) -> Tensor:
     """By chance blurred a little (half of the images) and noisy (standard deviation up to 0.05), clamped to [0, 1]."""
+
     def draw():
         return torch.rand(len(x), 1, 1, 1, device=x.device)
+
     soft = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = torch.lerp(x, soft, (2 * draw() - 1).clamp(min=0))
     return (x + 0.05 * draw().square() * torch.randn_like(x)).clamp(0, 1)
@@ -60,18 +62,30 @@ def prior_of(world: World) -> str | None:
 def unedited(factors: Factors, seed: int) -> Tensor:
     """Renders of a table after an edit of nothing, uint8 (N, 3, H, W): noised by one of `SIGMAS` in turn, then denoised."""
     from cf_utils.models.generators import diffusion  # here: diffusers takes seconds to import
+
     name = prior_of(factors.world)
-    key = files.sha256(factors.world.sha256(), factors.values, factors.ids, str((factors.seed, seed)),
-                    files.CHECKPOINTS / f"{name}.safetensors")
+    key = files.sha256(
+        factors.world.sha256(),
+        factors.values,
+        factors.ids,
+        str((factors.seed, seed)),
+        files.CHECKPOINTS / f"{name}.safetensors",
+    )
     path = results.root() / "cache" / f"{name}-{key[:20]}.safetensors"
     if not path.exists():
         chain, x = diffusion.load(name).chain("50"), in_bytes(factors)
         out = torch.empty_like(x)
         for k, sigma in enumerate(SIGMAS):
-            for at in core.progress(torch.arange(k, len(x), len(SIGMAS)).split(50), desc=f"prior at {sigma}"):
+            for at in core.progress(
+                torch.arange(k, len(x), len(SIGMAS)).split(50), desc=f"prior at {sigma}"
+            ):
                 b = x[at].float() / 255
                 with torch.no_grad():
-                    z = chain.filter(b, chain.schedule.steps_for(sigma), diffusion.noise_of(seed, factors.ids[at], b, "zero edit"))
+                    z = chain.filter(
+                        b,
+                        chain.schedule.steps_for(sigma),
+                        diffusion.noise_of(seed, factors.ids[at], b, "zero edit"),
+                    )
                 out[at] = (z.clamp(0, 1) * 255).round().to(torch.uint8)
         files.write_tensors(path, {"x": out})
     return files.read_tensors(path)["x"]
@@ -86,23 +100,40 @@ class Bytes(Renders):
 
 # ---------------------------------------------------------------- factor oracles
 
+
 def causes(world: World, names: list[str]) -> list[int]:
     """Columns that read a factor with the role of a cause."""
     return [k for k, column in enumerate(names) if oracles.factor_of(column) in world.role("cause")]
 
 
-def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int, hard_epochs: int):
+def _oracle(
+    name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int, hard_epochs: int
+):
     """Members are trained one after the other, each with its own first weights, order and augmentation; where `hard_epochs`, once
     more on twice as many renders, each moved to where the member reads it worst: what follows noise cannot say what moved."""
     world = worlds.get(name)
     names, prior = oracles.columns(world), prior_of(world)
     weight = torch.ones(len(names))
     weight[causes(world, names)] = CAUSE_WEIGHT
-    settings = {"n": n, "n_prior": n_prior if prior else 0, "epochs": epochs, "batch_size": 64, "lr": 3e-3, "members": 3,
-                "cause_weight": CAUSE_WEIGHT, "augmentation": "blur, noise up to 0.05", "prior": prior,
-                "sigmas": SIGMAS if prior else None}
+    settings = {
+        "n": n,
+        "n_prior": n_prior if prior else 0,
+        "epochs": epochs,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "members": 3,
+        "cause_weight": CAUSE_WEIGHT,
+        "augmentation": "blur, noise up to 0.05",
+        "prior": prior,
+        "sigmas": SIGMAS if prior else None,
+    }
     if hard_epochs:
-        settings["second_stage"] = {"n": 2 * n, "epochs": hard_epochs, "lr": 1.5e-3, "worst_of_a_box_up_to": EPS}
+        settings["second_stage"] = {
+            "n": 2 * n,
+            "epochs": hard_epochs,
+            "lr": 1.5e-3,
+            "worst_of_a_box_up_to": EPS,
+        }
 
     def part_of(start: int):
         factors = world.sample(n, "train", seed=seed + OTHER, start=start)
@@ -120,11 +151,15 @@ def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_pr
 
     def hard(module, batch):
         x, t, there = batch
-        return error(module, worst(lambda y: error(module, y, t, there), roughened(x), EPS), t, there)
+        return error(
+            module, worst(lambda y: error(module, y, t, there), roughened(x), EPS), t, there
+        )
 
     first: list[Dataset] = [Renders(factors, value, shown)]
     if prior:
-        first += [Bytes(unedited(factors.take(slice(0, n_prior)), seed), value[:n_prior], shown[:n_prior])] * 2
+        first += [
+            Bytes(unedited(factors.take(slice(0, n_prior)), seed), value[:n_prior], shown[:n_prior])
+        ] * 2
     stages = [(ConcatDataset(first), plain, 3e-3, epochs)]
     if hard_epochs:
         stages.append((ConcatDataset([*first, Renders(*part_of(n))]), hard, 1.5e-3, hard_epochs))
@@ -135,13 +170,32 @@ def _oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int, n_pr
         member.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
         for stage, (data, loss, lr, rounds) in enumerate(stages):
             own = folder and folder / (f"{k}-hard" if stage else str(k))
-            logs.append(loop.fit(member, data, [loop.Part(loss, lr=lr, weight_decay=1e-2)], epochs=rounds, batch_size=64,
-                                     seed=seed + OTHER + k + 50 * stage, folder=own))
-    log = {"seconds": sum(one["seconds"] for one in logs), "steps": sum(one["steps"] for one in logs),
-           "epochs": epochs + hard_epochs, "losses": [one["losses"] for one in logs]}
+            logs.append(
+                loop.fit(
+                    member,
+                    data,
+                    [loop.Part(loss, lr=lr, weight_decay=1e-2)],
+                    epochs=rounds,
+                    batch_size=64,
+                    seed=seed + OTHER + k + 50 * stage,
+                    folder=own,
+                )
+            )
+    log = {
+        "seconds": sum(one["seconds"] for one in logs),
+        "steps": sum(one["steps"] for one in logs),
+        "epochs": epochs + hard_epochs,
+        "losses": [one["losses"] for one in logs],
+    }
     split = f"train ({n * len(stages):,} renders, independent, seed {seed + OTHER})"
-    card = {"data": {"name": f"{name} (embedded)", "split": split, "world_sha256": world.sha256()},
-            "architecture": {"class": "FactorOracle", "arguments": {"names": names, "size": world.size}}, "settings": settings}
+    card = {
+        "data": {"name": f"{name} (embedded)", "split": split, "world_sha256": world.sha256()},
+        "architecture": {
+            "class": "FactorOracle",
+            "arguments": {"names": names, "size": world.size},
+        },
+        "settings": settings,
+    }
     return model, card, log | {"quality": calibrate(model, world, seed)}
 
 
@@ -159,7 +213,9 @@ def unshrink(model: oracles.FactorOracle, factors: Factors) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: oracles.FactorOracle, world: World, seed: int, n: int = 1500, n_null: int = 300) -> dict:
+def calibrate(
+    model: oracles.FactorOracle, world: World, seed: int, n: int = 1500, n_null: int = 300
+) -> dict:
     """Sets the oracle's `slope`, `centre`, `sd` and `null`, and measures what its card says (see `FactorOracle`); of `unread`,
     `leakage` and the images by PGD that flip the shipped classifiers beside it."""
     model.eval()
@@ -178,15 +234,32 @@ def calibrate(model: oracles.FactorOracle, world: World, seed: int, n: int = 150
         b = unedited(few, seed).float() / 255
     else:
         noise = core.item_noise(seed, few.ids, x.shape[1:], "another camera")
-        b = (world.render(few, noise=False) + world.noise_sd(few)[:, None, None, None] * noise).clamp(0, 1)
+        b = (
+            world.render(few, noise=False) + world.noise_sd(few)[:, None, None, None] * noise
+        ).clamp(0, 1)
     model.null.copy_(displacement.null_sd(model, a, b))
-    table = {name: {"sd": model.sd[k].item(), "r2": r2[k].item(), "null": model.null[k].item(), "slope": model.slope[k].item()}
-             for k, name in enumerate(model.names)}
+    table = {
+        name: {
+            "sd": model.sd[k].item(),
+            "r2": r2[k].item(),
+            "null": model.null[k].item(),
+            "slope": model.slope[k].item(),
+        }
+        for k, name in enumerate(model.names)
+    }
     disagreement = model.read(b)[1]
-    by = {"null_by": prior or "camera noise", "null_by_sha256": prior and files.sha256(files.CHECKPOINTS / f"{prior}.safetensors")}
-    return {"test_n": n, **by, "columns": table,
-            "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
-            "leakage_over_half": leakage(model, world, seed), "pgd": adversarial(model, world, seed)}
+    by = {
+        "null_by": prior or "camera noise",
+        "null_by_sha256": prior and files.sha256(files.CHECKPOINTS / f"{prior}.safetensors"),
+    }
+    return {
+        "test_n": n,
+        **by,
+        "columns": table,
+        "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
+        "leakage_over_half": leakage(model, world, seed),
+        "pgd": adversarial(model, world, seed),
+    }
 
 
 def calibrate_again(name: str, out: Path = files.CHECKPOINTS) -> dict:
@@ -194,26 +267,36 @@ def calibrate_again(name: str, out: Path = files.CHECKPOINTS) -> dict:
     Writes checkpoint and card, returns the card. Raises ValueError on what is no oracle of factors."""
     model = oracles.load(name)
     if not isinstance(model, oracles.FactorOracle):
-        raise ValueError(f"{name}: holds a {type(model).__name__}, expected a FactorOracle; nothing else is calibrated")
+        raise ValueError(
+            f"{name}: holds a {type(model).__name__}, expected a FactorOracle; nothing else is calibrated"
+        )
     card = {k: v for k, v in model.card.items() if k not in ("name", "parameters", "sha256")}
-    model.slope.fill_(1)                                            # read as trained, as `unshrink` expects
+    model.slope.fill_(1)  # read as trained, as `unshrink` expects
     card["quality"] = calibrate(model, worlds.get(name.split("_")[0]), card["seed"])
     files.save_checkpoint(name, model, card, out)
     return card
 
 
-def leakage(model: oracles.FactorOracle, world: World, seed: int, n: int = 64, least: float = 0.5) -> dict:
+def leakage(
+    model: oracles.FactorOracle, world: World, seed: int, n: int = 64, least: float = 0.5
+) -> dict:
     """Mean |displacement| of each column, in its sd, when the renderer moves one factor alone as far as it goes; what is under
     `least` is left out. Row: the factor that moves."""
     factors = world.sample(n, "test", seed=seed)
     tables = moved(factors)
     x = in_bytes(joined([factors, *(table for _, table in tables)]))
-    read = torch.cat([model.read(b.float() / 255)[0] for b in x.split(500)]).view(-1, n, len(model.names))
+    read = torch.cat([model.read(b.float() / 255)[0] for b in x.split(500)]).view(
+        -1, n, len(model.names)
+    )
     out = {}
     for name in dict.fromkeys(one for one, _ in tables):
         own = read[[k + 1 for k, (one, _) in enumerate(tables) if one == name]]
         most = ((own - read[0]).abs() / model.sd).amax(0).mean(0)
-        out[name] = {column: round(most[k].item(), 2) for k, column in enumerate(model.names) if most[k] >= least}
+        out[name] = {
+            column: round(most[k].item(), 2)
+            for k, column in enumerate(model.names)
+            if most[k] >= least
+        }
     return out
 
 
@@ -232,10 +315,17 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
             if not cfs.valid.any():
                 continue
             d = displacement.displacement(cfs, model)
-            still, most = ~d.moved[cfs.valid], (d.value.abs() / model.sd)[cfs.valid][:, causes].amax(1).double()
-            out[path.stem] = {"n": len(still), "columns_not_moved": still.double().mean().item(),
-                              "causes_not_moved": still[:, causes].all(1).double().mean().item(),
-                              "causes_within_1_sd": (most <= 1).double().mean().item(), "most_moved_cause_sd": most.mean().item()}
+            still, most = (
+                ~d.moved[cfs.valid],
+                (d.value.abs() / model.sd)[cfs.valid][:, causes].amax(1).double(),
+            )
+            out[path.stem] = {
+                "n": len(still),
+                "columns_not_moved": still.double().mean().item(),
+                "causes_not_moved": still[:, causes].all(1).double().mean().item(),
+                "causes_within_1_sd": (most <= 1).double().mean().item(),
+                "most_moved_cause_sd": most.mean().item(),
+            }
     return out
 
 

@@ -24,7 +24,7 @@ from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.worlds.base import Factors, World
 
-PLACES = (0.0, 0.5, 1.0)            # where a factor is put to see what it does
+PLACES = (0.0, 0.5, 1.0)  # where a factor is put to see what it does
 SMALL = {"growth": 16, "blocks": (2, 4, 4), "first": 32, "pool": True}
 
 
@@ -35,8 +35,10 @@ def in_bytes(factors: Factors) -> Tensor:
     key = files.sha256(world.sha256(), factors.values, factors.ids, str(factors.seed))
     path = results.root() / "cache" / f"{world.name}-{key[:20]}.safetensors"
     if not path.exists():
-        parts = [(world.render(factors.take(slice(at, at + 500))) * 255).round_().to(torch.uint8)
-                 for at in core.progress(range(0, len(factors), 500), desc="rendering")]
+        parts = [
+            (world.render(factors.take(slice(at, at + 500))) * 255).round_().to(torch.uint8)
+            for at in core.progress(range(0, len(factors), 500), desc="rendering")
+        ]
         files.write_tensors(path, {"x": torch.cat(parts)})
     return files.read_tensors(path)["x"]
 
@@ -56,15 +58,30 @@ class Renders(Dataset):
 
 def moved(factors: Factors) -> list[tuple[str, Factors]]:
     """(name, the same images with that factor alone moved): each factor that is no child, to each of `PLACES` or each level."""
-    return [(f.name, factors.move(f.name, float(value))) for f in factors.world.factors if f.parent is None
-            for value in (range(len(f.shares)) if f.kind == "category" else (0, 1) if f.kind == "binary" else PLACES)]
+    return [
+        (f.name, factors.move(f.name, float(value)))
+        for f in factors.world.factors
+        if f.parent is None
+        for value in (
+            range(len(f.shares))
+            if f.kind == "category"
+            else (0, 1)
+            if f.kind == "binary"
+            else PLACES
+        )
+    ]
 
 
 def joined(tables: list[Factors]) -> Factors:
     """Rows of several tables of one seed as one table."""
     first = tables[0]
-    return Factors(first.world, torch.cat([t.values for t in tables]), torch.cat([t.draws for t in tables]), first.seed,
-                   torch.cat([t.ids for t in tables]))
+    return Factors(
+        first.world,
+        torch.cat([t.values for t in tables]),
+        torch.cat([t.draws for t in tables]),
+        first.seed,
+        torch.cat([t.ids for t in tables]),
+    )
 
 
 def uses(f: nn.Module, world: World, n: int = 64, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -73,12 +90,18 @@ def uses(f: nn.Module, world: World, n: int = 64, seed: int = 0) -> dict[str, di
     factors = world.sample(n, "test", seed=seed)
     tables = moved(factors)
     x = in_bytes(joined([factors, *(table for _, table in tables)]))
-    p = torch.cat([predict(f, b.float() / 255).softmax(1)[:, 1] for b in x.split(500)]).view(-1, n).double()
+    p = (
+        torch.cat([predict(f, b.float() / 255).softmax(1)[:, 1] for b in x.split(500)])
+        .view(-1, n)
+        .double()
+    )
     out = {}
     for name in dict.fromkeys(name for name, _ in tables):
         own = p[[k + 1 for k, (one, _) in enumerate(tables) if one == name]]
-        out[name] = {"r": (own - p[0]).abs().amax(0).mean().item(),
-                     "flips": ((own > 0.5) != (p[0] > 0.5)).any(0).double().mean().item()}
+        out[name] = {
+            "r": (own - p[0]).abs().amax(0).mean().item(),
+            "flips": ((own > 0.5) != (p[0] > 0.5)).any(0).double().mean().item(),
+        }
     return dict(sorted(out.items(), key=lambda row: -row[1]["r"]))
 
 
@@ -88,13 +111,25 @@ def quality(f: nn.Module, world: World, label: str, seed: int, n: int = 2000) ->
     x, y = in_bytes(factors), world.label(label)(factors)
     logits = torch.cat([predict(f, b.float() / 255) for b in x.split(500)])
     few, decision = x[:128].float() / 255, logits[:128].argmax(1)
-    return {"test_n": n, "test_accuracy": (logits.argmax(1) == y).double().mean().item(),
-            "test_cross_entropy": F.cross_entropy(logits, y).item(),
-            "flipped_by_pgd_2_255": PGD()(f, few, 1 - decision).valid.double().mean().item(), "uses": uses(f, world, seed=seed)}
+    return {
+        "test_n": n,
+        "test_accuracy": (logits.argmax(1) == y).double().mean().item(),
+        "test_cross_entropy": F.cross_entropy(logits, y).item(),
+        "flipped_by_pgd_2_255": PGD()(f, few, 1 - decision).valid.double().mean().item(),
+        "uses": uses(f, world, seed=seed),
+    }
 
 
-def _classifier(name: str, label: str, seed: int, folder: Path | None, n: int, epochs: int, variant: str = "independent",
-                lr: float = 3e-3):
+def _classifier(
+    name: str,
+    label: str,
+    seed: int,
+    folder: Path | None,
+    n: int,
+    epochs: int,
+    variant: str = "independent",
+    lr: float = 3e-3,
+):
     """A small DenseNet with one output, trained by cross-entropy on renders shifted by up to 3 pixels; half of the batches of
     faces are mirrored (a road's lanes are not alike)."""
     world = worlds.get(name)
@@ -107,12 +142,32 @@ def _classifier(name: str, label: str, seed: int, folder: Path | None, n: int, e
         return F.binary_cross_entropy_with_logits(module(x)[:, 0], y.float())
 
     model = files.channels_last(SmallDenseNet(**SMALL))
-    log = loop.fit(model, Renders(factors, world.label(label)(factors)), [loop.Part(loss, lr=lr, weight_decay=1e-2)],
-                       epochs=epochs, batch_size=32, seed=seed, folder=folder)
-    card = {"data": {"name": f"{name} (embedded)", "split": f"train ({n:,} renders, {variant})", "world_sha256": world.sha256()},
-            "architecture": {"class": "SmallDenseNet", "arguments": SMALL}, "classes": world.label(label).classes,
-            "settings": {"n": n, "variant": variant, "epochs": epochs, "batch_size": 32, "lr": lr,
-                         "augmentation": "shift by 3" + (", mirror" if name == "faces" else "")}}
+    log = loop.fit(
+        model,
+        Renders(factors, world.label(label)(factors)),
+        [loop.Part(loss, lr=lr, weight_decay=1e-2)],
+        epochs=epochs,
+        batch_size=32,
+        seed=seed,
+        folder=folder,
+    )
+    card = {
+        "data": {
+            "name": f"{name} (embedded)",
+            "split": f"train ({n:,} renders, {variant})",
+            "world_sha256": world.sha256(),
+        },
+        "architecture": {"class": "SmallDenseNet", "arguments": SMALL},
+        "classes": world.label(label).classes,
+        "settings": {
+            "n": n,
+            "variant": variant,
+            "epochs": epochs,
+            "batch_size": 32,
+            "lr": lr,
+            "augmentation": "shift by 3" + (", mirror" if name == "faces" else ""),
+        },
+    }
     return model, card, log | {"quality": quality(OneOutput(model), world, label, seed)}
 
 

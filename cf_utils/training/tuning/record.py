@@ -17,8 +17,15 @@ from cf_utils.core import files
 from cf_utils.evaluation.metrics import decision
 from cf_utils.training.tuning.grids import PAPER
 
-MEASURED = ("measured", "flip_rate", "semantic_validity", "used_factor_moved", "unused_factor_moved", "mean_change",
-            "seconds_per_image")
+MEASURED = (
+    "measured",
+    "flip_rate",
+    "semantic_validity",
+    "used_factor_moved",
+    "unused_factor_moved",
+    "mean_change",
+    "seconds_per_image",
+)
 
 
 def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
@@ -27,18 +34,28 @@ def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
     if not rows:
         raise ValueError("rows: got none, expected at least one measured setting")
     able = [r for r in rows if r["flip_rate"] >= floor]
-    first, second = ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
-    return max(able or rows, key=lambda r: (r[first], r[second])), not able             # of equals max takes the first
+    first, second = (
+        ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
+    )
+    return max(
+        able or rows, key=lambda r: (r[first], r[second])
+    ), not able  # of equals max takes the first
 
 
 def best_of(rows: Iterable[Mapping], n: int, floor: float) -> float | None:
     """The highest semantic validity of the rows that are measured on all n queries and turn enough; None where there is none."""
-    return max((r["semantic_validity"] for r in rows if r["measured"] == n and r["flip_rate"] >= floor), default=None)
+    return max(
+        (r["semantic_validity"] for r in rows if r["measured"] == n and r["flip_rate"] >= floor),
+        default=None,
+    )
 
 
 def settled(rows: Iterable[Mapping], n: int) -> int | float:
     """The first setting that is valid on all n queries: no later one can be better. Infinity where there is none."""
-    return min((r["number"] for r in rows if r["measured"] == n and r["semantic_validity"] == 1), default=float("inf"))
+    return min(
+        (r["number"] for r in rows if r["measured"] == n and r["semantic_validity"] == 1),
+        default=float("inf"),
+    )
 
 
 def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
@@ -47,7 +64,10 @@ def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
     if best is None:
         return False
     ends = (("flip_rate", floor), ("semantic_validity", best))
-    return any((row[name] * row["measured"] + n - row["measured"]) / n < least - 1e-9 for name, least in ends)
+    return any(
+        (row[name] * row["measured"] + n - row["measured"]) / n < least - 1e-9
+        for name, least in ends
+    )
 
 
 def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float) -> dict:
@@ -59,11 +79,22 @@ def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float
     """
     chosen, missed = choose([r for r in rows if r["measured"] == made_on["n"]], floor)
     items = {r["number"]: torch.tensor([int(c) for c in r["items"]]) for r in rows}
-    difference = decision.paired_difference(items[chosen["number"]], items[PAPER]) if PAPER in items else None
+    difference = (
+        decision.paired_difference(items[chosen["number"]], items[PAPER])
+        if PAPER in items
+        else None
+    )
     first = settled(rows, made_on["n"])
-    return {**made_on, "floor": floor, "verdict": "floor missed" if missed else "floor reached", "chosen": chosen["number"],
-            "paper": PAPER, "difference": difference, "left": [k for k in range(size) if k not in items and k < first],
-            "rows": list(rows)}
+    return {
+        **made_on,
+        "floor": floor,
+        "verdict": "floor missed" if missed else "floor reached",
+        "chosen": chosen["number"],
+        "paper": PAPER,
+        "difference": difference,
+        "left": [k for k in range(size) if k not in items and k < first],
+        "rows": list(rows),
+    }
 
 
 def checkpoints(world: str, label: str, kind: str) -> dict[str, str]:
@@ -75,14 +106,22 @@ def checkpoints(world: str, label: str, kind: str) -> dict[str, str]:
 def stale(record: Mapping, made_on: Mapping) -> list[str]:
     """What an earlier record was measured with another one of: entries of `made_on`, or names of checkpoints."""
     parts = [(record, made_on), (record.get("checkpoints", {}), made_on["checkpoints"])]
-    return [k for old, new in parts for k, v in new.items() if k != "checkpoints" and old.get(k) != v]
+    return [
+        k for old, new in parts for k, v in new.items() if k != "checkpoints" and old.get(k) != v
+    ]
 
 
 def shown(record: Mapping) -> str:
     """The record as a table: the chosen setting, the paper's, the others."""
     first = {"chosen": record["chosen"], "paper": record["paper"]}
-    what = {r["number"]: " ".join(word for word, k in first.items() if k == r["number"]) for r in record["rows"]}
-    rows = sorted(record["rows"], key=lambda r: ("chosen" not in what[r["number"]], "paper" not in what[r["number"]]))
+    what = {
+        r["number"]: " ".join(word for word, k in first.items() if k == r["number"])
+        for r in record["rows"]
+    }
+    rows = sorted(
+        record["rows"],
+        key=lambda r: ("chosen" not in what[r["number"]], "paper" not in what[r["number"]]),
+    )
     frame = pd.DataFrame([{k: r[k] for k in MEASURED} for r in rows], dtype=float).round(4)
     frame.insert(0, "which", [what[r["number"]] for r in rows])
     frame.insert(0, "number", [r["number"] for r in rows])
@@ -90,4 +129,6 @@ def shown(record: Mapping) -> str:
     tail = f"n {record['n']}; floor of the flip rate {record['floor']:g}: {record['verdict']}"
     if (d := record["difference"]) is not None:
         tail += f"; semantic validity, chosen less paper's: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]"
-    return f"{frame.to_string(index=False)}\n{tail}" + (f"\nnot measured yet: {record['left']}" if record["left"] else "")
+    return f"{frame.to_string(index=False)}\n{tail}" + (
+        f"\nnot measured yet: {record['left']}" if record["left"] else ""
+    )

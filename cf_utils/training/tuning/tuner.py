@@ -48,12 +48,12 @@ class Tuner:
     oracle: nn.Module
     method: str
     grid: Grid
-    folder: Path                                            # keeps the explanations
-    batch: int = 8                                          # images explained at once
+    folder: Path  # keeps the explanations
+    batch: int = 8  # images explained at once
     seed: int = 0
-    device: torch.device | str = "cpu"                      # of the case's networks
+    device: torch.device | str = "cpu"  # of the case's networks
     deadline: float = math.inf
-    nulls: dict = field(default_factory=dict, repr=False)   # (spacing, steps) -> null_sd
+    nulls: dict = field(default_factory=dict, repr=False)  # (spacing, steps) -> null_sd
 
     @property
     def how(self) -> Method:
@@ -100,28 +100,54 @@ class Tuner:
         """Read from the batch's file, or made and kept there, if there is time."""
         if time.monotonic() >= self.deadline:
             raise OutOfTime
-        return core.explain_in_batches(explain, self.case.classifier, self.x[rows], self.target[rows], self.case.data.ids[rows],
-                                       batch_size=self.batch, folder=self.folder)
+        return core.explain_in_batches(
+            explain,
+            self.case.classifier,
+            self.x[rows],
+            self.target[rows],
+            self.case.data.ids[rows],
+            batch_size=self.batch,
+            folder=self.folder,
+        )
 
     def null(self, spacing: str, steps: int) -> Tensor:
         """`truth.null_sd` (K,) of the filter of so many steps of a spacing."""
         if (spacing, steps) not in self.nulls:
-            chain, parts = self.case.prior.chain(spacing), (self.x.split(self.batch), self.case.data.ids.split(self.batch))
+            chain, parts = (
+                self.case.prior.chain(spacing),
+                (self.x.split(self.batch), self.case.data.ids.split(self.batch)),
+            )
             with torch.no_grad():
-                same = [chain.filter(x, steps, noise_of(self.seed, ids, x, "null")) for x, ids in zip(*parts, strict=True)]
-            self.nulls[spacing, steps] = displacement.null_sd(self.oracle, self.x.cpu(), torch.cat(same).cpu())
+                same = [
+                    chain.filter(x, steps, noise_of(self.seed, ids, x, "null"))
+                    for x, ids in zip(*parts, strict=True)
+                ]
+            self.nulls[spacing, steps] = displacement.null_sd(
+                self.oracle, self.x.cpu(), torch.cat(same).cpu()
+            )
         return self.nulls[spacing, steps]
 
     def items(self, k: int, rows: slice) -> dict[str, Tensor]:
         """What is measured of each explanation of a batch, (B,) each. Raises OutOfTime."""
-        (_, whole), (cfs, seconds), uses = self.explainers(k), self.explained(k, rows), self.case.uses
+        (_, whole), (cfs, seconds), uses = (
+            self.explainers(k),
+            self.explained(k, rows),
+            self.case.uses,
+        )
         d = displacement.displacement(cfs, self.oracle, self.null(whole.spacing, whole.steps))
-        solid = displacement.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d) == 1     # not of NaN
+        solid = (
+            displacement.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d)
+            == 1
+        )  # not of NaN
         change = (cfs.counterfactual - cfs.query).abs().flatten(1).mean(1)
-        return {"flip_rate": cfs.valid.double(), "semantic_validity": solid.double(),
-                "used_factor_moved": displacement.used_factor_moved(d, uses),
-                "unused_factor_moved": displacement.unused_factor_moved(d, self.quiet),
-                "mean_change": decision.of_valid(change, cfs.valid), "seconds_per_image": seconds}
+        return {
+            "flip_rate": cfs.valid.double(),
+            "semantic_validity": solid.double(),
+            "used_factor_moved": displacement.used_factor_moved(d, uses),
+            "unused_factor_moved": displacement.unused_factor_moved(d, self.quiet),
+            "mean_change": decision.of_valid(change, cfs.valid),
+            "seconds_per_image": seconds,
+        }
 
     def row(self, k: int, best: float | None = None) -> dict:
         """What the record says of setting k; `items` is each query's semantic validity, 0 or 1. Raises OutOfTime.
@@ -130,12 +156,21 @@ class Tuner:
         queries than all are `measured`, and its figures are theirs.
         """
         found: list[dict[str, Tensor]] = []
-        for at in core.progress(range(0, len(self.x), self.batch), desc=f"setting {k}", leave=False):
+        for at in core.progress(
+            range(0, len(self.x), self.batch), desc=f"setting {k}", leave=False
+        ):
             found.append(self.items(k, slice(at, at + self.batch)))
             whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
-            row = {"number": k, "settings": core.describe(self.grid[k]), "measured": len(whole["flip_rate"]),
-                   **{name: None if (mean := v.nanmean().item()) != mean else mean for name, v in whole.items()},
-                   "items": "".join("01"[int(v)] for v in whole["semantic_validity"].tolist())}
+            row = {
+                "number": k,
+                "settings": core.describe(self.grid[k]),
+                "measured": len(whole["flip_rate"]),
+                **{
+                    name: None if (mean := v.nanmean().item()) != mean else mean
+                    for name, v in whole.items()
+                },
+                "items": "".join("01"[int(v)] for v in whole["semantic_validity"].tolist()),
+            }
             if lost(row, len(self.x), self.how.floor, best):
                 break
         return row
@@ -151,14 +186,20 @@ def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> 
     record, rows = files.read_json(path) if path.exists() else None, {}
     others = stale(record, made_on) if record else []
     if other := [k for k in ("n", "seed") if k in others]:
-        raise ValueError(f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in other)}, got "
-                         f"{', '.join(f'{k} {made_on[k]}' for k in other)}; give another folder (--out) or remove it")
+        raise ValueError(
+            f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in other)}, got "
+            f"{', '.join(f'{k} {made_on[k]}' for k in other)}; give another folder (--out) or remove it"
+        )
     if others:
         print(f"{path.name}: was measured with another {', '.join(others)}; its rows are dropped")
         record = None
     elif record:
-        rows = {r["number"]: r for r in record["rows"]
-                if r["number"] < len(tuner.grid) and r["settings"] == core.describe(tuner.grid[r["number"]])}
+        rows = {
+            r["number"]: r
+            for r in record["rows"]
+            if r["number"] < len(tuner.grid)
+            and r["settings"] == core.describe(tuner.grid[r["number"]])
+        }
         best = best_of(rows.values(), n, floor)
         rows = {k: r for k, r in rows.items() if r["measured"] == n or lost(r, n, floor, best)}
     for k in numbers:
@@ -171,6 +212,8 @@ def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> 
         except OutOfTime:
             print(f"time is up before setting {k} is done; the same command goes on from here")
             break
-        record = record_of(made_on, [rows[i] for i in sorted(rows)], len(tuner.grid), tuner.how.floor)
+        record = record_of(
+            made_on, [rows[i] for i in sorted(rows)], len(tuner.grid), tuner.how.floor
+        )
         files.write_json(path, record)
     return record
