@@ -261,7 +261,7 @@ def test_a_higher_tau_goes_further_and_reached_means_tau():
     assert (low.score < 0.95).any()
     assert ((high.counterfactual - x).norm(dim=1) > (low.counterfactual - x).norm(dim=1)).all()
     asked = ABELE(Plane(), bounds=None)(
-        Linear(), x, torch.ones(len(x), dtype=torch.int64), score=0.95
+        Linear(), x, torch.ones(len(x), dtype=torch.int64), tau=0.95
     )
     torch.testing.assert_close(asked.counterfactual, high.counterfactual)  # score overrides tau
 

@@ -182,7 +182,7 @@ def test_a_method_that_does_not_know_them_says_so_and_shapes_are_checked():
 
     net, x, target, proto = make_case()
     assert not ABELE.keeps_constraints
-    with pytest.raises(ValueError, match="for 5 features, got x of shape"):
+    with pytest.raises(ValueError, match="limits on 5 features for x of shape"):
         GradualConstruction.tables(proto, constraints=make_constraints())(net, x[:, :4], target)
 
 

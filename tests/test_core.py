@@ -50,14 +50,14 @@ X, T = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
         ({"ids": torch.arange(3)}, "ids: got 3 ids"),
         ({"ids": torch.rand(4)}, "ids: got torch.float32"),
         ({"ids": [1, 2, 3, 4]}, "ids: expected an int64 tensor or strings"),
-        ({"score": 0.0}, "score: got 0"),
-        ({"score": 1.0}, "score"),
-        ({"score": 90}, "score"),
-        ({"bounds": (1.0, 0.0)}, "bounds: low must be under high"),
+        ({"tau": 0.0}, "tau: got 0"),
+        ({"tau": 1.0}, "tau"),
+        ({"tau": 90}, "tau"),
+        ({"bounds": (1.0, 0.0)}, "bounds: got a low that is not below its high"),
     ],
 )
 def test_bad_input_is_named(changes, named):
-    good = {"x": X, "target": T, "ids": None, "bounds": (0.0, 1.0), "score": None}
+    good = {"x": X, "target": T, "ids": None, "bounds": (0.0, 1.0), "tau": None}
     check_query(**good)
     with pytest.raises(ValueError, match=named):
         check_query(**{**good, **changes})
@@ -102,7 +102,7 @@ def test_what_a_classifier_does_not_take_is_refused_by_name(net):
     x, target = make_queries(net, 2, shape=(1, 6, 6))
     with pytest.raises(
         ValueError,
-        match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not take",
+        match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not accept",
     ):
         make_explainer()(net, x[..., 1:], target)
 
@@ -270,9 +270,7 @@ def test_describe_is_plain_json_and_tells_weights_apart(net):
 
 def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
     hashed = []
-    monkeypatch.setattr(
-        core.explainer.files, "sha256", lambda *parts: hashed.append(parts) or "0" * 64
-    )
+    monkeypatch.setattr(files, "sha256", lambda *parts: hashed.append(parts) or "0" * 64)
     again = dataclasses.replace(cfs)
     assert core.describe(again) == core.describe([again])[0] and hashed
     assert len(hashed) == sum(isinstance(v, torch.Tensor) for v in vars(again).values())
@@ -325,7 +323,7 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
     assert (
         run(e.with_(lam=0.2))[1] == 7
     )  # a setting, a score, other weights: nothing of old is taken
-    assert run(score=0.8)[1] == 7
+    assert run(tau=0.8)[1] == 7
     assert run(net=make_net(seed=9))[1] > 0
     assert run()[1] == 0
 
@@ -342,7 +340,7 @@ def test_failures_stay_in_place_and_flagged(net):
 
 def test_shards_want_ids(net):
     x, target = make_queries(net, 4)
-    with pytest.raises(ValueError, match="ids: None"):
+    with pytest.raises(ValueError, match="ids: got None"):
         explain_in_batches(make_explainer(), net, x, target, None, shard=(1, 2))
     with pytest.raises(ValueError, match="shard: got 3/2"):
         explain_in_batches(make_explainer(), net, x, target, torch.arange(4), shard=(3, 2))

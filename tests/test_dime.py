@@ -298,7 +298,7 @@ def test_scales_are_tried_in_turn_on_those_that_did_not_flip(prior, images):
     torch.testing.assert_close(
         cfs.counterfactual, cfs.path[torch.arange(5), cfs.path_len - 1], rtol=0, atol=0
     )
-    more = dime(f, x, target, IDS, score=0.99)  # a score asked for is what a scale must reach
+    more = dime(f, x, target, IDS, tau=0.99)  # a score asked for is what a scale must reach
     assert (more.path_len >= cfs.path_len).all() and more.path_len.sum() > cfs.path_len.sum()
 
 

@@ -609,7 +609,7 @@ def test_items_that_are_there_come_back_unchanged(net, queries):
         target = target.clone()
         target[3] = net(x)[3].argmax()
         p = net(x)[3].softmax(0).max().item()
-    cfs = make_explainer()(net, x, target, score=min(0.9, p - 1e-3))
+    cfs = make_explainer()(net, x, target, tau=min(0.9, p - 1e-3))
     assert cfs.reason[3] == ALREADY
     assert torch.equal(cfs.counterfactual[3], x[3])
     assert cfs.valid[3]
@@ -620,7 +620,7 @@ def test_items_that_are_there_come_back_unchanged(net, queries):
     assert cfs.n_backward[3] == 0
     assert ALREADY not in cfs.reason[:3]
     # the right decision with too low a score is searched
-    higher = make_explainer()(net, x, target, score=p + (1 - p) / 2)
+    higher = make_explainer()(net, x, target, tau=p + (1 - p) / 2)
     assert higher.reason[3] != ALREADY
 
 

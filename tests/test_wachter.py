@@ -167,7 +167,7 @@ def test_passes_are_those_that_a_hook_counts():
 def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
     model, x, target, *_ = linear(push=-1.0)
     for term in ("probability", "log_odds"):
-        cfs = FINE.with_(term=term, bounds=(0.0, 1.0))(model, x, target, score=0.8)
+        cfs = FINE.with_(term=term, bounds=(0.0, 1.0))(model, x, target, tau=0.8)
         assert cfs.reached.all() and (cfs.score >= 0.8).all()
         assert cfs.counterfactual.min() >= 0 and cfs.counterfactual.max() <= 1
         assert (cfs.score < 0.84).all()  # aims at 0.82

@@ -1,11 +1,12 @@
-"""The contracts every method shares: the call, the result, the checks, the noise, and what a pass costs."""
+"""Contracts that all methods share: the call, the result, input checks, noise, counted passes."""
 
 from cf_utils.core.batches import explain_in_batches
 from cf_utils.core.blocks import block_index, block_mean, total_variation
-from cf_utils.core.checks import check_query
+from cf_utils.core.checks import Ids, check_query, select_ids
 from cf_utils.core.constraints import Constraints
+from cf_utils.core.description import describe
 from cf_utils.core.deviation import median_absolute_deviation
-from cf_utils.core.explainer import Explainer, SearchResult, describe
+from cf_utils.core.explainer import Explainer, SearchResult, target_score
 from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import (
@@ -25,6 +26,7 @@ __all__ = [
     "Constraints",
     "Counterfactuals",
     "Explainer",
+    "Ids",
     "PassCounter",
     "SearchResult",
     "block_index",
@@ -40,5 +42,7 @@ __all__ = [
     "pick_device",
     "progress",
     "seed_everything",
+    "select_ids",
+    "target_score",
     "total_variation",
 ]

@@ -1,19 +1,28 @@
-"""What is refused before any work, and how it is said."""
+"""Checks of a call's input, made before any work."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Ids = Tensor | Sequence[str]
+
 
 def check_query(
-    x: Tensor, target: Tensor, ids=None, bounds=None, score: float | None = None
+    x: Tensor, target: Tensor, ids: Ids | None = None, bounds: Any = None, tau: float | None = None
 ) -> Tensor | tuple[str, ...]:
-    """Refuse bad input by name before any work; return the ids (row numbers where None came).
+    """Raise ValueError, naming the argument, unless a call's input is valid; return the ids.
 
-    Args: x float (B, ...), finite, inside `bounds` (low, high: scalars or tensors per feature; None = no range);
-    target int64 (B,); ids int64 (B,) or B distinct strings; score in (0, 1) or None.
+    Args:
+        x: float (B, ...), finite, inside `bounds`.
+        target: int64 (B,).
+        ids: int64 (B,) or B strings, all distinct; None stands for row numbers.
+        bounds: (low, high), numbers or tensors per feature; None: no range.
+        tau: probability in (0, 1), or None.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(
@@ -27,7 +36,7 @@ def check_query(
     if bounds is not None:
         low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)
         if (low >= high).any():
-            raise ValueError("bounds: low must be under high")
+            raise ValueError("bounds: got a low that is not below its high, expected low < high")
         if (x < low - 1e-6).any() or (x > high + 1e-6).any():
             raise ValueError(
                 f"x: values from {x.min():.3g} to {x.max():.3g}, expected inside bounds {_brief(bounds)}. "
@@ -40,8 +49,8 @@ def check_query(
             else type(target).__name__
         )
         raise ValueError(f"target: got {got}, expected int64 ({len(x)},)")
-    if score is not None and not 0 < score < 1:
-        raise ValueError(f"score: got {score}, expected a probability inside (0, 1)")
+    if tau is not None and not 0 < tau < 1:
+        raise ValueError(f"tau: got {tau}, expected a probability inside (0, 1)")
     if ids is None:
         return torch.arange(len(x))
     if isinstance(ids, Tensor) and (ids.dtype != torch.int64 or ids.ndim != 1):
@@ -58,14 +67,23 @@ def check_query(
     return ids
 
 
-def _brief(bounds) -> str:
+def _brief(bounds: Any) -> str:
     return (
         "[" + ", ".join(f"{float(b):g}" if np.ndim(b) == 0 else "per feature" for b in bounds) + "]"
     )
 
 
-def listed(ids) -> list:
+def listed(ids: Ids) -> list:
+    """Return ids, or any values per item, as a list."""
     return ids.tolist() if isinstance(ids, Tensor) else list(ids)
+
+
+def select_ids(ids: Ids, rows: Tensor) -> Tensor | tuple[str, ...]:
+    """Return the ids at the positions `rows` (int64), or where `rows` (bool) is True."""
+    if isinstance(ids, Tensor):
+        return ids[rows.to(ids.device)]
+    positions = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+    return tuple(ids[i] for i in positions.tolist())
 
 
 def check_logits(logits: Tensor, x: Tensor, target: Tensor) -> None:

@@ -1,159 +1,189 @@
-"""The protocol: one call for every method. A method is a frozen dataclass derived from `Explainer` that implements `search`."""
+"""The call that all explainers share. A method derives from `Explainer` and implements `search`."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import files
-from cf_utils.core.checks import check_logits, check_query
+from cf_utils.core.checks import check_logits, check_query, select_ids
 from cf_utils.core.constraints import Constraints
+from cf_utils.core.description import describe
 from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import device_of
 
-_RESULTS: WeakKeyDictionary[Counterfactuals, dict] = (
-    WeakKeyDictionary()
-)  # described once, not once a batch: they can be large
+Ids = Tensor | Sequence[str]
 
 
 @dataclass
 class SearchResult:
-    """What a method's `search` hands back; rows are those that it was given."""
+    """What `Explainer.search` returns, for the items that it was given."""
 
-    counterfactual: Tensor
-    mask: Tensor | None = None
+    counterfactual: Tensor  # (B, ...)
+    mask: Tensor | None = None  # (B, ...) bool, what was allowed to change
     path: Tensor | None = None  # (B, steps, ...), without the query
-    path_len: Tensor | None = None  # states in `path`, without the query
-    reason: list[str] | None = None  # a method's own word on a failure, "" to leave it to the call
+    path_len: Tensor | None = None  # (B,) int64, states in `path`
+    reason: list[str] | None = None  # failure reason per item; "" leaves it to the call
     generator: PassCounter | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Explainer(ABC):
-    """Base of every method: `explain = Method(settings); cfs = explain(classifier, x, target)`.
+    """Base class of all methods: `explain = Method(settings); cfs = explain(classifier, x, target)`.
 
-    Derived classes are frozen dataclasses whose fields are settings and prepared parts, and implement
-    `search(f, x, target, ids, tau) -> SearchResult`, a batched computation in which rows do not influence each other.
+    A method is a frozen dataclass whose fields are its settings and prepared parts. It implements
+    `search(f, x, target, ids, tau) -> SearchResult`, a batched computation in which items do not
+    influence each other.
     """
 
     tau: float = 0.5  # wanted probability of the target
     seed: int = 0  # of all noise
-    bounds: tuple[Any, Any] | None = (
-        0.0,
-        1.0,
-    )  # the data's valid range: scalars, or tensors per feature
-    constraints: Constraints | None = None  # what a row of a table may do; kept exactly
+    bounds: tuple[Any, Any] | None = (0.0, 1.0)  # valid range of x: numbers, or tensors per feature
+    constraints: Constraints | None = None  # limits on the change of each feature, for tables
 
-    keeps_constraints: ClassVar[bool] = False  # does the method's search know of them?
+    keeps_constraints: ClassVar[bool] = False  # whether `search` can keep `constraints`
+    needs_gradient: ClassVar[bool] = False  # whether `search` differentiates the classifier
+
+    def with_(self, **changes: Any) -> Self:
+        """Return a copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
-        """y, moved to the nearest point that the constraints allow for x; y itself where there are none."""
+        """Return the point nearest to y that `constraints` allow for x; y itself if there are none."""
         return y if self.constraints is None else self.constraints.snap(y, x)
 
     @abstractmethod
-    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
-        """The method itself, on the rows that are neither done nor broken. A class without one cannot be made."""
+    def search(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> SearchResult:
+        """Search a counterfactual for each item of x that is neither at its target nor NaN."""
 
-    def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027  (a hook: not every method has something of its own)
-        """A method's own checks on its parts against the input and the classifier, before any search."""
+    def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027 (an optional hook)
+        """Raise ValueError if the settings do not fit x or the classifier's logits for it."""
+
+    def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
+        """Return x after the method's own pipeline with nothing to change, same shape as x.
+
+        Measures what a generator does to an image that is not edited; x itself without a generator.
+        """
+        return x.clone()
 
     def __call__(
-        self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        ids: Ids | None = None,
+        tau: float | None = None,
     ) -> Counterfactuals:
-        """Explain each row: what must change in x for `classifier` to decide `target`, with probability `score` or tau.
+        """Explain each item: what must change in x for `classifier` to decide `target`?
 
-        classifier maps x to logits (B, K >= 2), normalisation inside it. The search runs on its device, the result is on the CPU,
-        wherever x was. Raises ValueError on bad input before any search.
+        Args:
+            classifier: maps x to logits (B, K >= 2); normalisation is inside it.
+            x: queries, float (B, ...) inside `bounds`.
+            target: wanted class per item, int64 (B,).
+            ids: int64 (B,) or B strings, which noise may depend on; None: row numbers.
+            tau: wanted probability of the target in (0, 1); None: the setting `tau`.
+
+        The search runs on the classifier's device; the result lies on the CPU.
+        Raises ValueError for bad input, before any search.
         """
-        row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, score)
+        row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, tau)
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: got {self.tau}, expected a probability inside (0, 1)")
         self._check_constraints(x)
         place = device_of(classifier, x.device)
-        tau, x, target = (
-            self.tau if score is None else score,
-            x.detach().to(place),
-            target.to(place),
-        )
+        x, target = x.detach().to(place), target.to(place)
+        tau = self.tau if tau is None else tau
         first = PassCounter(classifier, len(x))
         with frozen(classifier):
-            with torch.no_grad():
-                logits = _asked(first, x)
+            logits = self._first_logits(first, x)
             check_logits(logits, x, target)
             self.check(x, logits)
             broken, source = ~logits.isfinite().all(1), logits.argmax(1)
-            p = logits.softmax(1).gather(1, target[:, None])[:, 0]
-            done = (source == target) & (p >= tau) & ~broken
+            done = (source == target) & (target_score(logits, target) >= tau) & ~broken
             todo = (~done & ~broken).nonzero().flatten()
             first.flush()
-            search = PassCounter(classifier, len(todo))
-            found = SearchResult(x[:0])
-            if len(todo):
-                own = (
-                    ids[todo.cpu()]
-                    if isinstance(ids, Tensor)
-                    else tuple(ids[i] for i in todo.tolist())
-                )
-                with torch.enable_grad():  # a caller's no_grad is about its own graph
-                    found = self.search(search, x[todo], target[todo], own, tau)
-                found.counterfactual = found.counterfactual.detach()
-                if (
-                    self.constraints is not None
-                    and not self.constraints.kept(found.counterfactual, x[todo]).all()
-                ):
-                    raise RuntimeError(
-                        f"{type(self).__name__} broke a constraint: a fault of the method, please report it"
-                    )
-            cf = x.clone()
-            if len(todo):
-                fine = found.counterfactual.flatten(1).isfinite().all(1)
-                cf[todo[fine]] = found.counterfactual[fine]
-                with torch.no_grad():
-                    final = search(cf[todo], torch.arange(len(todo)))
-                search.flush()
-                logits = logits.index_copy(0, todo, final)
-        p = logits.softmax(1).gather(1, target[:, None])[:, 0]
-        valid = (logits.argmax(1) == target) & p.isfinite()
-        reached = valid & (p >= tau)
-        own = dict(zip(todo.tolist(), found.reason or [], strict=False))
-        reason = [
-            ALREADY
-            if done[i]
-            else NAN
-            if broken[i] or not p[i].isfinite()
-            else ""
-            if reached[i]
-            else own.get(i) or (BELOW if valid[i] else OTHER)
-            for i in range(len(x))
-        ]
-        at = todo.cpu()
+            found, again = self._search_rows(classifier, x, target, ids, tau, todo)
+            cf, logits = self._judge(found, again, x, todo, logits)
+        score = target_score(logits, target)
+        valid = (logits.argmax(1) == target) & score.isfinite()
+        reached = valid & (score >= tau)
+        reason = _reasons(found, todo, done, broken | ~score.isfinite(), valid, reached)
         counts = {
-            k: getattr(first, k).index_add(0, at, getattr(search, k))
-            for k in ("n_forward", "n_backward", "seconds")
+            name: getattr(first, name).index_add(0, todo.cpu(), getattr(again, name))
+            for name in ("n_forward", "n_backward", "seconds")
         }
         return Counterfactuals(
             query=x,
             counterfactual=cf,
             target=target,
             source=source.masked_fill(broken, -1),
-            score=p,
+            score=score,
             valid=valid,
             reached=reached,
-            reason=tuple(reason),
+            reason=reason,
             ids=ids,
             settings={**describe(self), "classifier": describe(classifier)},
             seed=self.seed,
             row_ids=row_ids,
             **counts,
-            **self._spread(found, x, todo),
+            **_spread(found, x, todo),
         ).cpu()
+
+    def _first_logits(self, first: PassCounter, x: Tensor) -> Tensor:
+        """Classify the queries, and check that a method that needs gradients gets them."""
+        if not self.needs_gradient:
+            with torch.no_grad():
+                return _classify(first, x)
+        with torch.enable_grad():
+            logits = _classify(first, x.detach().requires_grad_(True))
+        if not logits.requires_grad:
+            raise ValueError(
+                f"classifier: its logits have no gradient with respect to x, which "
+                f"{type(self).__name__} needs; use a differentiable classifier, or a method that "
+                "only asks for decisions (GrowingSpheres, LORE, ABELE)"
+            )
+        return logits.detach()
+
+    def _search_rows(
+        self, classifier: nn.Module, x: Tensor, target: Tensor, ids: Ids, tau: float, todo: Tensor
+    ) -> tuple[SearchResult, PassCounter]:
+        """Search the items `todo`; return what was found and the counter of their passes."""
+        counter, found = PassCounter(classifier, len(todo)), SearchResult(x[:0])
+        if len(todo):
+            with torch.enable_grad():  # the caller's no_grad concerns the caller's own graph
+                found = self.search(counter, x[todo], target[todo], select_ids(ids, todo), tau)
+            found.counterfactual = found.counterfactual.detach()
+            if self.constraints is not None:
+                kept = self.constraints.kept(found.counterfactual, x[todo])
+                if not kept.all():
+                    raise RuntimeError(
+                        f"{type(self).__name__} broke a constraint; this is a bug of the method, "
+                        "please report it"
+                    )
+        return found, counter
+
+    @staticmethod
+    def _judge(
+        found: SearchResult, counter: PassCounter, x: Tensor, todo: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the counterfactuals (B, ...) of all items and their logits (B, K)."""
+        cf = x.clone()
+        if len(todo):
+            finite = found.counterfactual.flatten(1).isfinite().all(1)
+            cf[todo[finite]] = found.counterfactual[finite]
+            with torch.no_grad():
+                final = counter(cf[todo], torch.arange(len(todo)))
+            counter.flush()
+            logits = logits.index_copy(0, todo, final)
+        return cf, logits
 
     def _check_constraints(self, x: Tensor) -> None:
         if self.constraints is None:
@@ -162,65 +192,62 @@ class Explainer(ABC):
             raise ValueError(f"constraints: {type(self).__name__} cannot keep them, expected None")
         if x.ndim != 2 or x.shape[1:] != self.constraints.low.shape:
             raise ValueError(
-                f"constraints: for {len(self.constraints.low)} features, got x of shape {tuple(x.shape)}"
+                f"constraints: got limits on {len(self.constraints.low)} features for x of shape "
+                f"{tuple(x.shape)}, expected one limit per feature of x (B, F)"
             )
 
-    @staticmethod
-    def _spread(found: SearchResult, x: Tensor, todo: Tensor) -> dict[str, Tensor]:
-        """Give mask, path and generator passes of the searched rows to all rows (none, the query alone, zero)."""
-        out: dict[str, Tensor] = {}
-        if found.mask is not None:
-            out["mask"] = torch.zeros_like(x, dtype=torch.bool).index_copy(0, todo, found.mask)
-        if found.path is not None:
-            path = x[:, None].repeat(1, 1 + found.path.shape[1], *[1] * (x.ndim - 1))
-            path[todo, 1:] = found.path
-            out["path"] = path
-            out["path_len"] = torch.ones(len(x), dtype=torch.int64).index_copy(
-                0, todo.cpu(), 1 + found.path_len.cpu()
-            )
-        if found.generator is not None:
-            found.generator.flush()
-            for k in ("n_forward", "n_backward"):
-                zero = torch.zeros(len(x), dtype=torch.int64)
-                out[f"{k}_generator"] = zero.index_copy(0, todo.cpu(), getattr(found.generator, k))
-        return out
+
+def target_score(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the probability of each item's target, (B,), from logits (B, K) and target (B,)."""
+    return logits.softmax(1).gather(1, target[:, None])[:, 0]
 
 
-def _asked(first: PassCounter, x: Tensor) -> Tensor:
-    """The first question to the classifier; what it says of an x that it does not take becomes a ValueError that names x."""
+def _reasons(
+    found: SearchResult, todo: Tensor, done: Tensor, nan: Tensor, valid: Tensor, reached: Tensor
+) -> tuple[str, ...]:
+    """Return the failure reason per item, "" where the target was reached."""
+    of_method = dict(zip(todo.tolist(), found.reason or [], strict=False))
+    reasons = []
+    for i in range(len(done)):
+        if done[i]:
+            reasons.append(ALREADY)
+        elif nan[i]:
+            reasons.append(NAN)
+        elif reached[i]:
+            reasons.append("")
+        else:
+            reasons.append(of_method.get(i) or (BELOW if valid[i] else OTHER))
+    return tuple(reasons)
+
+
+def _spread(found: SearchResult, x: Tensor, todo: Tensor) -> dict[str, Tensor]:
+    """Extend mask, path and generator passes from the searched items to all items of the call."""
+    out: dict[str, Tensor] = {}
+    rows = todo.cpu()
+    if found.mask is not None:
+        out["mask"] = torch.zeros_like(x, dtype=torch.bool).index_copy(0, todo, found.mask)
+    if found.path is not None and found.path_len is not None:
+        path = x[:, None].repeat(1, 1 + found.path.shape[1], *[1] * (x.ndim - 1))
+        path[todo, 1:] = found.path
+        one = torch.ones(len(x), dtype=torch.int64)
+        out["path"] = path
+        out["path_len"] = one.index_copy(0, rows, 1 + found.path_len.cpu())
+    if found.generator is not None:
+        found.generator.flush()
+        for name in ("n_forward", "n_backward"):
+            none = torch.zeros(len(x), dtype=torch.int64)
+            out[f"{name}_generator"] = none.index_copy(0, rows, getattr(found.generator, name))
+    return out
+
+
+def _classify(counter: PassCounter, x: Tensor) -> Tensor:
+    """Return the logits of x. Raises ValueError that names x if the classifier rejects it."""
     try:
-        return first(x, torch.arange(len(x)))
+        return counter(x, torch.arange(len(x)))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as e:
         raise ValueError(
-            f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not take: "
+            f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not accept: "
             f"{str(e).strip().splitlines()[0]}"
         ) from e
-
-
-def describe(thing: Any) -> Any:
-    """Plain JSON of a setting: dataclasses field by field, tensors and modules by name and SHA-256."""
-    if isinstance(thing, Tensor):
-        return {"tensor": list(thing.shape), "sha256": files.sha256(thing)[:16]}
-    if isinstance(thing, nn.Module):
-        return {"module": type(thing).__name__, "sha256": files.module_sha256(thing)[:16]}
-    if isinstance(thing, Counterfactuals):
-        if thing not in _RESULTS:
-            _RESULTS[thing] = _fields(thing)
-        return _RESULTS[thing]
-    if dataclasses.is_dataclass(thing):
-        return _fields(thing)
-    if isinstance(thing, (tuple, list)):
-        return [describe(t) for t in thing]
-    if isinstance(thing, dict):
-        return {str(k): describe(v) for k, v in thing.items()}
-    if thing is None or isinstance(thing, (bool, int, float, str)):
-        return thing
-    raise TypeError(f"{type(thing).__name__} cannot be a setting: it has no plain JSON form")
-
-
-def _fields(thing: Any) -> dict:
-    return {"method": type(thing).__name__} | {
-        f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)
-    }

@@ -21,7 +21,6 @@ Decisions, where the paper is silent or its code differs from it:
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -138,9 +137,6 @@ class ACE(Explainer):
             "dilation": 7,
         }
         return cls(prior=prior, **(own | changes))
-
-    def with_(self, **changes) -> ACE:
-        return dataclasses.replace(self, **changes)
 
     def by(self, attack: str, **changes) -> ACE:
         """The same by another attack: gradient descent and C&W take twice the iterations of signed steps (section 4.6: 100)."""

@@ -25,7 +25,6 @@ back is the success with the smallest elastic-net distance beta ||d||_1 + ||d||_
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -92,9 +91,6 @@ class CEM(Explainer):
                 | changes
             ),
         )
-
-    def with_(self, **changes) -> CEM:
-        return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if self.gamma > 0 and self.autoencoder is None:

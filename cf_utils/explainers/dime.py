@@ -26,7 +26,6 @@ Decisions, where the paper is silent or its code differs from it:
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -116,9 +115,6 @@ class DiME(Explainer):
     def roads(cls, prior: DDPM, **changes) -> DiME:
         """Rendered roads, 64 x 128 px: as on BDD, not tuned."""
         return cls.bdd(prior, **changes)
-
-    def with_(self, **changes) -> DiME:
-        return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if not (

@@ -202,9 +202,6 @@ class GradualConstruction(Explainer):
             ),
         )
 
-    def with_(self, **changes) -> GradualConstruction:
-        return dataclasses.replace(self, **changes)
-
     def check(self, x, logits):
         k = logits.shape[1]
         if tuple(self.prototypes.shape) != (k, k) or not self.prototypes.isfinite().all():

@@ -21,7 +21,6 @@ Draws are uniform in volume, r = (a_0^d + u (a_1^d - a_0^d))^(1/d) along a unifo
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -83,9 +82,6 @@ class GrowingSpheres(Explainer):
                 | changes
             )
         )
-
-    def with_(self, **changes) -> GrowingSpheres:
-        return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if x.ndim != 2:

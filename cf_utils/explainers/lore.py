@@ -26,7 +26,6 @@ its paths are the rules (`rules.py`). Decisions:
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
@@ -66,9 +65,6 @@ class LORE(Explainer):
     bounds: tuple | None = None  # new values are those of training rows, or just past a threshold
 
     keeps_constraints: ClassVar[bool] = True
-
-    def with_(self, **changes) -> LORE:
-        return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         if x.ndim != 2:

@@ -24,7 +24,6 @@ step size and no tolerance; the numbers here are ours. Decisions:
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -98,9 +97,6 @@ class Wachter(Explainer):
             "lr": 0.02,
         }
         return cls(**(own | changes))
-
-    def with_(self, **changes) -> Wachter:
-        return dataclasses.replace(self, **changes)
 
     def check(self, x, logits):
         for name, known in (("term", TERMS), ("distance", DISTANCES)):

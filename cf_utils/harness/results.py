@@ -163,7 +163,7 @@ class Run:
         x: Tensor,
         target: Tensor,
         ids,
-        score: float | None = None,
+        tau: float | None = None,
         batch_size: int = 64,
     ) -> core.Counterfactuals | None:
         """core.explain_in_batches with this run's folder: batches on disk are read, others computed and kept.
@@ -177,7 +177,7 @@ class Run:
             x,
             target,
             ids,
-            score=score,
+            tau=tau,
             batch_size=batch_size,
             shard=self.shard,
             desc=name,
