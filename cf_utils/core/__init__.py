@@ -7,7 +7,7 @@ from cf_utils.core.constraints import Constraints
 from cf_utils.core.description import describe
 from cf_utils.core.deviation import median_absolute_deviation
 from cf_utils.core.explainer import Explainer, SearchResult, target_score
-from cf_utils.core.pass_counter import PassCounter, frozen
+from cf_utils.core.pass_counter import PassCounter, eval_mode, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import (
     device_of,
@@ -34,6 +34,7 @@ __all__ = [
     "check_query",
     "describe",
     "device_of",
+    "eval_mode",
     "explain_in_batches",
     "frozen",
     "headless",

@@ -11,19 +11,33 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients (a backward pass to the input is then all that is paid); back afterwards."""
-    was = [(m, m.training) for mod in modules for m in mod.modules()]
-    grads = [(p, p.requires_grad) for mod in modules for p in mod.parameters()]
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode; restore the training mode of every submodule afterwards."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
     try:
-        for m in modules:
-            m.eval().requires_grad_(False)
+        for module in modules:
+            module.eval()
         yield
     finally:
-        for m, training in was:
+        for m, training in modes:
             m.training = training
-        for p, needs in grads:
-            p.requires_grad_(needs)
+
+
+@contextlib.contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode without parameter gradients; restore both afterwards.
+
+    A backward pass then computes the gradient of the input alone.
+    """
+    needs = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    with eval_mode(*modules):
+        try:
+            for module in modules:
+                module.requires_grad_(False)
+            yield
+        finally:
+            for p, requires_grad in needs:
+                p.requires_grad_(requires_grad)
 
 
 class PassCounter:
