@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cf_utils.core import files
+from cf_utils.models.generators.latent import LatentModel
 
 
-class AdversarialAutoencoder(nn.Module):
+class AdversarialAutoencoder(LatentModel):
     """`encoder` (B, *shape) in [0, 1] -> codes (B, latent); `decoder` codes -> (B, *shape) in [0, 1]; `discriminator` codes ->
     logits (B,) of having been drawn from N(0, I)."""
 
@@ -62,9 +62,11 @@ class AdversarialAutoencoder(nn.Module):
             nn.Flatten(0),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction of x (B, *shape)."""
-        return self.decoder(self.encoder(x))
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
 
 
 # ---------------------------------------------------------------- the losses
@@ -103,22 +105,7 @@ def deception(module: AdversarialAutoencoder, batch) -> Tensor:
     return generator_loss(module.discriminator(module.encoder(batch[0])))
 
 
-# ---------------------------------------------------------------- load, measure
-
-
-def load(name: str = "mnist_aae", device: torch.device | str = "cpu") -> AdversarialAutoencoder:
-    """A shipped autoencoder by the name of its checkpoint, in eval mode; its card is `.card`."""
-    path = files.CHECKPOINTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it"
-        )
-    arguments = files.read_json(path)["architecture"].get("arguments", {})
-    model = AdversarialAutoencoder(
-        **arguments | ({"shape": tuple(arguments["shape"])} if "shape" in arguments else {})
-    )
-    model.card = files.load_checkpoint(name, model)
-    return model.to(device)
+# ---------------------------------------------------------------- measure
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import files
+from cf_utils.models.generators.latent import LatentModel
 
 
-class AutoEncoder(nn.Module):
+class AutoEncoder(LatentModel):
     """x (B, 1, 28, 28) in [0, 1] -> its reconstruction, same shape, in (0, 1). No randomness, no batch statistics: a row's
     reconstruction depends on that row alone. `encode` gives the latent (B, latent)."""
 
@@ -42,8 +42,8 @@ class AutoEncoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encoder(x))
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
 
 
 def reconstruction_error(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
@@ -52,23 +52,3 @@ def reconstruction_error(model: nn.Module, x: Tensor, batch_size: int = 500) -> 
     Blind spot: a blank or very thin image is reconstructed well and is no digit."""
     with torch.no_grad():
         return torch.cat([(b - model(b)).square().flatten(1).sum(1) for b in x.split(batch_size)])
-
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {"AutoEncoder": AutoEncoder}
-
-
-def load(name: str = "mnist_autoencoder", device: torch.device | str = "cpu") -> nn.Module:
-    """A shipped autoencoder by the name of its checkpoint, in eval mode; its card is `.card`."""
-    path = files.CHECKPOINTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. `python -m cf_utils.training.recipes {name} --data DIR` makes it"
-        )
-    architecture = files.read_json(path)["architecture"]
-    if architecture["class"] not in ARCHITECTURES:
-        raise ValueError(
-            f"{name}: holds a {architecture['class']}, expected one of {sorted(ARCHITECTURES)}"
-        )
-    model = ARCHITECTURES[architecture["class"]](**architecture.get("arguments", {}))
-    model.card = files.load_checkpoint(name, model)
-    return model.to(device)
