@@ -26,7 +26,7 @@ from cf_utils import core
 from cf_utils.core import files
 from cf_utils.datasets import rendered
 from cf_utils.explainers.ace import ACE
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 from cf_utils.models.generators import diffusion
 
 TINY = {
@@ -113,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         args.n, args.iterations, args.repeats = 2, 3, 1
     began, device = time.perf_counter(), core.pick_device(args.device)
     prior, model = (
-        diffusion.load("faces_ddpm", device),
-        classifiers.OneOutput(classifiers.load("faces_smile_causal", device)),
+        checkpoints.load("faces_ddpm", device).model,
+        classifiers.OneOutput(checkpoints.load("faces_smile_causal", device).model),
     )
     data = rendered.load("faces", "test", n=args.n)
     x, ids = data.x.to(device), data.ids

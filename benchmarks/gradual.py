@@ -30,7 +30,7 @@ from cf_utils import core
 from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.explainers.gradual import GradualConstruction, mean_logits
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 
 JUDGES = ("mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
 
@@ -122,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     began, device = time.perf_counter(), core.pick_device(args.device)
     warnings.simplefilter("ignore", UserWarning)  # the overhead asks for a tau that nothing reaches
-    model = classifiers.load("mnist_cnn", device)
-    judges = [classifiers.load(j, device) for j in JUDGES]
+    model = checkpoints.load("mnist_cnn", device).model
+    judges = [checkpoints.load(j, device).model for j in JUDGES]
     proto = mean_logits(model, mnist.load("", "train").x.to(device), seed=args.seed)
     pool = mnist.load("", "test")
     most = max(args.n, args.n_early)
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
             whole[name] = whole[name] + part
     alone, batch, unhurried, quick = whole["alone"], whole["batch"], whole["full"], whole["early"]
 
-    double = classifiers.load("mnist_cnn", device).double()
+    double = checkpoints.load("mnist_cnn", device).model.double()
     exact = slow.with_(prototypes=proto.double())
     few = slice(0, args.n64)
     one, _ = one_by_one(exact, double, x[few].double(), target[few], ids[few])

@@ -1,6 +1,6 @@
 """What the layout of a network's weights is worth: `python benchmarks/layout.py` (see --help).
 
-ratio_*             a pass forward and back with the weights as they are loaded (`io.channels_last`) over one with them as usual:
+ratio_*             a pass forward and back with the weights as they are loaded (`weights.channels_last`) over one with them as usual:
                     the same network and images, alternating, best of --repeats; of the diffusion model forward alone, too
 max_abs_difference  of the outputs of the two, in units of the largest output
 
@@ -22,7 +22,7 @@ from _side import report
 from torch import nn
 
 from cf_utils.core import files
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints
 from cf_utils.models.generators import diffusion
 
 SHAPES = {
@@ -78,9 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         [],
     )
     for name, shape in SHAPES.items():
-        last = (diffusion.load if name.endswith("_ddpm") else classifiers.load)(
-            name
-        ).requires_grad_(False)
+        last = checkpoints.load(name).model.requires_grad_(False)
         first = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
         x = torch.rand(args.batch, *shape, generator=gen)
         for back, tag in ((True, ""), (False, "_forward")):

@@ -29,7 +29,7 @@ from cf_utils.explainers.gradual import GradualConstruction, mean_logits
 from cf_utils.explainers.growing_spheres import GrowingSpheres
 from cf_utils.explainers.lore import LORE
 from cf_utils.explainers.wachter import Wachter
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 
 
 class OneAtATime(torch.nn.Module):
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore", UserWarning)
     train, test = (credit.load(args.data, s, args.name) for s in ("train", "test"))
     name = test.layout.name
-    model = classifiers.load(f"{name}_mlp")
+    model = checkpoints.load(f"{name}_mlp").model
     parts = [test] if args.data else [credit.load("", s) for s in ("train", "validation", "test")]
     x = torch.cat([p.x for p in parts])[: args.n]
     ids, target = torch.arange(len(x)), 1 - classifiers.predict(model, x).argmax(1)

@@ -22,7 +22,7 @@ from cf_utils.core import files
 from cf_utils.datasets import glove, imdb
 from cf_utils.explainers.gradual import mean_of_logits
 from cf_utils.explainers.gradual_words import GradualWords, nearest, predict_texts
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 
 
 def by_loop(points: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         args.n, args.steps, args.points = 4, 5, 1
     began = time.perf_counter()
     vectors, train, test = glove.load(), imdb.load("", "train"), imdb.load("", "test")
-    model = classifiers.load("imdb_cnn")
+    model = checkpoints.load("imdb_cnn").model
     train = train.take(range(1000))
     rows = glove.encode(vectors, train.texts)
     prototypes = mean_of_logits(predict_texts(model, vectors, train.texts), seed=args.seed)

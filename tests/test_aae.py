@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from cf_utils.core import files
 from cf_utils.datasets import mnist
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints
 from cf_utils.models.generators import adversarial_autoencoder
 from cf_utils.training import loop
 
 SHIPPED = pytest.mark.skipif(
-    not (files.CHECKPOINTS / "mnist_aae.json").exists(), reason="checkpoint not made yet"
+    not (checkpoints.FOLDER / "mnist_aae.json").exists(), reason="checkpoint not made yet"
 )
 
 
@@ -145,15 +144,15 @@ def test_adversarial_training_pulls_codes_to_the_prior():
 
 @SHIPPED
 def test_the_shipped_autoencoder_does_what_its_card_says():
-    m, digits = adversarial_autoencoder.load(), mnist.load("", "test")
-    q = adversarial_autoencoder.quality(m, digits.x[:500], classifiers.load("mnist_cnn"))
+    (m, card), digits = checkpoints.load("mnist_aae"), mnist.load("", "test")
+    q = adversarial_autoencoder.quality(m, digits.x[:500], checkpoints.load("mnist_cnn").model)
     assert q["reconstruction_error"] < 0.07, q  # measured 0.058
     assert q["classifier_agreement"] > 0.8, q  # measured 0.918
     assert 0.4 < q["discriminator_accuracy"] < 0.7, q  # measured 0.507
-    assert (files.CHECKPOINTS / "mnist_aae.safetensors").stat().st_size <= 2**20
+    assert (checkpoints.FOLDER / "mnist_aae.safetensors").stat().st_size <= 2**20
     for key in ("reconstruction_error", "classifier_agreement", "discriminator_accuracy"):
         assert q[key] == pytest.approx(
-            m.card["quality"][key], abs=0.06
+            card.quality[key], abs=0.06
         )  # other digits, stored in float16
 
 
@@ -173,5 +172,5 @@ def test_quality_of_known_parts():
 
 
 def test_a_missing_checkpoint_says_how_to_make_it():
-    with pytest.raises(FileNotFoundError, match=r"cf_utils\.recipes no_such"):
-        adversarial_autoencoder.load("no_such")
+    with pytest.raises(FileNotFoundError, match=r"cf train no_such"):
+        checkpoints.load("no_such")

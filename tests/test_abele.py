@@ -9,11 +9,10 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from cf_utils import core
-from cf_utils.core import files
 from cf_utils.datasets import mnist
 from cf_utils.explainers import abele
 from cf_utils.explainers.abele import ABELE, NO_EXEMPLAR, NO_RULE, Rule
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints
 from cf_utils.models.generators import adversarial_autoencoder
 from tests.small import assert_rows_are_on_their_own
 
@@ -408,14 +407,14 @@ def test_the_parts_come_back_as_they_were():
 
 
 @pytest.mark.skipif(
-    not (files.CHECKPOINTS / "mnist_aae.json").exists(), reason="checkpoint not made yet"
+    not (checkpoints.FOLDER / "mnist_aae.json").exists(), reason="checkpoint not made yet"
 )
 def test_digits():
     split = mnist.load("", "validation")
     rows, target = (v[::11] for v in mnist.ordered_pairs(split, 1))
     rows, target = rows[:6], target[:6]
-    cfs = ABELE(adversarial_autoencoder.load(), tau=0.9)(
-        classifiers.load("mnist_cnn"), split.x[rows], target, split.ids[rows]
+    cfs = ABELE(checkpoints.load("mnist_aae").model, tau=0.9)(
+        checkpoints.load("mnist_cnn").model, split.x[rows], target, split.ids[rows]
     )
     assert cfs.reached.sum() >= 5 and cfs.n_forward.max() <= 1000, (
         cfs.reason

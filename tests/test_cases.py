@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from cf_utils import core
-from cf_utils.core import files
 from cf_utils.harness import cases
-from cf_utils.models import pretrained
+from cf_utils.models import checkpoints, pretrained
 
 SHIPPED = all(
-    (files.CHECKPOINTS / f"{name}.json").exists() for name in ("faces_ddpm", "faces_smile_causal")
+    (checkpoints.FOLDER / f"{name}.json").exists() for name in ("faces_ddpm", "faces_smile_causal")
 )
 
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from cf_utils.core import Constraints, files
+from cf_utils.core import Constraints
 from cf_utils.explainers.cem import CEM, shrink
+from cf_utils.models import checkpoints
 from cf_utils.models.generators import autoencoder
 from tests.small import (
     TAU,
@@ -261,17 +262,17 @@ def test_autoencoder_is_small_and_treats_rows_alone():
 
 
 @pytest.mark.skipif(
-    not (files.CHECKPOINTS / "mnist_autoencoder.json").exists(), reason="checkpoint not made"
+    not (checkpoints.FOLDER / "mnist_autoencoder.json").exists(), reason="checkpoint not made"
 )
 def test_shipped_autoencoder_rejects_noise():
     from cf_utils.datasets import mnist
 
-    model, x = autoencoder.load(), mnist.load("", "test").x[:200]
+    model, x = checkpoints.load("mnist_autoencoder").model, mnist.load("", "test").x[:200]
     noise = (x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     clean, noisy = (autoencoder.reconstruction_error(model, v).mean() for v in (x, noise))
     assert clean < 8 and noisy > 8 * clean  # measured 3.65, 89.7
-    with pytest.raises(FileNotFoundError, match="recipes"):
-        autoencoder.load("mnist_no_such")
+    with pytest.raises(FileNotFoundError, match="cf train"):
+        checkpoints.load("mnist_no_such")
 
 
 def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_found():

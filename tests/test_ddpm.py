@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cf_utils import core
-from cf_utils.core import files
+from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
 from cf_utils.models.generators import diffusion, schedule
 from cf_utils.models.generators.diffusion import Chain, build, noise_of, to_image, to_model
 from cf_utils.models.generators.schedule import linear, spaced
@@ -420,16 +421,14 @@ def test_bad_settings_and_sizes():
 
 def test_checkpoint_goes_and_comes_back(tmp_path, monkeypatch):
     model = small().float()
-    files.save_checkpoint(
-        "tiny_ddpm", model, {"architecture": diffusion.card_of(model)}, tmp_path, half=False
-    )
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
-    again, z = diffusion.load("tiny_ddpm"), torch.randn(1, 3, 16, 16)
+    card = Card(architecture=diffusion.card_of(model))
+    checkpoints.save("tiny_ddpm", model, card, tmp_path, half=False)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
+    again, z = checkpoints.load("tiny_ddpm").model, torch.randn(1, 3, 16, 16)
     assert again.settings == model.settings and len(again.schedule) == 50 and not again.training
     assert torch.equal(again(z, torch.tensor([3])), model(z, torch.tensor([3])))
     with pytest.raises(FileNotFoundError, match=r"no_ddpm\.json is missing"):
-        diffusion.load("no_ddpm")
+        checkpoints.load("no_ddpm")
 
 
 # ---------------------------------------------------------------- training

@@ -12,7 +12,8 @@ from torch import nn
 from torchvision import models
 
 from cf_utils.core import files
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
+from cf_utils.models.cards import Card
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.image_classifiers import (
     PUBLISHED,
@@ -231,16 +232,10 @@ def test_load_finds_image_classifiers_by_their_card(tmp_path, monkeypatch):
         {"outputs": 2, "growth": 8, "blocks": [2, 2], "first": 8},
         SmallDenseNet(2, 8, (2, 2), 8).eval(),
     )
-    files.save_checkpoint(
-        "tiny",
-        model,
-        {"architecture": {"class": "SmallDenseNet", "arguments": settings}},
-        tmp_path,
-        half=False,
-    )
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
-    loaded, x = classifiers.load("tiny"), images(2, (16, 16))
+    card = Card(architecture={"class": "SmallDenseNet", "arguments": settings})
+    checkpoints.save("tiny", model, card, tmp_path, half=False)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
+    (loaded, card), x = checkpoints.load("tiny"), images(2, (16, 16))
     torch.testing.assert_close(loaded(x), model(x))
-    assert not loaded.training and loaded.card["name"] == "tiny"
+    assert not loaded.training and card.name == "tiny"
     assert ImageResNet(10).net.fc.out_features == 10

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from cf_utils.core import files
+from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
@@ -44,7 +46,7 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
         else:
             model = nn.Linear(2, 2)
             nn.init.constant_(model.weight, value)
-            files.save_checkpoint("f", model, {"value": value}, tmp_path)
+            checkpoints.save("f", model, Card(extra={"value": value}), tmp_path)
 
     rename = os.replace
 
@@ -72,10 +74,10 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
             files.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value))
         )
     elif when == "before":
-        assert files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)["value"] == 1
+        assert checkpoints.load_weights("f", nn.Linear(2, 2), tmp_path).extra["value"] == 1
     else:  # new weights under the old card: two trainings, never taken for a pair
-        with pytest.raises(ValueError, match="its card says"):
-            files.load_checkpoint("f", nn.Linear(2, 2), tmp_path)
+        with pytest.raises(ValueError, match="as in its card"):
+            checkpoints.load_weights("f", nn.Linear(2, 2), tmp_path)
 
 
 def test_json_is_strict(tmp_path):
@@ -111,11 +113,11 @@ def net(hidden=4):
 @pytest.mark.parametrize(("half", "error"), [(True, 2e-3), (False, 0.0)])
 def test_checkpoint_round_trip(tmp_path, half, error):
     model = net().train()
-    files.save_checkpoint("m", model, {"about": "x"}, tmp_path, half=half)
+    checkpoints.save("m", model, Card(about="x"), tmp_path, half=half)
     other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    card = files.load_checkpoint("m", other, tmp_path)
-    assert card["about"] == "x"
-    assert card["parameters"] == 24
+    card = checkpoints.load_weights("m", other, tmp_path)
+    assert card.about == "x"
+    assert card.parameters == 24
     assert not other.training
     assert other[0].weight.dtype == torch.float32
     assert (other[0].weight - model[0].weight).abs().max() <= error  # float16: 2^-11 of the value
@@ -123,36 +125,36 @@ def test_checkpoint_round_trip(tmp_path, half, error):
 
 
 def test_checkpoint_that_does_not_fit(tmp_path):
-    files.save_checkpoint("m", net(4), {}, tmp_path)
+    checkpoints.save("m", net(4), Card(), tmp_path)
     with pytest.raises(
         ValueError,
         match=r"fit Sequential: 0\.bias: file \(4,\), model \(5,\); 0\.weight: file \(4, 3\)",
     ):
-        files.load_checkpoint("m", net(5), tmp_path)
+        checkpoints.load_weights("m", net(5), tmp_path)
     with pytest.raises(ValueError, match=r"1\.bias: file \(4,\), model absent"):
-        files.load_checkpoint("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
+        checkpoints.load_weights("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
     with pytest.raises(ValueError, match=r"2\.weight: file absent, model \(2, 4\)"):
-        files.load_checkpoint("m", nn.Sequential(*net(4), nn.Linear(4, 2)), tmp_path)
+        checkpoints.load_weights("m", nn.Sequential(*net(4), nn.Linear(4, 2)), tmp_path)
     before = net(5)
     kept = before[0].weight.clone()
     with pytest.raises(ValueError, match="fit"):
-        files.load_checkpoint("m", before, tmp_path)
+        checkpoints.load_weights("m", before, tmp_path)
     assert torch.equal(before[0].weight, kept)  # refused before anything was written into it
 
 
 def test_checkpoint_missing_or_of_another_training(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"m\.safetensors is missing; .*cf_utils\.recipes m "
+        FileNotFoundError, match=r"got 'm', but .*m\.json is missing; .*`cf train m`"
     ):
-        files.load_checkpoint("m", net(), tmp_path)
-    path = files.save_checkpoint("m", net(), {}, tmp_path)
+        checkpoints.load_weights("m", net(), tmp_path)
+    path = checkpoints.save("m", net(), Card(), tmp_path)
     raw = path.read_bytes()
     path.write_bytes(raw[:-2] + b"\x01\x02")
-    with pytest.raises(ValueError, match=r"sha256 .* its card says"):
-        files.load_checkpoint("m", net(), tmp_path)
+    with pytest.raises(ValueError, match=r"sha256 .* as in its card"):
+        checkpoints.load_weights("m", net(), tmp_path)
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"m\.json"):
-        files.load_checkpoint("m", net(), tmp_path)
+        checkpoints.load_weights("m", net(), tmp_path)
 
 
 def test_fetch_verifies(tmp_path):
@@ -179,11 +181,11 @@ def test_a_loaded_network_convolves_channels_last_and_says_the_same(tmp_path):
     net = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
     ).double()
-    files.save_checkpoint("c", net, {"value": 1}, tmp_path)
+    checkpoints.save("c", net, Card(), tmp_path)
     other = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
     ).double()
-    files.load_checkpoint("c", other, tmp_path)
+    checkpoints.load_weights("c", other, tmp_path)
     wide = [p for p in other.parameters() if p.ndim == 4]
     assert len(wide) == 2 and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
     assert not wide[0].is_contiguous()

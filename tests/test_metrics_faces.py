@@ -61,7 +61,7 @@ def test_where_the_threshold_comes_from():
     encoder = Direction()
     with pytest.raises(ValueError, match="threshold: got None for Direction"):
         identity.fva_fs(encoder, query, moved)
-    encoder.card = {"quality": {"threshold": 0.3}}
+    encoder.threshold = 0.3
     assert identity.fva_fs(encoder, query, moved)["fva_embedded"] == 1
     encoder.threshold = 0.5
     assert identity.fva_fs(encoder, query, moved)["fva_embedded"] == 0.5

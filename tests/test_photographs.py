@@ -7,9 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cf_utils.core import files
-from cf_utils.models import classifiers
-from cf_utils.models.generators import diffusion
+from cf_utils.models import checkpoints
 from cf_utils.training.recipes import RECIPES, make, photographs
 from tests.test_image_sets import NAMES, VALUES, faces  # noqa: F401 (a fixture)
 
@@ -38,9 +36,7 @@ def test_a_densenet_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_p
     assert card["classes"] == NAMES and card["quality"]["validation_n"] == 1
     assert set(card["quality"]["validation_accuracy"].values()) <= {0.0, 1.0}
     assert card["data"]["split"] == "train (3 images)" and "--data DIR" in card["recipe"]
-    monkeypatch.setattr(files, "CHECKPOINTS", out)
-    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (out,))
-    model = classifiers.load("celeba_densenet")
+    model = checkpoints.load("celeba_densenet", folder=out).model
     assert model(torch.rand(2, 3, 128, 128)).shape == (2, 40)
 
 
@@ -48,12 +44,8 @@ def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path
     out = tmp_path / "checkpoints"
     card = make("celeba_ddpm", str(faces), 0, None, out)
     assert card["training"]["steps"] == 1 and card["quality"]["test_n"] == 1
-    monkeypatch.setattr(files, "CHECKPOINTS", out)
-    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (out,))
-    assert (
-        diffusion.load("celeba_ddpm").size == (128, 128)
-        and len(diffusion.load("celeba_ddpm").schedule) == 500
-    )
+    model = checkpoints.load("celeba_ddpm", folder=out).model
+    assert model.size == (128, 128) and len(model.schedule) == 500
 
 
 def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):

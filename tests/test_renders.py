@@ -12,7 +12,9 @@ from torch import nn
 
 from cf_utils import worlds
 from cf_utils.core import files
-from cf_utils.models import classifiers, oracles
+from cf_utils.models import checkpoints, classifiers, oracles
+from cf_utils.models.cards import Card
+from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.training.recipes import RECIPES, diffusion, people, readers, renders
 from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
@@ -207,8 +209,7 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
 
 
 def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(files.load_checkpoint, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
     monkeypatch.setattr(worlds, "get", lambda name: TOY)
     monkeypatch.setattr(readers, "adversarial", lambda *a: {})
     monkeypatch.setattr(readers, "calibrate", functools.partial(readers.calibrate, n=60, n_null=30))
@@ -221,12 +222,12 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
         "quality": "none",
         "settings": {"n": 7},
     }
-    files.save_checkpoint("stripes_oracle", model, card, tmp_path)
+    checkpoints.save("stripes_oracle", model, Card.from_json(card), tmp_path)
     first = readers.calibrate_again("stripes_oracle", tmp_path)
-    once = oracles.load("stripes_oracle")
+    once, once_card = checkpoints.load("stripes_oracle")
     assert (
         first["quality"]["null_by_sha256"] is None
-        and once.card["settings"] == {"n": 7}
+        and once_card.settings == {"n": 7}
         and (once.slope < 1).all()
     )
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
@@ -236,7 +237,7 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
         lambda factors, seed: (renders.in_bytes(factors).int() + 9).clamp(max=255).byte(),
     )
     again = readers.calibrate_again("stripes_oracle", tmp_path)
-    twice = oracles.load("stripes_oracle")
+    twice = checkpoints.load("stripes_oracle").model
     assert again["quality"]["null_by_sha256"] == files.sha256(tmp_path / "stripes_ddpm.safetensors")
     assert (
         again["quality"]["columns"]["left"]["r2"] == first["quality"]["columns"]["left"]["r2"]
@@ -246,18 +247,15 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
         for a, b in zip(once.members.parameters(), twice.members.parameters(), strict=True)
     )
     assert torch.equal(once.slope, twice.slope) and not torch.equal(once.null, twice.null)
-    monkeypatch.setattr(oracles, "load", lambda name: nn.Linear(1, 1))
+    monkeypatch.setattr(checkpoints, "load", lambda name: Loaded(nn.Linear(1, 1), Card()))
     with pytest.raises(ValueError, match="other: holds a Linear, expected a FactorOracle"):
         readers.calibrate_again("other", tmp_path)
 
 
 def test_readable_factors_are_those_whose_every_column_is_read():
-    oracle, r2 = (
-        nn.Module(),
-        {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5},
-    )
-    oracle.card = {"quality": {"columns": {k: {"r2": v} for k, v in r2.items()}}}
-    assert oracles.readable(oracle) == ("smile", "wall") and oracles.readable(oracle, 0.4) == (
+    r2 = {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5}
+    card = Card(quality={"columns": {k: {"r2": v} for k, v in r2.items()}})
+    assert oracles.readable(card) == ("smile", "wall") and oracles.readable(card, 0.4) == (
         "smile",
         "scene",
         "wall",
@@ -292,7 +290,6 @@ def test_an_ensemble_reads_mean_and_disagreement():
 
 
 def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
-    from cf_utils.models.generators import diffusion
     from cf_utils.models.generators.schedule import linear
 
     seen = []
@@ -304,12 +301,11 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
             seen.append((round(float(self.schedule.sigma[steps - 1]), 2), len(x)))
             return x + 1 / 255
 
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
     assert readers.prior_of(TOY) is None
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(
-        diffusion, "load", lambda name: type("M", (), {"chain": lambda self, spacing: Chain()})()
-    )
+    prior = type("M", (), {"chain": lambda self, spacing: Chain()})()
+    monkeypatch.setattr(checkpoints, "load", lambda name: Loaded(prior, Card()))
     factors = TOY.sample(7)
     x = readers.unedited(factors, 0)
     assert torch.equal(x.int(), renders.in_bytes(factors).int() + 1)
@@ -322,35 +318,34 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
 
 
 def test_a_reader_comes_back_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
     torch.manual_seed(0)
     model = oracles.FactorOracle(("a", "b=0"), (32, 64), members=2).eval()
     arguments = {"names": model.names, "size": (32, 64), "members": 2}
-    files.save_checkpoint(
-        "one", model, {"architecture": {"class": "FactorOracle", "arguments": arguments}}, tmp_path
-    )
-    back, x = oracles.load("one"), torch.rand(2, 3, 32, 64)
-    assert back.names == model.names and back.card["name"] == "one"
+    card = Card(architecture={"class": "FactorOracle", "arguments": arguments})
+    checkpoints.save("one", model, card, tmp_path)
+    (back, card), x = checkpoints.load("one"), torch.rand(2, 3, 32, 64)
+    assert back.names == model.names and card.name == "one"
     torch.testing.assert_close(back.read(x)[0], model.read(x)[0], atol=2e-2, rtol=0)
-    with pytest.raises(FileNotFoundError, match="recipes two"):
-        oracles.load("two")
-    files.save_checkpoint("three", model, {"architecture": {"class": "DDPM"}}, tmp_path)
+    with pytest.raises(FileNotFoundError, match="cf train two"):
+        checkpoints.load("two")
+    checkpoints.save("three", model, Card(architecture={"class": "DDPM"}), tmp_path)
     with pytest.raises(ValueError, match="DDPM"):
-        oracles.load("three")
+        checkpoints.load("three", kind="oracle")
 
 
 # what is shipped
 
 
 def shipped(names):
-    there = [n for n in names if (files.CHECKPOINTS / f"{n}.json").exists()]
+    there = [n for n in names if (checkpoints.FOLDER / f"{n}.json").exists()]
     return there or [pytest.param("none", marks=pytest.mark.skip("none is shipped yet"))]
 
 
 def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
     names = (*CLASSIFIERS, *ORACLES, *ATTRIBUTES, "faces_identity")
     assert set(names) <= RECIPES.keys()
-    cards = {n: files.read_json(files.CHECKPOINTS / f"{n}.json") for n in names}
+    cards = {n: files.read_json(checkpoints.FOLDER / f"{n}.json") for n in names}
     assert not [
         n
         for n, card in cards.items()
@@ -360,8 +355,8 @@ def test_every_shipped_model_has_its_recipe_and_was_made_for_this_world():
 
 @pytest.mark.parametrize("name", shipped(CLASSIFIERS))
 def test_a_classifier_is_what_its_card_says(name):
-    model = classifiers.load(name)
-    found, world = model.card["quality"], worlds.get(name.split("_")[0])
+    model, card = checkpoints.load(name)
+    found, world = card.quality, worlds.get(name.split("_")[0])
     kind, label = name.split("_")[2], world.label(name.split("_")[1])
     if kind == "causal":  # a wall's colour is no fine pattern: 0.20 of shortcut
         assert (
@@ -399,10 +394,10 @@ def test_a_classifier_is_what_its_card_says(name):
 
 @pytest.mark.parametrize("name", shipped(ORACLES))
 def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
-    oracle = oracles.load(name)
-    found, world = oracle.card["quality"], worlds.get(name.split("_")[0])
+    oracle, card = checkpoints.load(name)
+    found, world = card.quality, worlds.get(name.split("_")[0])
     assert oracle.names == oracles.columns(world)
-    prior = files.read_json(files.CHECKPOINTS / f"{world.name}_ddpm.json")
+    prior = files.read_json(checkpoints.FOLDER / f"{world.name}_ddpm.json")
     assert found["null_by_sha256"] == prior["sha256"], (
         f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
     )
@@ -428,7 +423,7 @@ def test_an_oracles_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(readers, "_oracle", lambda *args, **settings: settings)
     asked, card = (
         RECIPES[name]("", 0, None),
-        files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"],
+        files.read_json(checkpoints.FOLDER / f"{name}.json")["settings"],
     )
     assert {k: asked[k] for k in ("n", "epochs", "n_prior")} == {
         k: card[k] for k in ("n", "epochs", "n_prior")
@@ -441,15 +436,15 @@ def test_a_priors_recipe_is_what_its_card_says(name, monkeypatch):
     monkeypatch.setattr(diffusion, "_prior", lambda *args, **settings: settings)
     asked, card = (
         RECIPES[name]("", 0, None),
-        files.read_json(files.CHECKPOINTS / f"{name}.json")["settings"],
+        files.read_json(checkpoints.FOLDER / f"{name}.json")["settings"],
     )
     assert asked["n"] == card["n"] and [one._asdict() for one in asked["rounds"]] == card["stages"]
 
 
 @pytest.mark.parametrize("name", shipped(("faces_identity",)))
 def test_the_identity_encoder_tells_persons_apart(name):
-    model = oracles.load(name)
-    found = model.card["quality"]
+    model, card = checkpoints.load(name)
+    found = card.quality
     assert found["equal_error_rate"] < 0.15  # measured 0.138
     assert abs(found["similarity_random"]) < found["threshold"] < found["similarity_same"]
     x = worlds.get("faces").render(people.people(worlds.get("faces"), 24, 2, "validation", 0))
@@ -463,7 +458,7 @@ def test_the_identity_encoder_tells_persons_apart(name):
 
 @pytest.mark.parametrize("name", shipped(ATTRIBUTES))
 def test_the_attribute_oracle_knows_its_labels(name):
-    model = oracles.load(name)
+    model, card = checkpoints.load(name)
     world = worlds.get(name.split("_")[0])
     assert model.names == tuple(label.name for label in world.labels)
     factors = world.sample(80, "validation")
@@ -471,12 +466,12 @@ def test_the_attribute_oracle_knows_its_labels(name):
         [one(factors) for one in world.labels], 1
     )
     assert (
-        right.double().mean() > 0.9 and min(model.card["quality"]["test_accuracy"].values()) > 0.8
+        right.double().mean() > 0.9 and min(card.quality["test_accuracy"].values()) > 0.8
     )  # 0.83: age
 
 
 def test_small_classifiers_are_refused_by_the_reader_loader():
-    if (files.CHECKPOINTS / "mnist_cnn.json").exists():
+    if (checkpoints.FOLDER / "mnist_cnn.json").exists():
         with pytest.raises(ValueError, match="MnistCNN"):
-            oracles.load("mnist_cnn")
+            checkpoints.load("mnist_cnn", kind="oracle")
     assert dataclasses.is_dataclass(TOY)

@@ -17,6 +17,8 @@ from torch import nn
 from cf_utils import core
 from cf_utils.core import files
 from cf_utils.harness import job, report, results
+from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
 from tests.conftest import make_explainer, make_net, make_queries
 from tests.workplace import LIGHT, execute_here, killed_at_rename, make_notebook, project  # noqa: F401 (a fixture)
 
@@ -230,16 +232,12 @@ def versions(root, monkeypatch):
     frame = lambda v: pd.DataFrame({"v": [v] * 1000})  # noqa: E731
 
     def checkpoint(v):
-        files.save_checkpoint(
-            "net",
-            nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v)),
-            {},
-            root,
-        )
+        net = nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v))
+        checkpoints.save("net", net, Card(), root)
 
     def load_checkpoint():
         net = nn.Linear(3, 3)
-        files.load_checkpoint("net", net, root)
+        checkpoints.load_weights("net", net, root)
         return int(net.weight[0, 0])
 
     def explained(v):
@@ -292,7 +290,7 @@ def versions(root, monkeypatch):
             lambda v: files.write_tensors(root / "s", {"v": torch.full((999,), v)}),
             lambda: int(files.read_tensors(root / "s")["v"][-1]),
         ),
-        "save_checkpoint": (checkpoint, load_checkpoint),
+        "checkpoints.save": (checkpoint, load_checkpoint),
         "Counterfactuals.save": (explained, lambda: core.Counterfactuals.load(root / "cfs").seed),
         "Run.figure": (
             lambda v: run(v).figure("f", noisy(v)),
@@ -325,7 +323,7 @@ def versions(root, monkeypatch):
         "write_text",
         "write_json",
         "write_tensors",
-        "save_checkpoint",
+        "checkpoints.save",
         "Counterfactuals.save",
         "Run.figure",
         "Run.table",

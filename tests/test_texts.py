@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cf_utils.datasets import glove, imdb
 from cf_utils.explainers.gradual_words import predict_texts
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 from cf_utils.viz.plots import edited
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -307,10 +307,10 @@ def test_no_embedded_test_review_is_an_official_training_review():
 
 
 def test_the_shipped_classifier_is_what_its_card_says():
-    f, g, test = classifiers.load("imdb_cnn"), glove.load(), imdb.load("", "test").take(range(400))
+    (f, card), g, test = checkpoints.load("imdb_cnn"), glove.load(), imdb.load("", "test").take(range(400))
     right = (predict_texts(f, g, test.texts).argmax(1) == test.y).double().mean().item()
-    assert f.card["quality"]["test_n"] == 25_000 and f.card["quality"]["test_accuracy"] >= 0.845
+    assert card.quality["test_n"] == 25_000 and card.quality["test_accuracy"] >= 0.845
     assert (
-        abs(right - f.card["quality"]["embedded_accuracy"]) <= 0.06
+        abs(right - card.quality["embedded_accuracy"]) <= 0.06
     )  # 400 reviews: 3 standard errors
-    assert min(f.card["quality"]["mean_logits_score"]) > 0.9  # the search can reach the paper's tau
+    assert min(card.quality["mean_logits_score"]) > 0.9  # the search can reach the paper's tau

@@ -79,9 +79,6 @@ class Perfect:
     names = ("left", "right", "shade")
     sd, null = torch.full((3,), 0.02), torch.full((3,), 0.01)
 
-    def __init__(self):
-        self.card = {"quality": {"columns": {name: {"r2": 1.0} for name in self.names}}}
-
     def read(self, x):
         value = torch.stack(
             [(x[..., at].flatten(1).mean(1) - LOW) / SPAN for at in STRIPES.values()], 1

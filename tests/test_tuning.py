@@ -18,7 +18,9 @@ from cf_utils.core import files
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.harness import cases
-from cf_utils.models import oracles
+from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
+from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.generators import diffusion
 from cf_utils.training.tuning import __main__ as command
 from cf_utils.training.tuning import tuner as tuner_file
@@ -245,10 +247,13 @@ def case():
     )
 
 
+READS_ALL = Card(quality={"columns": {name: {"r2": 1.0} for name in Perfect.names}})
+
+
 def tuner_of(case, folder, method="ace", grid=SETTINGS, **changes):
     return Tuner(
         case=case,
-        oracle=Perfect(),
+        oracle=Loaded(Perfect(), READS_ALL),
         method=method,
         grid=grid,
         folder=folder / "batches",
@@ -422,7 +427,7 @@ def test_none_is_begun_after_a_setting_that_is_valid_on_all(case, tmp_path, monk
 def test_what_the_oracle_cannot_read_is_not_counted_as_moved(case, tmp_path, read):
     oracle = Perfect()
     columns = {name: {"r2": 0.3 if k == 3 - read else 1.0} for k, name in enumerate(oracle.names)}
-    oracle.card = {"quality": {"columns": columns}}
+    oracle = Loaded(oracle, Card(quality={"columns": columns}))
     row = Tuner(
         case=case, oracle=oracle, method="ace", grid=SETTINGS, folder=tmp_path, batch=5
     ).row(0)
@@ -502,8 +507,8 @@ def test_pasted_takes_dimes_searches(case, tmp_path):
 def test_the_command_writes_a_record_and_prints_it(case, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cases, "rendered_case", lambda *given: asked.append(given) or case)
-    monkeypatch.setattr(oracles, "load", lambda name: Perfect())
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "load", lambda name, kind: Loaded(Perfect(), READS_ALL))
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "run"))
     monkeypatch.setitem(GRIDS["faces"], "ace", SETTINGS)
     for name in ("faces_smile_causal", "faces_ddpm", "faces_oracle"):
@@ -538,7 +543,7 @@ def test_the_command_refuses_before_any_work(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             command.main(["faces", "--method", "ace", *options])
         assert said in capsys.readouterr().err
-    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="faces_oracle"):
         command.main(["faces", "--method", "ace"])
 
@@ -547,7 +552,7 @@ def test_the_command_refuses_before_any_work(tmp_path, monkeypatch, capsys):
 def test_a_published_record_stands_on_the_shipped_checkpoints(path):
     record = files.read_json(path)
     now = {
-        name: files.read_json(files.CHECKPOINTS / f"{name}.json")["sha256"]
+        name: checkpoints.read_card(name).sha256
         for name in record["checkpoints"]
     }
     assert record["checkpoints"] == now and record["n"] == 64 and record["left"] == []

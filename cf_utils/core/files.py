@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS = ROOT / "results" / "checkpoints"
 
 
 @contextlib.contextmanager
@@ -86,77 +85,6 @@ def sha256(*parts: bytes | str | Tensor | Path) -> str:
 def module_sha256(module: nn.Module) -> str:
     """Hash of a module's weights and buffers, by name, independent of the device they are on."""
     return sha256(*(p for k, v in sorted(module.state_dict().items()) for p in (k, v)))
-
-
-def save_checkpoint(
-    name: str, module: nn.Module, card: dict, folder: Path = CHECKPOINTS, half: bool = True
-) -> Path:
-    """Write `<name>.safetensors` and its card `<name>.json`; floats as float16 unless `half` is False.
-
-    The card gets the file's hash, so a weights file and a card of two trainings are never taken for a pair.
-    """
-    state = {
-        k: v.half() if half and v.is_floating_point() else v for k, v in module.state_dict().items()
-    }
-    path = folder / f"{name}.safetensors"
-    write_tensors(path, state)
-    parameters = sum(p.numel() for p in module.parameters())
-    write_json(
-        path.with_suffix(".json"),
-        {"name": name, **card, "parameters": parameters, "sha256": sha256(path)},
-    )
-    return path
-
-
-def load_checkpoint(name: str, module: nn.Module, folder: Path = CHECKPOINTS) -> dict:
-    """Fill `module` from `<name>.safetensors`, set it to eval mode, and return the card.
-
-    Raises FileNotFoundError when it is missing, ValueError when it belongs to another card or another architecture.
-    """
-    path = folder / f"{name}.safetensors"
-    for p in (path, path.with_suffix(".json")):
-        if not p.exists():
-            raise FileNotFoundError(
-                f"{p} is missing; `python -m cf_utils.training.recipes {name} --data DIR` makes it"
-            )
-    card = read_json(path.with_suffix(".json"))
-    if (found := sha256(path)) != card["sha256"]:
-        raise ValueError(
-            f"{path}: sha256 {found[:12]}..., its card says {card['sha256'][:12]}...; make it again"
-        )
-    state, own = read_tensors(path), module.state_dict()
-    if wrong := misfits(state, own):
-        raise ValueError(f"{path} does not fit {type(module).__name__}: " + "; ".join(wrong[:8]))
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
-    channels_last(module).eval()
-    return card
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """Lay the weights of 2-d convolutions out as CPUs and tensor cores like them best; returns the module. A pass on a CPU takes
-    0.7 to 0.9 of the time (`benchmarks/layout.py`; digits' networks gain nothing), its result differs by rounding."""
-    for w in module.parameters():
-        if w.ndim == 4:
-            w.data = w.data.contiguous(memory_format=torch.channels_last)
-    return module
-
-
-def misfits(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """What of a file's weights does not fit a model's, by name with both shapes; empty when all do."""
-
-    def shape(s: dict, k: str):
-        return (
-            "absent"
-            if k not in s
-            else tuple(s[k].shape)
-            if isinstance(s[k], Tensor)
-            else f"a {type(s[k]).__name__}"
-        )
-
-    shapes = {
-        k: [shape(s, k) for s in (state, own)] for k in sorted(map(str, state.keys() | own.keys()))
-    }
-    return [f"{k}: file {a}, model {b}" for k, (a, b) in shapes.items() if a != b]
 
 
 def read_published(path: str | Path) -> dict:

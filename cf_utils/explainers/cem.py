@@ -95,8 +95,8 @@ class CEM(Explainer):
     def check(self, x, logits):
         if self.gamma > 0 and self.autoencoder is None:
             raise ValueError(
-                f"autoencoder: None, but gamma = {self.gamma} weighs its error; pass one (for digits "
-                "cf_utils.models.generators.autoencoder.load()) or gamma=0"
+                f"autoencoder: None, but gamma = {self.gamma} weighs its error; pass one "
+                "(`checkpoints.load(NAME, kind='autoencoder').model`) or gamma=0"
             )
         if self.steps < 1 or self.tries < 1:
             raise ValueError(f"steps, tries: got {self.steps}, {self.tries}, expected at least 1")

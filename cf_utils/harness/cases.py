@@ -20,8 +20,9 @@ from cf_utils.evaluation.metrics import perceptual
 from cf_utils.evaluation.metrics.attributes import correlations
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
-from cf_utils.models import classifiers, image_classifiers, pretrained
-from cf_utils.models.generators import diffusion, guided_diffusion
+from cf_utils.models import checkpoints, classifiers, image_classifiers, pretrained
+from cf_utils.models.cards import Card
+from cf_utils.models.generators import guided_diffusion
 from cf_utils.models.generators.diffusion import DDPM
 
 ATTRIBUTES = {"smile": "Smiling", "age": "Young"}  # ours -> CelebA's
@@ -51,6 +52,7 @@ class Case:
     uses: Mapping | None = None
     training: Tensor | None = None
     attribute: int | None = None
+    card: Card | None = None  # of an embedded classifier
 
 
 def rendered_case(
@@ -65,8 +67,8 @@ def rendered_case(
 ) -> Case:
     """The first n renders of a split (of a variant of the world) with the classifier `<world>_<label>_<kind>` (causal, shortcut,
     mixed)."""
-    net = classifiers.load(f"{world}_{label}_{kind}", device)
-    prior = diffusion.load(f"{world}_ddpm", device)
+    net, card = checkpoints.load(f"{world}_{label}_{kind}", device)
+    prior = checkpoints.load(f"{world}_ddpm", device).model
     ace, dime = (ACE.faces, DiME.faces) if world == "faces" else (ACE.roads, DiME.roads)
     labels, made = (
         [one.name for one in worlds.get(world).labels],
@@ -82,9 +84,10 @@ def rendered_case(
         ace(prior, seed=seed),
         dime(prior, seed=seed),
         dime(prior, seed=seed, fast=True),
-        net.card["quality"]["uses"],
+        card.quality["uses"],
         correlations(values, labels.index(label)),
         labels.index(label),
+        card,
     )
 
 

@@ -1,4 +1,4 @@
-"""The black boxes of the papers, the judges that are not explained, and load/save of any of them.
+"""The black boxes of the papers, and the judges that are not explained.
 
 Every classifier maps x to logits (B, K >= 2) and holds its own normalisation. What captum's LRP must run on uses Conv2d,
 ReLU, MaxPool2d and Linear modules, none twice, and `flatten(1)` in forward.
@@ -15,7 +15,6 @@ from skimage.feature import hog
 from torch import Tensor, nn
 
 from cf_utils import core
-from cf_utils.core import files
 
 
 def digits(x: Tensor) -> Tensor:
@@ -168,32 +167,6 @@ class OneOutput(nn.Module):
         z = self.model(x)
         z = z[:, self.i] if z.ndim == 2 else z
         return torch.stack([torch.zeros_like(z), z], 1)
-
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (MnistCNN, JudgeCNN, HogSVM, TextCNN, TabularMLP)
-}
-
-
-def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """A shipped classifier by the name of its checkpoint, in eval mode; its card is `.card`."""
-    path = files.CHECKPOINTS / f"{name}.json"
-    if not path.exists():
-        known = sorted(p.stem for p in files.CHECKPOINTS.glob("*.json"))
-        raise FileNotFoundError(
-            f"{path} is missing. Shipped: {known}. `python -m cf_utils.training.recipes {name}` makes one"
-        )
-    architecture = files.read_json(path)["architecture"]
-    known = ARCHITECTURES
-    if architecture["class"] not in known:
-        from cf_utils.models import (
-            image_classifiers,
-        )  # here: torchvision takes seconds to import, and only images need it
-
-        known = image_classifiers.ARCHITECTURES
-    model = known[architecture["class"]](**architecture.get("arguments", {}))
-    model.card = files.load_checkpoint(name, model)
-    return model.to(device)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ data/weights (`models.pretrained` says how to get them): `official_for` lists th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -19,6 +18,7 @@ from torchvision import models
 from cf_utils.core import files
 from cf_utils.models import pretrained
 from cf_utils.models.image_classifiers import IMAGENET_NORM
+from cf_utils.models.weights import fill
 
 
 class Trunk(nn.Module):
@@ -165,17 +165,3 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
 def _constants(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
     for name, values in (("mean", mean), ("std", std)):
         module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-
-
-def fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Put a file's weights into a network made on meta; the counters of batches, which inference never reads, may lack.
-
-    ValueError lists the names and shapes that do not fit.
-    """
-    own = net.state_dict()
-    for k, v in own.items():
-        if k.endswith("num_batches_tracked"):
-            state.setdefault(k, torch.zeros(v.shape, dtype=v.dtype))
-    if wrong := files.misfits(state, own):
-        raise ValueError(f"{path} does not fit, {len(wrong)} names: " + "; ".join(wrong[:8]))
-    net.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=True)

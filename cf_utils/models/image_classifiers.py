@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cf_utils.core import files
+from cf_utils.models.weights import channels_last, mismatches
 
 IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -95,11 +96,6 @@ class SmallDenseNet(_Normalised):
         return classifier(F.silu(features((x - self.mean) / self.std)).mean((2, 3)))
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (ImageDenseNet, ImageResNet, SmallDenseNet)
-}
-
-
 def load_published(path: str | Path, kind: str, device: torch.device | str = "cpu") -> nn.Module:
     """The published classifier in `path` (.pt, .pth, .tar or .safetensors), all its outputs, in eval mode.
 
@@ -118,14 +114,14 @@ def load_published(path: str | Path, kind: str, device: torch.device | str = "cp
     for k, v in own.items():  # a counter that inference does not use, and old files lack
         if k.endswith("num_batches_tracked"):
             state.setdefault(k, torch.zeros(v.shape, dtype=v.dtype))
-    if wrong := files.misfits(state, own):
+    if wrong := mismatches(state, own):
         raise ValueError(
             f"{path} is no {kind} classifier, {len(wrong)} names do not fit: "
             + "; ".join(wrong[:8])
             + ("; ..." if len(wrong) > 8 else "")
         )
     model.net.load_state_dict(state, assign=True)
-    return files.channels_last(model).eval().to(device)
+    return channels_last(model).eval().to(device)
 
 
 def _flat(content: dict, before: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 `FactorOracle` reads the factors behind a render, `AttributeOracle` its yes-or-no labels, `IdentityEncoder` who it is. All are
 strided convolutions that keep the places of what they find: another architecture than the explained DenseNets, trained from
-other seeds on other draws (`recipes/readers.py`). `load(name)` builds a shipped one; its card is `.card`.
+other seeds on other draws (`recipes/readers.py`).
 
 A factor becomes one column of a reading; a category becomes one a level ("scene=1"), read between 0 and 1. What a factor
 shows in some images only (the rims of glasses) is neither learnt nor scored in the others; a cause of another scene reads 0.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cf_utils.core import files
+from cf_utils.models.cards import Card
 from cf_utils.worlds.base import Factors, World
 
 
@@ -73,11 +73,11 @@ def factor_of(column: str) -> str:
     return column.partition("=")[0]
 
 
-def readable(oracle, least: float = 0.5) -> tuple[str, ...]:
+def readable(card: Card, least: float = 0.5) -> tuple[str, ...]:
     """Factors of which the oracle reads at least this share of the variance of fresh renders (R2 in its card), every level of a
     category: what moves in the others is its own noise."""
     r2: dict[str, list[float]] = {}
-    for column, row in oracle.card["quality"]["columns"].items():
+    for column, row in card.quality["columns"].items():
         r2.setdefault(factor_of(column), []).append(row["r2"])
     return tuple(name for name, of in r2.items() if min(of) >= least)
 
@@ -189,16 +189,18 @@ class AttributeOracle(ConvNet):
 
 
 class IdentityEncoder(ConvNet):
-    """x -> embedding (B, width) of length 1; two images show the same person where their inner product is over the card's
-    `threshold`."""
+    """x -> embedding (B, width) of length 1; two images show the same person where their inner product is over
+    `threshold`, which a checkpoint's card holds."""
 
     def __init__(
         self,
         width: int = 64,
         size: Sequence[int] = (64, 64),
         widths: Sequence[int] = (24, 48, 80, 112),
+        threshold: float | None = None,
     ):
         super().__init__(width, size, widths)
+        self.threshold = threshold
 
     def raw(self, x: Tensor) -> Tensor:
         """The embedding before it gets its length."""
@@ -244,25 +246,3 @@ class FactorOracle(nn.Module):
         """(value (B, K), disagreement (B, K)): mean and standard deviation over the members, on the device of x."""
         parts = [self(b.to(self.sd.device)).to(x.device) for b in x.split(batch_size)]
         return torch.cat([p.mean(0) for p in parts]), torch.cat([p.std(0) for p in parts])
-
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (AttributeOracle, IdentityEncoder, FactorOracle)
-}
-
-
-def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """A shipped reader by the name of its checkpoint ("faces_oracle", "roads_attributes", "faces_identity"), in eval mode."""
-    path = files.CHECKPOINTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it"
-        )
-    architecture = files.read_json(path)["architecture"]
-    if architecture["class"] not in ARCHITECTURES:
-        raise ValueError(
-            f"{name}: holds a {architecture['class']}, expected one of {tuple(ARCHITECTURES)}"
-        )
-    model = ARCHITECTURES[architecture["class"]](**architecture["arguments"])
-    model.card = files.load_checkpoint(name, model, files.CHECKPOINTS)
-    return model.to(device)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cf_utils.core import files
 from cf_utils.models import pretrained
-from cf_utils.models.encoders import caffe_resnet50, fill
+from cf_utils.models.encoders import caffe_resnet50
+from cf_utils.models.weights import fill
 
 _PARTS = {
     "1x1_reduce": "conv1",

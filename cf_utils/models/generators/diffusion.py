@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cf_utils import core
-from cf_utils.core import files
 from cf_utils.models.generators import schedule
 from cf_utils.models.generators.schedule import Schedule
+from cf_utils.models.weights import channels_last
 
 Noise = Callable[[int], Tensor]  # number -> (B, C, H, W)
 
@@ -202,7 +202,7 @@ def build(settings: Settings | None = None, **changes) -> DDPM:
     )
     nn.init.zeros_(unet.conv_out.weight)  # the first guess is no noise, at middle variance
     model = DDPM(
-        files.channels_last(unet), s.size, s.steps, s.channels, s.unshuffle, prediction=s.prediction
+        channels_last(unet), s.size, s.steps, s.channels, s.unshuffle, prediction=s.prediction
     )
     model.settings = s
     return model
@@ -239,22 +239,5 @@ def loss(
 
 
 def card_of(model: DDPM) -> dict:
-    """The card's entry from which `load` builds the model again."""
+    """The card's entry from which `checkpoints.load` builds the model again."""
     return {"class": "DDPM", "arguments": dataclasses.asdict(model.settings)}
-
-
-def load(name: str, device: torch.device | str = "cpu") -> DDPM:
-    """A shipped diffusion model by the name of its checkpoint, in eval mode; its card is `.card`."""
-    path = files.CHECKPOINTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. `python -m cf_utils.training.recipes {name}` makes it"
-        )
-    architecture = files.read_json(path)["architecture"]
-    if architecture["class"] != "DDPM":
-        raise ValueError(f"{name}: holds a {architecture['class']}, expected a DDPM")
-    model = build(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in architecture["arguments"].items()}
-    )
-    model.card = files.load_checkpoint(name, model)
-    return model.to(device)

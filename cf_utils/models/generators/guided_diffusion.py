@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cf_utils.core import files
 from cf_utils.models.generators.diffusion import DDPM
+from cf_utils.models.weights import mismatches
 
 MULTIPLES = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -115,7 +116,7 @@ def converted(state: dict[str, Tensor], flags: Flags) -> nn.Module:
         unet = network(flags)
     own, renamed = unet.state_dict(), {}
     expected = {theirs: _shape(theirs, ours, own) for theirs, ours in names(flags)}
-    if wrong := files.misfits(
+    if wrong := mismatches(
         state, {k: torch.empty(s, device="meta") for k, s in expected.items()}
     ):
         raise ValueError(

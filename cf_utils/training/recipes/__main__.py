@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cf_utils.core import files
+from cf_utils.models import checkpoints
 from cf_utils.training.recipes import EMBEDDED, RECIPES, make
 from cf_utils.training.recipes.readers import calibrate_again
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         help="folder for training states; a killed training goes on from there",
     )
-    parser.add_argument("--out", type=Path, default=files.CHECKPOINTS)
+    parser.add_argument("--out", type=Path, default=checkpoints.FOLDER)
     parser.add_argument(
         "--calibrate",
         action="store_true",
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         "by the prior that ships",
     )
     args = parser.parse_args(argv)
-    shipped = [n for n in RECIPES if (files.CHECKPOINTS / f"{n}.json").exists()]
+    shipped = [n for n in RECIPES if (checkpoints.FOLDER / f"{n}.json").exists()]
     for name in shipped if "all" in args.names else args.names:
         card = (
             calibrate_again(name, args.out)

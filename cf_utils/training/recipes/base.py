@@ -10,7 +10,8 @@ from accelerate import PartialState
 from torch import nn
 
 from cf_utils import core
-from cf_utils.core import files
+from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
 
 RECIPES: dict[str, Callable[[str, int, Path | None], tuple[nn.Module, dict, dict]]] = {}
 
@@ -29,7 +30,7 @@ def recipe(name: str, embedded: bool = False):
 
 
 def make(
-    name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = files.CHECKPOINTS
+    name: str, root: str, seed: int = 0, folder: Path | None = None, out: Path = checkpoints.FOLDER
 ) -> dict:
     """Train, measure the stored (float16) weights, write checkpoint and card; return the card. Of several processes (`torchrun
     --nproc-per-node 2 -m cf_utils.training.recipes NAME`), which share each batch, the first writes."""
@@ -45,7 +46,7 @@ def make(
     about = " ".join((RECIPES[name].__doc__ or "").split())
     data = "" if name in EMBEDDED else " --data DIR"
     card = {
-        "recipe": f"python -m cf_utils.training.recipes {name}{data} --seed {seed}",
+        "recipe": f"cf train {name}{data} --seed {seed}",
         "about": about,
         "seed": seed,
         **card,
@@ -54,5 +55,5 @@ def make(
         "torch": torch.__version__,
     }
     if PartialState().is_main_process:
-        files.save_checkpoint(name, model, card, out)
+        checkpoints.save(name, model, Card.from_json(card), out)
     return card

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cf_utils.core import files
 from cf_utils.datasets import mnist
-from cf_utils.models import classifiers
+from cf_utils.models import checkpoints, classifiers
 from cf_utils.models.generators import autoencoder
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
@@ -310,6 +310,6 @@ def mnist_aae(root, seed, folder):
         model, splits["train"], parts, epochs=14, batch_size=256, seed=seed, folder=folder
     )
     quality = adversarial_autoencoder.quality(
-        model, splits["test"].x, classifiers.load("mnist_cnn")
+        model, splits["test"].x, checkpoints.load("mnist_cnn").model
     ) | {"agreement_with": "mnist_cnn"}
     return model, card | {"settings": settings}, log | {"quality": quality}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cf_utils import worlds
-from cf_utils.core import files
 from cf_utils.models import classifiers, oracles
+from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.readers import OTHER, roughened
@@ -37,7 +37,7 @@ def _attributes(name: str, seed: int, folder: Path | None, n: int, epochs: int):
         x, y = batch
         return F.binary_cross_entropy_with_logits(module(roughened(x)), y.float())
 
-    model = files.channels_last(oracles.AttributeOracle(names, world.size))
+    model = channels_last(oracles.AttributeOracle(names, world.size))
     log = loop.fit(
         model,
         Renders(factors, labels(factors)),
@@ -165,7 +165,7 @@ def faces_identity(root, seed, folder):
         0, (n, views)
     )[:, 0]
     spread, mean = traits.std(0), traits.mean(0)
-    encoder = files.channels_last(oracles.IdentityEncoder(size=world.size))
+    encoder = channels_last(oracles.IdentityEncoder(size=world.size))
 
     def loss(module, batch):
         x, t = batch

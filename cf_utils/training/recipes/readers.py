@@ -7,6 +7,7 @@ no checkpoint yet, its part is left out and the card says so.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from cf_utils.core import files
 from cf_utils.evaluation.baselines import PGD
 from cf_utils.evaluation.truth import displacement
 from cf_utils.harness import results
-from cf_utils.models import classifiers, oracles
+from cf_utils.models import checkpoints, classifiers, oracles
 from cf_utils.models.classifiers import OneOutput
+from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.renders import Renders, in_bytes, joined, moved
@@ -56,7 +58,7 @@ def worst(error: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
 def prior_of(world: World) -> str | None:
     """The checkpoint of the world's diffusion prior, if there is one."""
     name = f"{world.name}_ddpm"
-    return name if (files.CHECKPOINTS / f"{name}.safetensors").exists() else None
+    return name if (checkpoints.FOLDER / f"{name}.safetensors").exists() else None
 
 
 def unedited(factors: Factors, seed: int) -> Tensor:
@@ -69,11 +71,11 @@ def unedited(factors: Factors, seed: int) -> Tensor:
         factors.values,
         factors.ids,
         str((factors.seed, seed)),
-        files.CHECKPOINTS / f"{name}.safetensors",
+        checkpoints.FOLDER / f"{name}.safetensors",
     )
     path = results.root() / "cache" / f"{name}-{key[:20]}.safetensors"
     if not path.exists():
-        chain, x = diffusion.load(name).chain("50"), in_bytes(factors)
+        chain, x = checkpoints.load(name).model.chain("50"), in_bytes(factors)
         out = torch.empty_like(x)
         for k, sigma in enumerate(SIGMAS):
             for at in core.progress(
@@ -163,7 +165,7 @@ def _oracle(
     stages = [(ConcatDataset(first), plain, 3e-3, epochs)]
     if hard_epochs:
         stages.append((ConcatDataset([*first, Renders(*part_of(n))]), hard, 1.5e-3, hard_epochs))
-    model = files.channels_last(oracles.FactorOracle(names, world.size))
+    model = channels_last(oracles.FactorOracle(names, world.size))
     logs = []
     for k, member in enumerate(model.members):
         core.seed_everything(seed + OTHER + k)
@@ -250,7 +252,7 @@ def calibrate(
     disagreement = model.read(b)[1]
     by = {
         "null_by": prior or "camera noise",
-        "null_by_sha256": prior and files.sha256(files.CHECKPOINTS / f"{prior}.safetensors"),
+        "null_by_sha256": prior and files.sha256(checkpoints.FOLDER / f"{prior}.safetensors"),
     }
     return {
         "test_n": n,
@@ -262,19 +264,19 @@ def calibrate(
     }
 
 
-def calibrate_again(name: str, out: Path = files.CHECKPOINTS) -> dict:
+def calibrate_again(name: str, out: Path = checkpoints.FOLDER) -> dict:
     """Calibrate a shipped oracle by the prior that ships now, which another one may have been trained beside: its members stay.
     Writes checkpoint and card, returns the card. Raises ValueError on what is no oracle of factors."""
-    model = oracles.load(name)
+    model, card = checkpoints.load(name)
     if not isinstance(model, oracles.FactorOracle):
         raise ValueError(
             f"{name}: holds a {type(model).__name__}, expected a FactorOracle; nothing else is calibrated"
         )
-    card = {k: v for k, v in model.card.items() if k not in ("name", "parameters", "sha256")}
     model.slope.fill_(1)  # read as trained, as `unshrink` expects
-    card["quality"] = calibrate(model, worlds.get(name.split("_")[0]), card["seed"])
-    files.save_checkpoint(name, model, card, out)
-    return card
+    quality = calibrate(model, worlds.get(name.split("_")[0]), card.seed)
+    card = dataclasses.replace(card, quality=quality)
+    checkpoints.save(name, model, card, out)
+    return card.to_json()
 
 
 def leakage(
@@ -309,8 +311,8 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
     for label in world.labels:
         of = {label.factor, *(name for name, _ in label.neutral)}
         causes = [k for k, column in enumerate(model.names) if oracles.factor_of(column) in of]
-        for path in sorted(files.CHECKPOINTS.glob(f"{world.name}_{label.name}_*.safetensors")):
-            f = OneOutput(classifiers.load(path.stem))
+        for path in sorted(checkpoints.FOLDER.glob(f"{world.name}_{label.name}_*.safetensors")):
+            f = OneOutput(checkpoints.load(path.stem).model)
             cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
             if not cfs.valid.any():
                 continue

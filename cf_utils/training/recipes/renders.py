@@ -20,6 +20,7 @@ from cf_utils.evaluation.baselines import PGD
 from cf_utils.harness import results
 from cf_utils.models.classifiers import OneOutput, predict
 from cf_utils.models.image_classifiers import SmallDenseNet
+from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.worlds.base import Factors, World
@@ -141,7 +142,7 @@ def _classifier(
         x = x.flip(3) if name == "faces" and torch.rand(()) < 0.5 else x
         return F.binary_cross_entropy_with_logits(module(x)[:, 0], y.float())
 
-    model = files.channels_last(SmallDenseNet(**SMALL))
+    model = channels_last(SmallDenseNet(**SMALL))
     log = loop.fit(
         model,
         Renders(factors, world.label(label)(factors)),

@@ -11,9 +11,9 @@ from pathlib import Path
 from cf_utils import core
 from cf_utils.datasets import rendered
 from cf_utils.harness import cases, results
-from cf_utils.models import oracles
+from cf_utils.models import checkpoints
 from cf_utils.training.tuning.grids import GRIDS, METHODS, PAPER
-from cf_utils.training.tuning.record import checkpoints, shown
+from cf_utils.training.tuning.record import checkpoint_hashes, shown
 from cf_utils.training.tuning.tuner import Tuner, tune
 
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--n, --batch, --limit-minutes: got {args.n}, {args.batch}, {args.limit_minutes:g}, expected over 0"
         )
     deadline, on = time.monotonic() + 60 * args.limit_minutes, core.pick_device(args.device)
-    oracle = oracles.load(f"{args.world}_oracle")
+    oracle = checkpoints.load(f"{args.world}_oracle", kind="oracle")
     case = cases.rendered_case(args.world, label, args.kind, args.n, "validation", args.seed, on)
     name = f"{args.world}_{label}_{args.kind}"
     made_on = {
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         "split": "validation",
         "n": args.n,
         "seed": args.seed,
-        "checkpoints": checkpoints(args.world, label, args.kind),
+        "checkpoints": checkpoint_hashes(args.world, label, args.kind),
     }
     tuner = Tuner(
         case=case,

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import torch
 
-from cf_utils.core import files
 from cf_utils.evaluation.metrics import decision
+from cf_utils.models import checkpoints
 from cf_utils.training.tuning.grids import PAPER
 
 MEASURED = (
@@ -97,10 +97,10 @@ def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float
     }
 
 
-def checkpoints(world: str, label: str, kind: str) -> dict[str, str]:
+def checkpoint_hashes(world: str, label: str, kind: str) -> dict[str, str]:
     """Name -> hash of the files that a record stands on, as their cards have it now: classifier, prior, oracle."""
     names = (f"{world}_{label}_{kind}", f"{world}_ddpm", f"{world}_oracle")
-    return {name: files.read_json(files.CHECKPOINTS / f"{name}.json")["sha256"] for name in names}
+    return {name: checkpoints.read_card(name).sha256 for name in names}
 
 
 def stale(record: Mapping, made_on: Mapping) -> list[str]:

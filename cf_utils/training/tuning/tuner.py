@@ -29,6 +29,7 @@ from cf_utils.evaluation.metrics import decision
 from cf_utils.evaluation.truth import displacement
 from cf_utils.harness.cases import Case
 from cf_utils.models import classifiers, oracles
+from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.generators.diffusion import noise_of
 from cf_utils.training.tuning.grids import METHODS, PAPER, Grid, Method
 from cf_utils.training.tuning.record import best_of, lost, record_of, settled, stale
@@ -45,7 +46,7 @@ class Tuner:
     `time.monotonic`, looked at before each batch."""
 
     case: Case
-    oracle: nn.Module
+    oracle: Loaded
     method: str
     grid: Grid
     folder: Path  # keeps the explanations
@@ -74,7 +75,7 @@ class Tuner:
     @cached_property
     def quiet(self) -> Mapping:
         """What the classifier makes of the factors that the oracle can read: what moves in the others is its own noise."""
-        return {name: self.case.uses[name] for name in oracles.readable(self.oracle)}
+        return {name: self.case.uses[name] for name in oracles.readable(self.oracle.card)}
 
     def explainers(self, k: int) -> tuple[Explainer | None, Explainer]:
         return self.how.explainers(self.case.prior, self.seed, self.grid[k])
@@ -123,7 +124,7 @@ class Tuner:
                     for x, ids in zip(*parts, strict=True)
                 ]
             self.nulls[spacing, steps] = displacement.null_sd(
-                self.oracle, self.x.cpu(), torch.cat(same).cpu()
+                self.oracle.model, self.x.cpu(), torch.cat(same).cpu()
             )
         return self.nulls[spacing, steps]
 
@@ -134,7 +135,7 @@ class Tuner:
             self.explained(k, rows),
             self.case.uses,
         )
-        d = displacement.displacement(cfs, self.oracle, self.null(whole.spacing, whole.steps))
+        d = displacement.displacement(cfs, self.oracle.model, self.null(whole.spacing, whole.steps))
         solid = (
             displacement.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d)
             == 1
