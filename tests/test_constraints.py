@@ -42,7 +42,7 @@ def test_a_snapped_row_keeps_every_rule_and_is_the_nearest_that_does(seed, dtype
     y = x + torch.randn(20, F, generator=gen).to(dtype)
     c = make_constraints()
     snapped = c.snap(y, x)
-    assert c.kept(snapped, x).all()
+    assert c.allows(snapped, x).all()
     assert torch.equal(snapped[:, 0], x[:, 0])
     assert (snapped[:, 1] >= x[:, 1]).all() and (snapped[:, 2] <= x[:, 2]).all()
     changed = snapped[:, 3] != x[:, 3]
@@ -65,11 +65,11 @@ def test_kept_refuses_each_broken_rule():
     for feature, value in ((0, 0.6), (1, 0.4), (2, 0.6), (3, 0.6), (4, 1.1), (4, -0.1)):
         y = x.clone()
         y[0, feature] = value
-        assert not c.kept(y, x).any(), (feature, value)
+        assert not c.allows(y, x).any(), (feature, value)
     for feature, value in ((1, 0.6), (2, 0.4), (3, 0.75), (4, 1.0)):
         y = x.clone()
         y[0, feature] = value
-        assert c.kept(y, x).all(), (feature, value)
+        assert c.allows(y, x).all(), (feature, value)
 
 
 def test_a_value_outside_the_range_stays_or_comes_in_and_stops_nowhere_between():
@@ -79,7 +79,7 @@ def test_a_value_outside_the_range_stays_or_comes_in_and_stops_nowhere_between()
         c.snap(torch.tensor([[-0.15]]), x).item() == x.item()
         and c.snap(torch.tensor([[-0.05]]), x).item() == 0.0
     )
-    assert not c.kept(torch.tensor([[-0.05]]), x).any() and c.kept(torch.tensor([[0.3]]), x).all()
+    assert not c.allows(torch.tensor([[-0.05]]), x).any() and c.allows(torch.tensor([[0.3]]), x).all()
     never = replace(c, only_down=torch.tensor([True]))
     assert (
         never.snap(torch.tensor([[-0.5]]), x).item()
@@ -94,7 +94,7 @@ def test_whole_numbers_of_a_wide_range_survive_float32():
     x = (torch.arange(999_000, 1_000_000, 7).double() / 1e6).float()[:, None]
     assert torch.equal(c.snap(x, x), x)
     y = c.snap(x - 0.2500003, x)
-    assert c.kept(y, x).all()
+    assert c.allows(y, x).all()
     assert ((y.double() * 1e6).round() - y.double() * 1e6).abs().max() <= 0.12
 
 
@@ -109,7 +109,7 @@ def test_walls_hold_where_the_step_is_finer_than_a_millionth():
     x = torch.tensor([[0.1, 0.1]]).double() + 2.5e-7 * torch.linspace(0, 1.9, 40).double()[:, None]
     for away in (0.3, -0.3):
         y = c.snap(x + away, x)
-        assert torch.equal(y[:, 0], x[:, 0]) and (y[:, 1] >= x[:, 1]).all() and c.kept(y, x).all()
+        assert torch.equal(y[:, 0], x[:, 0]) and (y[:, 1] >= x[:, 1]).all() and c.allows(y, x).all()
 
 
 def test_bad_constraints_are_named():
@@ -140,7 +140,7 @@ def test_gradual_keeps_them_exactly_and_still_flips(form):
         else (GradualConstruction.recommended_tables(proto, c, steps=60))
     )
     cfs = explain(net, x, target)
-    assert c.kept(cfs.counterfactual, x).all() and torch.equal(cfs.counterfactual[:, 0], x[:, 0])
+    assert c.allows(cfs.counterfactual, x).all() and torch.equal(cfs.counterfactual[:, 0], x[:, 0])
     assert not cfs.mask[:, 0].any()
     assert cfs.valid.sum() >= 4  # 7 and 8 of 12 can be flipped and are
     assert all(why for ok, why in zip(cfs.reached, cfs.reason, strict=True) if not ok)

@@ -197,6 +197,46 @@ def test_load_refuses_what_was_changed(cfs, tmp_path):
         Counterfactuals.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "0 bytes that are no saved result"),
+        ('{"tensors": "t', "no saved result"),
+        ("[1, 2]", "no saved result"),
+        ('{"reason": [], "ids": null}', "no entry 'tensors'"),
+    ],
+    ids=["empty", "truncated", "another JSON", "without its entries"],
+)
+def test_a_damaged_result_file_is_named_in_one_sentence(cfs, tmp_path, content, says):
+    cfs.save(tmp_path)
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{says}.*delete the folder and compute it again") as e:
+        Counterfactuals.load(tmp_path)
+    assert str(tmp_path / "result.json") in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_truncated_tensors_file_is_named(cfs, tmp_path):
+    cfs.save(tmp_path)
+    (file,) = tmp_path.glob("tensors-*")
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="is damaged.*compute it again") as e:
+        Counterfactuals.load(tmp_path)
+    assert str(file) in str(e.value)
+    file.write_bytes(b"")
+    plain = json.loads((tmp_path / "result.json").read_text())
+    plain["sha256"] = files.sha256(file)  # a consistent pair that holds nothing
+    (tmp_path / "result.json").write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match="hold no whole result"):
+        Counterfactuals.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -5, 2.5])
+def test_a_senseless_batch_size_is_refused(net, size):
+    x, target = make_queries(net, 2)
+    with pytest.raises(ValueError, match=rf"batch_size: got {size}, expected a whole number >= 1"):
+        explain_in_batches(make_explainer(), net, x, target, None, batch_size=size)
+
+
 def test_select_and_frame(cfs):
     part = cfs.select([3, 0])
     assert part.ids.tolist() == [1, 4]

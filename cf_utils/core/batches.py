@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cf_utils.core import files
-from cf_utils.core.checks import Ids, check_query, listed
+from cf_utils.core.checks import Ids, check_count, check_query, to_list
 from cf_utils.core.description import describe
 from cf_utils.core.explainer import Explainer
 from cf_utils.core.result import Counterfactuals
@@ -46,6 +46,7 @@ def explain_in_batches(
     k, n = shard
     if not 1 <= k <= n:
         raise ValueError(f"shard: got {k}/{n}, expected 1 <= k <= n")
+    check_count("batch_size", batch_size)
     ids = check_query(x, target, ids, explain.bounds, tau)
     setting = json.dumps([describe(explain), describe(classifier), tau], sort_keys=True)
     starts = list(range(0, len(x), batch_size))
@@ -53,7 +54,7 @@ def explain_in_batches(
     for at in progress(starts[k - 1 :: n], desc=desc or type(explain).__name__, leave=False):
         rows, where = slice(at, at + batch_size), None
         if folder is not None:
-            key = files.sha256(setting, x[rows], target[rows], *map(str, listed(ids[rows])))
+            key = files.sha256(setting, x[rows], target[rows], *map(str, to_list(ids[rows])))
             where = Path(folder) / f"{at:06d}-{key[:16]}"
         part = None if where is None else _load_batch(where)
         if part is None:
@@ -66,8 +67,8 @@ def explain_in_batches(
     if n > 1:
         return None
     whole = Counterfactuals.join(parts)
-    order = {i: j for j, i in enumerate(listed(whole.ids))}
-    return whole.select([order[i] for i in listed(ids)])  # the caller's order, not the ids'
+    order = {i: j for j, i in enumerate(to_list(whole.ids))}
+    return whole.select([order[i] for i in to_list(ids)])  # the caller's order, not the ids'
 
 
 def _load_batch(folder: Path) -> Counterfactuals | None:

@@ -1,4 +1,4 @@
-"""Blocks of features, and the total variation of neighbouring pixels."""
+"""Blocks of features, and the total variation of an image."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from torch import Tensor
 
 
 def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int]:
-    """Number the blocks of an item of `shape`: (index int64 of that shape, how many). Edge blocks may be smaller.
+    """Number the blocks of an item of `shape`; return the block per feature and how many there are.
 
-    `block` gives extents along the trailing dimensions, -1 for all of one; leading dimensions it does not name are spanned
-    whole: (4, 4) on (C, H, W) spans the channels, (1, -1) on (words, d) makes each word one, (1,) on (features,) each feature.
+    Args:
+        shape: shape of one item, without the batch.
+        block: extents along the trailing dimensions. -1 spans a dimension; leading dimensions that
+            `block` does not name are spanned, too. Edge blocks may be smaller.
+
+    Examples: (4, 4) on (C, H, W) spans the channels, (1, -1) on (words, d) makes each word a
+    block, and (1,) on (features,) each feature.
+
+    Returns: (index, n): int64 of `shape` with values 0 to n - 1, and n.
+    Raises ValueError unless each extent is positive or -1.
     """
     if len(block) > len(shape) or any(b == 0 or b < -1 for b in block):
         raise ValueError(
-            f"block: got {tuple(block)} for items of shape {tuple(shape)}, expected positive extents or -1"
+            f"block: got {tuple(block)} for items of shape {tuple(shape)}, "
+            "expected positive extents or -1"
         )
     lead = len(shape) - len(block)
-    sizes = [
-        *shape[:lead],
-        *(s if b == -1 else b for s, b in zip(shape[lead:], block, strict=True)),
-    ]
+    sizes = list(shape[:lead])
+    sizes += [s if b == -1 else b for s, b in zip(shape[lead:], block, strict=True)]
     index, n = torch.zeros(tuple(shape), dtype=torch.int64), 1
     for d, (s, b) in enumerate(zip(shape, sizes, strict=True)):
         parts = -(-s // b)
@@ -32,21 +39,21 @@ def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int
 
 
 def block_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
-    """Mean of values (B, ...) over each block: (B, n)."""
+    """Return the mean of values (B, ...) over each of the n blocks of `index` (...), (B, n)."""
     flat = index.flatten().to(values.device)
-    total = torch.zeros(len(values), n, dtype=values.dtype, device=values.device).index_add_(
-        1, flat, values.flatten(1)
-    )
-    return total / torch.bincount(flat, minlength=n)
-
-
-def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
+    total = torch.zeros(len(values), n, dtype=values.dtype, device=values.device)
+    return total.index_add_(1, flat, values.flatten(1)) / torch.bincount(flat, minlength=n)
 
 
 def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
-    """Sum over pixels of (dx^2 + dy^2)^(beta / 2) per image (B, C, H, W) -> (B,); differences over the edge are 0 (Eq. 8)."""
-    across, down = _differences(x)
+    """Return the sum over pixels of (dx^2 + dy^2)^(beta / 2) per image, (B, C, H, W) -> (B,).
+
+    dx and dy are the differences to the next pixel in the row and in the column; 0 at the edge.
+    Source: Mahendran and Vedaldi (2015). With beta = 2 it is R_tv of Gradual Construction, Eq. 8.
+    With another beta Eq. 8 has dx^beta + dy^beta in the brackets, and the authors' code takes the
+    mean of |dx|^beta plus that of |dy|^beta.
+    """
+    across, down = x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
     square = (
         torch.nn.functional.pad(across, (0, 1)).square()
         + torch.nn.functional.pad(down, (0, 0, 0, 1)).square()

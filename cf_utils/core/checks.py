@@ -1,4 +1,4 @@
-"""Checks of a call's input, made before any work."""
+"""Checks of a call's input, made before any work, and the ids of items."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Ids = Tensor | Sequence[str]
+Ids = Tensor | Sequence[str]  # one id per item: int64 (B,), or B strings
 
 
 def check_query(
     x: Tensor, target: Tensor, ids: Ids | None = None, bounds: Any = None, tau: float | None = None
-) -> Tensor | tuple[str, ...]:
+) -> Ids:
     """Raise ValueError, naming the argument, unless a call's input is valid; return the ids.
 
     Args:
@@ -24,24 +24,7 @@ def check_query(
         bounds: (low, high), numbers or tensors per feature; None: no range.
         tau: probability in (0, 1), or None.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(
-            f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a float tensor (B, ...)"
-        )
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, ...) with B >= 1")
-    if not x.isfinite().all():
-        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-        raise ValueError(f"x: rows {bad[:5]} hold NaN or infinite values, expected finite values")
-    if bounds is not None:
-        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)
-        if (low >= high).any():
-            raise ValueError("bounds: got a low that is not below its high, expected low < high")
-        if (x < low - 1e-6).any() or (x > high + 1e-6).any():
-            raise ValueError(
-                f"x: values from {x.min():.3g} to {x.max():.3g}, expected inside bounds {_brief(bounds)}. "
-                "Was it normalised? Normalisation belongs inside the classifier"
-            )
+    _check_x(x, bounds)
     if not isinstance(target, Tensor) or target.dtype != torch.int64 or target.shape != (len(x),):
         got = (
             f"{target.dtype} {tuple(target.shape)}"
@@ -51,34 +34,60 @@ def check_query(
         raise ValueError(f"target: got {got}, expected int64 ({len(x)},)")
     if tau is not None and not 0 < tau < 1:
         raise ValueError(f"tau: got {tau}, expected a probability inside (0, 1)")
-    if ids is None:
-        return torch.arange(len(x))
+    return torch.arange(len(x)) if ids is None else _check_ids(ids, len(x))
+
+
+def _check_x(x: Tensor, bounds: Any) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(
+            f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a float tensor (B, ...)"
+        )
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, ...) with B >= 1")
+    if not x.isfinite().all():
+        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        raise ValueError(f"x: rows {bad[:5]} hold NaN or infinite values, expected finite values")
+    if bounds is None:
+        return
+    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in bounds)
+    if (low >= high).any():
+        raise ValueError("bounds: got a low that is not below its high, expected low < high")
+    if (x < low - 1e-6).any() or (x > high + 1e-6).any():
+        brief = ", ".join(f"{float(b):g}" if np.ndim(b) == 0 else "per feature" for b in bounds)
+        raise ValueError(
+            f"x: values from {x.min():.3g} to {x.max():.3g}, expected inside bounds [{brief}]. "
+            "Was it normalised? Normalisation belongs inside the classifier"
+        )
+
+
+def _check_ids(ids: Ids, n: int) -> Ids:
     if isinstance(ids, Tensor) and (ids.dtype != torch.int64 or ids.ndim != 1):
         raise ValueError(
-            f"ids: got {ids.dtype} {tuple(ids.shape)}, expected int64 ({len(x)},) or strings"
+            f"ids: got {ids.dtype} {tuple(ids.shape)}, expected int64 ({n},) or strings"
         )
     ids = ids.cpu() if isinstance(ids, Tensor) else tuple(ids)
     if not isinstance(ids, Tensor) and not all(isinstance(i, str) for i in ids):
         raise ValueError("ids: expected an int64 tensor or strings")
-    if len(ids) != len(x) or len(set(listed(ids))) != len(x):
+    if len(ids) != n or len(set(to_list(ids))) != n:
         raise ValueError(
-            f"ids: got {len(ids)} ids, {len(set(listed(ids)))} distinct, expected {len(x)} distinct ones"
+            f"ids: got {len(ids)} ids, {len(set(to_list(ids)))} distinct, "
+            f"expected {n} distinct ones"
         )
     return ids
 
 
-def _brief(bounds: Any) -> str:
-    return (
-        "[" + ", ".join(f"{float(b):g}" if np.ndim(b) == 0 else "per feature" for b in bounds) + "]"
-    )
+def check_count(name: str, n: int, least: int = 1) -> None:
+    """Raise ValueError, naming the argument, unless n is a whole number of at least `least`."""
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < least:
+        raise ValueError(f"{name}: got {n!r}, expected a whole number >= {least}")
 
 
-def listed(ids: Ids) -> list:
+def to_list(values: Tensor | Sequence[Any]) -> list[Any]:
     """Return ids, or any values per item, as a list."""
-    return ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
-def select_ids(ids: Ids, rows: Tensor) -> Tensor | tuple[str, ...]:
+def select_ids(ids: Ids, rows: Tensor) -> Ids:
     """Return the ids at the positions `rows` (int64), or where `rows` (bool) is True."""
     if isinstance(ids, Tensor):
         return ids[rows.to(ids.device)]
@@ -87,12 +96,14 @@ def select_ids(ids: Ids, rows: Tensor) -> Tensor | tuple[str, ...]:
 
 
 def check_logits(logits: Tensor, x: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless logits for x (B, ...) are (B, K >= 2) and targets are below K."""
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(
-            f"classifier: gave {tuple(logits.shape)} for {len(x)} rows, expected logits (B, K) with K >= 2 "
-            "(cf_utils.models.classifiers.OneOutput wraps a single sigmoid output)"
+            f"classifier: gave {tuple(logits.shape)} for {len(x)} rows, expected logits (B, K) "
+            "with K >= 2; cf_utils.models.classifiers.OneOutput wraps a single sigmoid output"
         )
     if (target < 0).any() or (target >= logits.shape[1]).any():
         raise ValueError(
-            f"target: values from {target.min()} to {target.max()}, expected 0 to {logits.shape[1] - 1}"
+            f"target: values from {target.min()} to {target.max()}, "
+            f"expected 0 to {logits.shape[1] - 1}"
         )

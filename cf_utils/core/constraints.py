@@ -1,7 +1,8 @@
-"""What a row may do: features that stay, that only rise or fall, that are whole numbers, that have a range.
+"""Limits on what may change in a row of a table.
 
-For tables: x is (B, F), scaled so that `bounds` hold. A method searches under them and what it returns keeps them exactly; a
-row that cannot flip inside them comes back with its reason.
+A feature may be immutable, only rise, only fall, be a whole number, or have a range. Tables are
+x (B, F), scaled by the data set. A method searches under the constraints, and its counterfactuals
+keep them exactly. A row that cannot flip under them comes back with a failure reason.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from torch import Tensor
 class Constraints:
     """Limits on the change of each of F features, in the scaled units of x.
 
-    `step` > 0 puts a feature on the grid k * step (an integer of range [a, b] scaled to [0, 1]: step 1 / (b - a)); 0 leaves it
-    continuous. A feature that is not changed keeps its value, wherever that lies; a changed one lies in [low, high]. ValueError
-    on shapes that differ, a low over its high, a negative step, or a feature that may neither rise nor fall and is not immutable.
+    A feature that does not change keeps its value, wherever that lies; a changed one lies in
+    [low, high]. `step` > 0 puts a changed feature on the grid k * step: an integer of range [a, b]
+    scaled to [0, 1] has step 1 / (b - a). Step 0 leaves a feature continuous.
+
+    Raises ValueError for shapes that differ, low > high, a negative step, or a feature that may
+    neither rise nor fall and is not immutable.
     """
 
     low: Tensor  # (F,)
@@ -28,11 +32,9 @@ class Constraints:
     only_down: Tensor  # (F,) bool
     step: Tensor = field(repr=False)  # (F,) >= 0
 
-    def __post_init__(self):
-        sizes = {
-            name: tuple(getattr(self, name).shape)
-            for name in ("low", "high", "immutable", "only_up", "only_down", "step")
-        }
+    def __post_init__(self) -> None:
+        names = ("low", "high", "immutable", "only_up", "only_down", "step")
+        sizes = {name: tuple(getattr(self, name).shape) for name in names}
         if len(set(sizes.values())) != 1 or self.low.ndim != 1:
             raise ValueError(f"constraints: got shapes {sizes}, expected one (F,) for all")
         if (self.low > self.high).any() or (self.step < 0).any():
@@ -40,12 +42,13 @@ class Constraints:
         if (self.only_up & self.only_down).any():
             both = (self.only_up & self.only_down).nonzero().flatten().tolist()
             raise ValueError(
-                f"constraints: features {both} may only rise and only fall; name them immutable instead"
+                f"constraints: features {both} may only rise and only fall; "
+                "name them immutable instead"
             )
 
     @classmethod
     def none(cls, n_features: int, low: float = 0.0, high: float = 1.0) -> Constraints:
-        """Nothing but a range: a start for `dataclasses.replace`."""
+        """Return constraints with a range and nothing else; `dataclasses.replace` adds to them."""
         no = torch.zeros(n_features, dtype=torch.bool)
         return cls(
             low=torch.full((n_features,), low),
@@ -57,55 +60,68 @@ class Constraints:
         )
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lowest and highest allowed value of each feature of each row, both (B, F). x itself is always inside."""
-        low, high = self._changed(x)
+        """Return the lowest and the highest value of each feature of x, both (B, F).
+
+        x itself lies inside the box.
+        """
+        low, high = self._changed_range(x)
         return torch.minimum(low, x), torch.maximum(high, x)
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
-        """The allowed point nearest to y for rows x, feature by feature: x's own value to the last bit, or one in the range and
-        on the grid."""
-        low, high = self._changed(x)
-        at, there = (
-            torch.maximum(torch.minimum(y, high), low),
-            low <= high,
-        )  # not there: nothing fits between the walls
+        """Return the allowed point nearest to y for the query x, feature by feature, (B, F).
+
+        Each value is that of x to the last bit, or lies in the range and on the grid.
+        """
+        low, high = self._changed_range(x)
+        at, allowed = torch.maximum(torch.minimum(y, high), low), low <= high
         grid = (self.step > 0).to(y.device)
         if grid.any():
-            size = torch.where(
-                grid, self.step.to(y.device), 1
-            ).double()  # a step may be 1e-6: too fine for float32
-            k = (at / size).round()
-            slack = self._slack(k) * size
-            k = torch.where(
-                k * size > high + slack, k - 1, torch.where(k * size < low - slack, k + 1, k)
-            )
-            own = (k - x / size).abs() <= self._slack(k)  # the query's own grid point
-            there = there & (~grid | ((k * size <= high + slack) & (k * size >= low - slack)))
-            at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)
+            point, is_own, inside = self._nearest_grid_point(at, x, low, high)
+            at = torch.where(grid, torch.where(is_own, x, point.to(y)), at)
+            allowed = allowed & (~grid | inside)
         nearer = (at - y).abs() <= (x - y).abs() - 1e-9
-        return torch.where(there & nearer, at, x)
+        return torch.where(allowed & nearer, at, x)
 
-    def kept(self, y: Tensor, x: Tensor) -> Tensor:
-        """Which rows of y keep every constraint for x, (B,) bool; up to 1e-6 on the walls and float32's rounding on the grid."""
-        low, high = self._changed(x)
+    def _nearest_grid_point(
+        self, at: Tensor, x: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid point nearest to `at`, and whether it is x's own and is in range."""
+        # float64, because a step may be 1e-6, too fine for float32
+        size = torch.where(self.step > 0, self.step, 1).to(at.device).double()
+        k = (at / size).round()
+        slack = self._rounding(k) * size
+        too_high, too_low = k * size > high + slack, k * size < low - slack
+        k = torch.where(too_high, k - 1, torch.where(too_low, k + 1, k))
+        is_own = (k - x / size).abs() <= self._rounding(k)
+        inside = (k * size <= high + slack) & (k * size >= low - slack)
+        return k * size, is_own, inside
+
+    def allows(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return which rows of y keep every constraint for the query x, (B,) bool.
+
+        Tolerates 1e-6 beyond the range and float32's rounding on the grid.
+        """
+        low, high = self._changed_range(x)
         grid = (self.step > 0).to(y.device)
         k = y / torch.where(grid, self.step.to(y.device), 1).double()
-        on = ((k - k.round()).abs() <= self._slack(k)) | ~grid
-        return (
-            (y == x) | ((y >= low - 1e-6) & (y <= high + 1e-6) & on & ~self.immutable.to(y.device))
-        ).all(1)
+        on_grid = ((k - k.round()).abs() <= self._rounding(k)) | ~grid
+        inside = (y >= low - 1e-6) & (y <= high + 1e-6)
+        return ((y == x) | (inside & on_grid & ~self.immutable.to(y.device))).all(1)
 
-    def _changed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From where to where a changed value of each feature may lie, (B, F); empty (low > high) where none may."""
+    def _changed_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range of a changed value of each feature, both (B, F).
+
+        It is empty (low > high) if the feature cannot change.
+        """
         immutable, up, down = (
             t.to(x.device) for t in (self.immutable, self.only_up, self.only_down)
         )
         low, high = self.low.to(x).expand_as(x), self.high.to(x).expand_as(x)
-        return torch.where(immutable, x, torch.where(up, torch.maximum(low, x), low)), torch.where(
-            immutable, x, torch.where(down, torch.minimum(high, x), high)
-        )
+        low = torch.where(up, torch.maximum(low, x), low)
+        high = torch.where(down, torch.minimum(high, x), high)
+        return torch.where(immutable, x, low), torch.where(immutable, x, high)
 
     @staticmethod
-    def _slack(k: Tensor) -> Tensor:
-        """How far from a whole number float32 may leave the grid coordinate k."""
+    def _rounding(k: Tensor) -> Tensor:
+        """Return how far float32's rounding may move the grid coordinate k from a whole number."""
         return 0.01 + 1.2e-7 * k.abs()

@@ -1,4 +1,4 @@
-"""The spread of a feature, by which distances on tables are measured."""
+"""The spread of a feature, which distances on tables are divided by."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def median_absolute_deviation(x: Tensor) -> Tensor:
-    """Wachter et al., Eq. 3, of each feature, (N, ...) -> (...): median |x_k - median(x_k)|, in x's units, > 0.
+    """Return the median absolute deviation per feature, (N, ...) -> (...), in the units of x, > 0.
 
-    Where more than half of the rows agree it is 0 and the distance undefined (the paper does not say what then): the mean
-    absolute deviation from the median stands in, and 1 for a feature that never varies.
+    Source: Wachter et al. (2017), Eq. 3: median |x_k - median(x_k)|. It is 0 for a feature with
+    the same value in more than half of the rows, which the paper does not treat. Such a feature
+    gets its mean absolute deviation from the median instead, and 1 if it never varies.
     """
     away = (x - x.median(0).values).abs()
     mad, mean = away.median(0).values, away.mean(0)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core.checks import check_logits, check_query, select_ids
+from cf_utils.core.checks import Ids, check_logits, check_query, select_ids
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.description import describe
 from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import device_of
-
-Ids = Tensor | Sequence[str]
 
 
 @dataclass
@@ -35,9 +32,10 @@ class SearchResult:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Explainer(ABC):
-    """Base class of all methods: `explain = Method(settings); cfs = explain(classifier, x, target)`.
+    """Base class of all methods.
 
-    A method is a frozen dataclass whose fields are its settings and prepared parts. It implements
+    Use: `explain = Method(settings)`, then `cfs = explain(classifier, x, target)`. A method is a
+    frozen dataclass whose fields are its settings and prepared parts. It implements
     `search(f, x, target, ids, tau) -> SearchResult`, a batched computation in which items do not
     influence each other.
     """
@@ -55,7 +53,7 @@ class Explainer(ABC):
         return dataclasses.replace(self, **changes)
 
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return the point nearest to y that `constraints` allow for x; y itself if there are none."""
+        """Return the point nearest to y that `constraints` allow for x; y itself without them."""
         return y if self.constraints is None else self.constraints.snap(y, x)
 
     @abstractmethod
@@ -116,10 +114,6 @@ class Explainer(ABC):
         valid = (logits.argmax(1) == target) & score.isfinite()
         reached = valid & (score >= tau)
         reason = _reasons(found, todo, done, broken | ~score.isfinite(), valid, reached)
-        counts = {
-            name: getattr(first, name).index_add(0, todo.cpu(), getattr(again, name))
-            for name in ("n_forward", "n_backward", "seconds")
-        }
         return Counterfactuals(
             query=x,
             counterfactual=cf,
@@ -133,7 +127,7 @@ class Explainer(ABC):
             settings={**describe(self), "classifier": describe(classifier)},
             seed=self.seed,
             row_ids=row_ids,
-            **counts,
+            **_sum_counts(first, again, todo),
             **_spread(found, x, todo),
         ).cpu()
 
@@ -162,8 +156,8 @@ class Explainer(ABC):
                 found = self.search(counter, x[todo], target[todo], select_ids(ids, todo), tau)
             found.counterfactual = found.counterfactual.detach()
             if self.constraints is not None:
-                kept = self.constraints.kept(found.counterfactual, x[todo])
-                if not kept.all():
+                allowed = self.constraints.allows(found.counterfactual, x[todo])
+                if not allowed.all():
                     raise RuntimeError(
                         f"{type(self).__name__} broke a constraint; this is a bug of the method, "
                         "please report it"
@@ -218,6 +212,14 @@ def _reasons(
         else:
             reasons.append(of_method.get(i) or (BELOW if valid[i] else OTHER))
     return tuple(reasons)
+
+
+def _sum_counts(first: PassCounter, search: PassCounter, todo: Tensor) -> dict[str, Tensor]:
+    """Add the search's passes and seconds to those of the first classification, per item."""
+    return {
+        name: getattr(first, name).index_add(0, todo.cpu(), getattr(search, name))
+        for name in ("n_forward", "n_backward", "seconds")
+    }
 
 
 def _spread(found: SearchResult, x: Tensor, todo: Tensor) -> dict[str, Tensor]:

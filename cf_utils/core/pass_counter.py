@@ -1,4 +1,4 @@
-"""The black box, frozen, and what its use costs."""
+"""A frozen module, and a count of what its use costs."""
 
 from __future__ import annotations
 
@@ -41,36 +41,41 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class PassCounter:
-    """A frozen module whose passes are counted, and whose time is shared, by item.
+    """A module whose forward passes, backward passes and seconds are counted per item.
 
-    `f(x, rows)`: outputs for x, where x[j] belongs to item rows[j] (an item may come several times).
-    `f.grad(y, z, up)`: up times dy / dz (`up` left out: of a scalar), counted as a backward pass of the rows that went forward
-    last.
+    The totals `n_forward`, `n_backward` (int64) and `seconds` (float64) have shape (n,). They grow
+    when the rows change and by `flush`. The rows of a call share its seconds equally.
     """
 
     def __init__(self, module: nn.Module, n: int):
+        """Count the passes of `module` for n items, from now on."""
         self.module = module
         self.n_forward, self.n_backward = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         self.seconds = torch.zeros(n, dtype=torch.float64)
         self._rows, self._pending, self._since = torch.arange(n), [0, 0], time.perf_counter()
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        if rows is not self._rows:  # the same rows object again costs two additions, not an index
+        """Return module(x), where x[j] belongs to item rows[j]. An item may occur several times."""
+        if rows is not self._rows:  # the same object again costs one addition, not an index
             self.flush()
             self._rows = rows
         self._pending[0] += 1
         return self.module(x)
 
-    def grad(self, y: Tensor, z: Tensor, up: Tensor | None = None) -> Tensor:
-        self._pending[1] += 1
-        return torch.autograd.grad(y, z, up)[0]
+    def grad(self, y: Tensor, z: Tensor, upstream: Tensor | None = None) -> Tensor:
+        """Return upstream * dy/dz; without `upstream`, y must be a scalar.
 
-    def went_back(self, times: int) -> None:
-        """Book backward passes that somebody else's `grad` made: a generator's, where the gradient starts at a classifier."""
+        Counts one backward pass for the rows of the last call.
+        """
+        self._pending[1] += 1
+        return torch.autograd.grad(y, z, upstream)[0]
+
+    def count_backward(self, times: int) -> None:
+        """Count backward passes through this module that another counter's `grad` made."""
         self._pending[1] += times
 
     def flush(self) -> None:
-        """Book what is pending; called by itself when the rows change, and at the end of a search."""
+        """Add the pending passes and seconds to the totals; call it before reading them."""
         now, rows = time.perf_counter(), self._rows.cpu()
         if len(rows):
             share = torch.bincount(rows, minlength=len(self.n_forward))

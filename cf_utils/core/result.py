@@ -3,209 +3,246 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import safetensors
 import torch
 from torch import Tensor
 
 from cf_utils.core import files
-from cf_utils.core.checks import listed
+from cf_utils.core.checks import Ids, to_list
 
-ALREADY, NAN, BELOW, OTHER = (
-    "already target",
-    "classifier returned NaN",
-    "score below tau",
-    "decision is not the target",
-)
+# Failure reasons; a method may add its own.
+ALREADY = "already target"
+NAN = "classifier returned NaN"
+BELOW = "score below tau"
+OTHER = "decision is not the target"
+
+_REPAIR = "delete the folder and compute it again"
 
 
 @dataclass(frozen=True, eq=False)
 class Counterfactuals:
-    """What an explainer found, item by item; failures are kept and flagged, never dropped.
+    """What an explainer found for each item; failures are kept and flagged, never dropped.
 
-    `valid`: the classifier's decision on `counterfactual` is `target`. `reached`: valid, and its probability is at least
-    the tau asked for. `path[:, 0]` is the query, `path[:, :path_len]` the states met, padded with the last one.
-    `row_ids`: ids are row numbers of one call, so results of two calls cannot be joined.
+    valid: the classifier's decision on the counterfactual is the target.
+    reached: valid, and the score is at least the wanted probability tau.
+    path: `path[:, 0]` is the query, `path[:, :path_len]` the states of the search; the last state
+        fills the rest.
+    row_ids: the ids are row numbers of one call, so results of two calls cannot be joined.
     """
 
     query: Tensor  # (B, ...)
     counterfactual: Tensor  # (B, ...)
     target: Tensor  # (B,) int64
-    source: Tensor  # (B,) int64, the prediction for the query; -1 where it was NaN
+    source: Tensor  # (B,) int64, the classifier's decision on the query; -1 if its logits were NaN
     score: Tensor  # (B,) probability of the target at the counterfactual
     valid: Tensor  # (B,) bool
     reached: Tensor  # (B,) bool
-    reason: tuple[str, ...]  # "" where reached
-    ids: Tensor | tuple[str, ...]
-    settings: dict[str, Any]
+    reason: tuple[str, ...]  # failure reason per item, "" where reached
+    ids: Ids  # int64 (B,), or B strings
+    settings: dict[str, Any]  # of the method and the classifier, plain JSON
     seed: int
     seconds: Tensor  # (B,) float64
     n_forward: Tensor  # (B,) int64, passes of the classifier
-    n_backward: Tensor
-    mask: Tensor | None = None  # (B, ...) bool, what was allowed to change
-    path: Tensor | None = field(default=None, repr=False)
-    path_len: Tensor | None = None
-    n_forward_generator: Tensor | None = None
-    n_backward_generator: Tensor | None = None
+    n_backward: Tensor  # (B,) int64
+    mask: Tensor | None = None  # (B, ...) bool, the features that were allowed to change
+    path: Tensor | None = field(default=None, repr=False)  # (B, steps, ...)
+    path_len: Tensor | None = None  # (B,) int64
+    n_forward_generator: Tensor | None = None  # (B,) int64, passes of the generator
+    n_backward_generator: Tensor | None = None  # (B,) int64
     row_ids: bool = False
 
     def __len__(self) -> int:
         return len(self.query)
 
     @classmethod
-    def _per_item(cls) -> list[str]:
-        return [
-            f.name for f in dataclasses.fields(cls) if f.name not in ("settings", "seed", "row_ids")
-        ]
+    def _item_fields(cls) -> list[str]:
+        """Return the names of the fields that hold one value per item."""
+        whole = ("settings", "seed", "row_ids")
+        return [f.name for f in dataclasses.fields(cls) if f.name not in whole]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the fields that hold a tensor, by name, on the CPU."""
+        values = {name: getattr(self, name) for name in self._item_fields()}
+        return {name: v.cpu() for name, v in values.items() if isinstance(v, Tensor)}
 
     def cpu(self) -> Counterfactuals:
-        """The same with all tensors on the CPU, where results lie: read from files or just found, they can be joined."""
-        found = {name: getattr(self, name) for name in self._per_item()}
-        return dataclasses.replace(
-            self, **{name: v.cpu() for name, v in found.items() if isinstance(v, Tensor)}
-        )
+        """Return a copy with all tensors on the CPU."""
+        return dataclasses.replace(self, **self._tensors())
 
     def select(self, rows: Sequence[int] | Tensor) -> Counterfactuals:
-        """The items at `rows` (positions, or a bool mask), in that order."""
+        """Return the items at `rows` (positions, or a bool mask), in that order."""
         rows = torch.as_tensor(rows)
         rows = (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).long()
-        new = {}
-        for name in self._per_item():
-            v = getattr(self, name)
-            new[name] = (
-                v
-                if v is None
-                else v[rows.to(v.device)]
-                if isinstance(v, Tensor)
-                else tuple(v[i] for i in rows.tolist())
-            )
-        return dataclasses.replace(self, **new)
+        positions, selected = rows.tolist(), {}
+        for name in self._item_fields():
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                selected[name] = value[rows.to(value.device)]
+            elif value is not None:
+                selected[name] = tuple(value[i] for i in positions)
+        return dataclasses.replace(self, **selected)
 
     def __add__(self, other: Counterfactuals) -> Counterfactuals:
-        """`join` of two."""
-        return (
-            Counterfactuals.join([self, other])
-            if isinstance(other, Counterfactuals)
-            else NotImplemented
-        )
+        """Join two results; see `join`."""
+        if not isinstance(other, Counterfactuals):
+            return NotImplemented
+        return Counterfactuals.join([self, other])
 
     @classmethod
     def join(cls, parts: Sequence[Counterfactuals]) -> Counterfactuals:
-        """Results of one method as one, sorted by id. Refuses other settings or seeds, and ids that overlap."""
+        """Join results of one method on different items; return all items sorted by id.
+
+        Raises ValueError if settings or seeds differ, if an id occurs twice, or if ids are row
+        numbers.
+        """
         first = parts[0]
         if len(parts) == 1:
             return first
-        if any(part.row_ids for part in parts):
-            raise ValueError(
-                "ids: results with ids=None carry row numbers, which say nothing outside their call; pass ids"
-            )
-        for part in parts[1:]:
-            if (first.settings, first.seed) != (part.settings, part.seed):
-                keys = first.settings.keys() | part.settings.keys()
-                differ = sorted(k for k in keys if first.settings.get(k) != part.settings.get(k))
-                raise ValueError(f"settings: the two results differ in {differ or ['seed']}")
-        ids = [i for part in parts for i in listed(part.ids)]
-        if len(ids) > len(set(ids)):
-            raise ValueError(
-                f"ids: {sorted({i for i in ids if ids.count(i) > 1})[:5]} are in both results"
-            )
-        searched = next((part for part in parts if not part._untouched()), first)
-        parts, joined = [part._like(searched) for part in parts], {}
-        for name in cls._per_item():
-            values = [getattr(part, name) for part in parts]
-            if len({v is None for v in values}) > 1:
-                raise ValueError(f"{name}: only one of the two results has it")
-            if name == "path" and values[0] is not None:
-                steps = max(p.shape[1] for p in values)
-                values = [
-                    torch.cat([p, p[:, -1:].expand(-1, steps - p.shape[1], *p.shape[2:])], 1)
-                    for p in values
-                ]
-            joined[name] = (
-                None
-                if values[0] is None
-                else torch.cat(values)
-                if isinstance(values[0], Tensor)
-                else tuple(v for value in values for v in value)
-            )
-        return dataclasses.replace(first, **joined).select(
-            sorted(range(len(ids)), key=ids.__getitem__)
-        )
+        _check_joinable(parts)
+        searched = next((part for part in parts if not part._had_no_search()), first)
+        parts = [part._add_fields_of(searched) for part in parts]
+        names = cls._item_fields()
+        joined = {name: _concatenate(name, [getattr(p, name) for p in parts]) for name in names}
+        ids = [i for part in parts for i in to_list(part.ids)]
+        in_order = sorted(range(len(ids)), key=ids.__getitem__)
+        return dataclasses.replace(first, **joined).select(in_order)
 
-    def _untouched(self) -> bool:
-        """No item needed a search."""
+    def _had_no_search(self) -> bool:
+        """Return whether every item was at its target already or had NaN logits."""
         return all(
             why == ALREADY or s < 0
             for why, s in zip(self.reason, self.source.tolist(), strict=True)
         )
 
-    def _like(self, other: Counterfactuals) -> Counterfactuals:
-        """Where no item needed a search there is no mask, path or generator's count: give those that `other` has."""
-        if not self._untouched():
+    def _add_fields_of(self, other: Counterfactuals) -> Counterfactuals:
+        """Give a result without search the mask, path and generator passes that `other` has."""
+        if not self._had_no_search():
             return self
-        none = {
+        zero = torch.zeros(len(self), dtype=torch.int64)
+        empty = {
             "mask": torch.zeros_like(self.query, dtype=torch.bool),
             "path": self.query[:, None],
             "path_len": torch.ones(len(self), dtype=torch.int64),
-            **{
-                f"n_{way}_generator": torch.zeros(len(self), dtype=torch.int64)
-                for way in ("forward", "backward")
-            },
+            "n_forward_generator": zero,
+            "n_backward_generator": zero.clone(),
         }
-        lacks = {
-            k: v
-            for k, v in none.items()
-            if getattr(self, k) is None and getattr(other, k) is not None
+        lacking = {
+            name: value
+            for name, value in empty.items()
+            if getattr(self, name) is None and getattr(other, name) is not None
         }
-        return dataclasses.replace(self, **lacks)
+        return dataclasses.replace(self, **lacking)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row an item: everything that is one number or word."""
-        names = [
-            n for n in self._per_item() if n not in ("query", "counterfactual", "mask", "path")
-        ]
-        columns = {n: listed(v) for n in names if (v := getattr(self, n)) is not None}
+        """Return a table with one row per item: everything that is one number or word, by id."""
+        large = ("query", "counterfactual", "mask", "path")
+        values = {n: getattr(self, n) for n in self._item_fields() if n not in large}
+        columns = {n: to_list(v) for n, v in values.items() if v is not None}
         return pd.DataFrame(columns).set_index("ids")
 
     def save(self, folder: str | Path) -> None:
-        """Write `result.json` and the tensors file that it names; a kill at any moment leaves the old pair or the new one."""
-        folder = Path(folder)
-        tensors = {
-            n: v.cpu() for n in self._per_item() if isinstance(v := getattr(self, n), Tensor)
-        }
-        name = f"tensors-{files.sha256(*(p for k in sorted(tensors) for p in (k, tensors[k])))[:16]}.safetensors"
+        """Write `result.json` and the tensors file that it names.
+
+        A kill at any moment leaves the old pair or the new one.
+        """
+        folder, tensors = Path(folder), self._tensors()
+        content = [part for k in sorted(tensors) for part in (k, tensors[k])]
+        name = f"tensors-{files.sha256(*content)[:16]}.safetensors"
         files.write_tensors(folder / name, tensors)
         plain = {
+            "tensors": name,
+            "sha256": files.sha256(folder / name),
             "reason": self.reason,
             "ids": None if isinstance(self.ids, Tensor) else self.ids,
             "settings": self.settings,
             "seed": self.seed,
             "row_ids": self.row_ids,
         }
-        files.write_json(
-            folder / "result.json",
-            {"tensors": name, "sha256": files.sha256(folder / name), **plain},
-        )
+        files.write_json(folder / "result.json", plain)
         for stale in folder.glob("tensors-*.safetensors"):
             if stale.name != name:
                 stale.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> Counterfactuals:
-        """Read what `save` wrote. FileNotFoundError when nothing is there, ValueError when a file was changed."""
-        folder = Path(folder)
-        if not (folder / "result.json").exists():
-            raise FileNotFoundError(f"{folder / 'result.json'} is missing: no saved result there")
-        plain = files.read_json(folder / "result.json")
-        file, expected = folder / plain.pop("tensors"), plain.pop("sha256")
-        if not file.exists() or files.sha256(file) != expected:
-            raise ValueError(f"{file} is missing or not the one that result.json names")
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError if there is no result, ValueError that names a damaged file.
+        """
+        path = Path(folder) / "result.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: no saved result there")
+        plain = _read_plain(path)
+        file, expected = path.with_name(plain.pop("tensors")), plain.pop("sha256")
+        if not file.exists():
+            raise ValueError(f"{file} is missing, which {path.name} names; {_REPAIR}")
+        if files.sha256(file) != expected:
+            raise ValueError(
+                f"{file} is damaged: it is not the one that result.json names; {_REPAIR}"
+            )
+        try:
+            return cls(**files.read_tensors(file), **plain)
+        except (safetensors.SafetensorError, TypeError) as e:
+            raise ValueError(f"{file} and {path.name} hold no whole result: {e}; {_REPAIR}") from e
+
+
+def _read_plain(path: Path) -> dict[str, Any]:
+    """Read `result.json`: every field that is no tensor, with the tensors' file and its hash."""
+    try:
+        plain = files.read_json(path)
         plain["reason"] = tuple(plain["reason"])
-        ids = plain.pop("ids")
-        return cls(
-            **files.read_tensors(file), **plain, **({} if ids is None else {"ids": tuple(ids)})
+        if (ids := plain.pop("ids")) is not None:
+            plain["ids"] = tuple(ids)
+        if not isinstance(plain["tensors"], str):
+            raise TypeError("'tensors' is no file name")
+        plain["sha256"]
+    except KeyError as e:
+        raise ValueError(f"{path} is damaged: it has no entry {e}; {_REPAIR}") from e
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} is damaged: {size} bytes that are no saved result ({e}); {_REPAIR}"
+        ) from e
+    return plain
+
+
+def _check_joinable(parts: Sequence[Counterfactuals]) -> None:
+    first = parts[0]
+    if any(part.row_ids for part in parts):
+        raise ValueError(
+            "ids: results with ids=None have row numbers, which mean nothing outside their call; "
+            "pass ids to the explainer"
         )
+    for part in parts[1:]:
+        if (first.settings, first.seed) != (part.settings, part.seed):
+            keys = first.settings.keys() | part.settings.keys()
+            differ = sorted(k for k in keys if first.settings.get(k) != part.settings.get(k))
+            raise ValueError(f"settings: the two results differ in {differ or ['seed']}")
+    ids = [i for part in parts for i in to_list(part.ids)]
+    if len(ids) > len(set(ids)):
+        twice = sorted({i for i in ids if ids.count(i) > 1})[:5]
+        raise ValueError(f"ids: {twice} are in both results; join results on different items")
+
+
+def _concatenate(name: str, values: list[Any]) -> Tensor | tuple | None:
+    """Concatenate one field of several results; shorter paths repeat their last state."""
+    if len({v is None for v in values}) > 1:
+        raise ValueError(f"{name}: only one of the two results has it")
+    if values[0] is None:
+        return None
+    if not isinstance(values[0], Tensor):
+        return tuple(v for value in values for v in value)
+    if name == "path":
+        steps = max(p.shape[1] for p in values)
+        values = [
+            torch.cat([p, p[:, -1:].expand(-1, steps - p.shape[1], *p.shape[2:])], 1)
+            for p in values
+        ]
+    return torch.cat(values)
