@@ -1,160 +1,94 @@
-"""ABELE: a genetic neighbourhood in an autoencoder's latent space, a decision tree on it, and decoded counter-exemplars.
+"""ABELE: counter-exemplars from a genetic neighbourhood in an autoencoder's latent space.
 
-Source: Guidotti, Monreale, Matwin & Pedreschi, "Black Box Explanation by Learning Image Exemplars in the Latent Feature Space",
-ECML-PKDD 2019; the genetic neighbourhood and the counter-rules are those of LORE (Guidotti et al., 2018). This is a
-RE-IMPLEMENTATION from the method's description: the authors' code was not run, so figures are not comparable to theirs.
+Source: Guidotti, Monreale, Matwin & Pedreschi, "Black Box Explanation by Learning Image Exemplars
+in the Latent Feature Space", ECML-PKDD 2019. The genetic neighbourhood and the counter-rules are
+those of LORE (Guidotti et al., 2018). This is a re-implementation from the paper; the authors' code
+was not run, so results are not comparable with theirs.
 
-    fitness(z) = I[b(decode(z)) is as wanted] + 1 - d(z, z0) - I[z = z0],    d(z, z0) = ||z - z0|| / (||z - z0|| + sqrt(latent))
-    counter-rule: a leaf of the tree whose class is the target; best: fewest of its conditions are false for z0
+    fitness(z) = I[b(decode(z)) is as wanted] + 1 - d(z, z0) - I[z = z0]
+    d(z, z0) = ||z - z0|| / (||z - z0|| + sqrt(number of latent dimensions))
+    counter-rule: a leaf of the tree whose class is the target, with the fewest conditions that z0
+    does not meet
 
 Decisions and deviations:
-* Targeted: the second population wants the call's target, not any other class. Its indicator is 1 for the decision and 2 for
-  the decision with probability >= tau, so that the neighbourhood also holds points that are sure enough.
-* The discriminator sees the latent point, as in an adversarial autoencoder. A point with D < `threshold` has indicator -1,
-  stays out of the tree, and is never returned.
-* Parents and children compete (the best `population` survive); a mutated gene is drawn from the prior N(0, 1).
-* The populations are equally large; where some of them miss their class, weights give target and rest the same say in the tree.
-* Counter-exemplars: points of the rule's leaf, and points on the lines from them to the leaf's point nearest to z0 (a leaf is a
-  box, so all satisfy the rule). Returned: of those accepted and valid at tau, the nearest to z0 in latent space. Where none
-  reaches tau: the accepted one with the highest score, flagged; where none is decided as the target: the query, flagged.
-* The decoder makes the whole image: even far from the change, pixels are reconstructions.
+* Targeted: the second population wants the call's target, not any other class. Its indicator is 1
+  for the decision and 2 for the decision with probability tau or more.
+* The discriminator judges the code, as in an adversarial autoencoder. A code that it rejects has
+  indicator -1, is not used for the tree, and is never returned.
+* Parents and children compete: the fittest survive. A mutated gene is drawn from N(0, 1).
+* Both populations have the same size. Where members miss their class, weights give the target and
+  the rest the same influence on the tree.
+* Counter-exemplars are the neighbours in the rule's leaf and points on the lines from them to the
+  leaf's point nearest to z0. A leaf is a box, so all of them satisfy the rule.
+* Returned is the valid and accepted counter-exemplar that is nearest to z0 in latent space. If none
+  reaches tau, it is the accepted one with the highest score; if none is decided as the target, it
+  is the query. Both failures are flagged.
+* The decoder generates the whole image, so pixels far from the change are reconstructions, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.tree import DecisionTreeClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
-from cf_utils.core import Explainer, PassCounter, SearchResult, frozen, item_noise
+from cf_utils.core import Explainer, Ids, PassCounter, SearchResult, frozen, item_noise
+from cf_utils.explainers.shared.genetic import crossover, mutate, select, tournament
+from cf_utils.explainers.shared.grading import GradedCodes, Grader, Population
+from cf_utils.explainers.shared.latent import LatentPasses, cast_to_model
+from cf_utils.explainers.shared.rules import LeafBox, read_boxes
+from cf_utils.models.generators.adversarial_autoencoder import AdversarialAutoencoder
 
-NO_RULE, NO_EXEMPLAR = (
-    "no counter-rule: no accepted neighbour is decided as the target",
-    "no valid counter-exemplar",
-)
-
-
-# ---------------------------------------------------------------- the genetic operators; u: uniform noise in [0, 1)
-
-
-def select(z: Tensor, fitness: Tensor, n: int) -> Tensor:
-    """Positions (..., n) of the n fittest of z (..., N, d), best first; ties in order; NaN counts as worst."""
-    return fitness.nan_to_num(nan=-torch.inf).argsort(dim=-1, descending=True, stable=True)[..., :n]
-
-
-def tournament(fitness: Tensor, u: Tensor) -> Tensor:
-    """Of two members drawn by u (..., M, 2) the fitter: positions (..., M) into fitness (..., N)."""
-    pair = (u * fitness.shape[-1]).long()  # (..., M, 2)
-    first, second = (fitness.gather(-1, pair[..., i]) for i in (0, 1))
-    return torch.where(second > first, pair[..., 1], pair[..., 0])
-
-
-def crossover(a: Tensor, b: Tensor, u: Tensor, rate: float) -> Tensor:
-    """Two-point crossover of parents (..., M, d): with probability `rate` the genes between two cuts are b's; u (..., M, 3)."""
-    d = a.shape[-1]
-    cut = (u[..., 1:] * (d + 1)).long().sort(-1).values  # 0 .. d
-    gene = torch.arange(d, device=a.device)
-    swap = (gene >= cut[..., :1]) & (gene < cut[..., 1:]) & (u[..., :1] < rate)
-    return torch.where(swap, b, a)
-
-
-def mutate(z: Tensor, fresh: Tensor, u: Tensor, rate: float) -> Tensor:
-    """Each gene of z (..., d) is replaced by that of `fresh` with probability `rate`."""
-    return torch.where(u < rate, fresh, z)
-
-
-# ---------------------------------------------------------------- the tree's rules
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A leaf: low < z <= high in every latent dimension, the class it predicts, how many dimensions of z0 lie outside."""
-
-    low: np.ndarray
-    high: np.ndarray
-    label: int
-    changed: int
-
-    def __str__(self) -> str:
-        parts = [
-            (f"{lo:.2f} < " if np.isfinite(lo) else "")
-            + f"z{i}"
-            + (f" <= {hi:.2f}" if np.isfinite(hi) else "")
-            for i, (lo, hi) in enumerate(zip(self.low, self.high, strict=True))
-            if np.isfinite(lo) or np.isfinite(hi)
-        ]
-        return f"{' and '.join(parts) or 'always'}: {self.label}"
-
-    def holds(self, z: np.ndarray) -> np.ndarray:
-        """Which of z (N, d) satisfy the rule."""
-        return ((z > self.low) & (z <= self.high)).all(-1)
-
-    def project(self, z: np.ndarray, margin: float = 1e-4) -> np.ndarray:
-        """The rule's point nearest to z (d,), `margin` inside its bounds (trees compare in float32)."""
-        width = np.minimum(margin, (self.high - self.low) / 4)
-        return np.clip(z, self.low + width, self.high - width)
-
-
-def rules(tree: DecisionTreeClassifier, z: np.ndarray) -> list[Rule]:
-    """All leaves of a fitted tree as rules; the one that holds for z (d,) has `changed` 0 and is the factual rule."""
-    t, out, d = tree.tree_, [], len(z)
-    stack = [(0, np.full(d, -np.inf), np.full(d, np.inf))]
-    while stack:
-        node, low, high = stack.pop()
-        if t.children_left[node] < 0:
-            changed = int(((z <= low) | (z > high)).sum())
-            out.append(Rule(low, high, int(tree.classes_[t.value[node, 0].argmax()]), changed))
-            continue
-        i, cut = t.feature[node], t.threshold[node]
-        left, right = high.copy(), low.copy()
-        left[i], right[i] = min(high[i], cut), max(low[i], cut)
-        stack += [(t.children_right[node], right, high), (t.children_left[node], low, left)]
-    return out
-
-
-# ---------------------------------------------------------------- the method
+NO_RULE = "no counter-rule: no accepted neighbour is decided as the target"
+NO_EXEMPLAR = "no valid counter-exemplar"
 
 
 @dataclass(frozen=True, eq=False)
 class ABELE(Explainer):
     """Nearest valid counter-exemplar in the latent space of an adversarial autoencoder.
 
-    x (B, *aae.shape). `aae` has `shape`, `latent`, `encoder`, `decoder` and `discriminator` (logits (B,)), see
-    `generators.aae`. Per query at most 2 population (generations + 1) + exemplars + 3 images are classified: 943 by default.
-    Passes of encoder and decoder are the generator's. ValueError when aae makes images of another shape.
+    x has shape (B, *autoencoder.shape). Per item at most
+    `2 * population * (generations + 1) + exemplars + 3` images are classified. Passes of encoder
+    and decoder are the generator's. Raises ValueError if the autoencoder generates images of
+    another shape, and on settings out of range.
     """
 
-    aae: nn.Module = field(repr=False)
+    autoencoder: AdversarialAutoencoder = field(repr=False, metadata={"stored_as": "aae"})
     _: KW_ONLY
     population: int = 50  # members of each of the two populations
     generations: int = 6
     crossover_rate: float = 0.7  # probability that a child mixes two parents
     mutation_rate: float = 0.25  # probability that a gene is drawn anew
-    threshold: float = (
-        0.4  # least probability by the discriminator; 0.5 is what a perfect autoencoder's codes get
-    )
+    threshold: float = 0.4  # least probability by the discriminator for a code to be accepted
     leaf: int = 2  # fewest neighbours in a leaf of the tree
     max_rules: int = 3  # counter-rules tried
     exemplars: int = 240  # images decoded for them
-    anchors: int = 10  # neighbours in a rule's leaf towards which it is searched
+    # neighbours in a rule's leaf towards which exemplars are decoded
+    neighbours_per_rule: int = field(default=10, metadata={"stored_as": "anchors"})
     chunk: int = 2000  # images decoded and classified at once
 
-    def check(self, x, logits):
-        if tuple(self.aae.shape) != tuple(x.shape[1:]):
+    stored_as: ClassVar[str] = "Abele"  # name of the class in older files
+
+    def check(self, x: Tensor, logits: Tensor) -> None:
+        """Raise ValueError on settings out of range or an autoencoder of another image shape."""
+        shape = tuple(self.autoencoder.shape)
+        if shape != tuple(x.shape[1:]):
             raise ValueError(
-                f"aae: makes images {tuple(self.aae.shape)}, x has {tuple(x.shape[1:])}; expected the same shape"
+                f"autoencoder: generates images {shape}, got x with {tuple(x.shape[1:])}, "
+                "expected the same shape"
             )
         least = {
             "population": 2,
             "generations": 1,
             "leaf": 1,
             "max_rules": 1,
-            "anchors": 1,
+            "neighbours_per_rule": 1,
             "chunk": 1,
-            "exemplars": self.max_rules * self.anchors,
+            "exemplars": self.max_rules * self.neighbours_per_rule,
         }
         for name, n in least.items():
             if getattr(self, name) < n:
@@ -166,152 +100,168 @@ class ABELE(Explainer):
                 )
 
     @torch.no_grad()
-    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
-        kind = next(self.aae.parameters(), x)
-        enc, dec = PassCounter(self.aae.encoder, len(x)), PassCounter(self.aae.decoder, len(x))
-        with frozen(self.aae):
-            every = torch.arange(len(x))
-            source, z0 = f(x, every).argmax(1), enc(x.to(kind), every)  # (B,), (B, d)
+    def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
+        """Return the reconstruction of x: encoded and decoded, with nothing changed in between."""
+        generator, rows = LatentPasses(self.autoencoder, len(x)), torch.arange(len(x))
+        with frozen(self.autoencoder):
+            code = generator.encode(cast_to_model(x, self.autoencoder), rows)
+            return generator.decode(code, rows).to(x)
 
-            def look(z: Tensor, rows: Tensor):
-                """(score of the target, label, accepted) of z (N, d); label -1 where the classifier gave NaN."""
-                out = []
-                for part, r in zip(z.split(self.chunk), rows.split(self.chunk), strict=True):
-                    logits, at = f(dec(part, r).to(x), r), target[r.to(x.device)]
-                    p, label = logits.softmax(1).gather(1, at[:, None])[:, 0], logits.argmax(1)
-                    same = (
-                        (label == at) & (at == source[r.to(x.device)]) & (p < tau)
-                    )  # query decided so already, score too low:
-                    label = torch.where(
-                        same, logits.shape[1], label
-                    )  # "too low" is then a class of its own
-                    accepted = self.aae.discriminator(part).sigmoid() >= self.threshold
-                    out.append((p, label.masked_fill(~logits.isfinite().all(1), -1), accepted))
-                return [torch.cat(o) for o in zip(*out, strict=True)]
-
-            z, p, label, ok = self._neighbourhood(
-                look, z0, source, target, ids, tau
-            )  # (B, N, d), (B, N) x 3
-            lines, rows, inside, why = [], [], torch.zeros_like(ok), [""] * len(x)
-            for i in range(len(x)):  # scikit-learn fits one tree a call
-                points, mine = self._candidates(
-                    z[i], p[i], label[i], ok[i], z0[i], int(target[i]), tau
-                )
-                inside[i] = mine.to(ok.device)
-                lines.append(points)
-                rows += [i] * len(points)
-                why[i] = "" if len(points) else NO_RULE
-            new, rows = torch.cat(lines), torch.tensor(rows, dtype=torch.int64)
-            if len(new):
-                new_p, new_label, new_ok = look(new, rows)
-            chosen, found = z0.clone(), torch.zeros(len(x), dtype=torch.bool)
-            for i in (i for i in range(len(x)) if not why[i]):
-                own = (rows == i).to(z.device)
-                points = torch.cat([z[i], new[own]])
-                score = torch.cat([p[i], new_p[own]])
-                can = torch.cat(
-                    [
-                        inside[i] & ok[i] & (label[i] == target[i]),
-                        new_ok[own] & (new_label[own] == target[i]),
-                    ]
-                )
-                good, far = can & (score >= tau), (points - z0[i]).norm(dim=1)
-                if good.any():
-                    best = far.masked_fill(~good, torch.inf).argmin()
-                elif can.any():
-                    best = score.masked_fill(~can, -torch.inf).argmax()
-                    why[i] = f"{NO_EXEMPLAR} at tau"
-                else:
-                    why[i] = NO_EXEMPLAR
-                    continue
-                chosen[i], found[i] = points[best], True
-            result, keep = x.clone(), found.nonzero().flatten()
-            if len(keep):
-                result[keep.to(x.device)] = dec(chosen[keep.to(z.device)], keep).to(x)
-        enc.flush()
-        dec.flush()
-        dec.n_forward += enc.n_forward
-        return SearchResult(result, reason=why, generator=dec)
-
-    def _neighbourhood(self, look, z0: Tensor, source: Tensor, target: Tensor, ids, tau: float):
-        """Evolve, per item, one population decided as the query and one as the target: (B, 2 population, d) and its
-        scores, labels and acceptance. Noise depends on (seed, id, generation) alone."""
-        (b, d), n = z0.shape, self.population
-        rows = torch.arange(b).repeat_interleave(2 * n)
-        wanted = torch.stack([source, target], 1)[:, :, None]  # (B, 2, 1)
-        flips = torch.tensor([0.0, 1.0], device=z0.device).view(1, 2, 1) > 0
-
-        def noise(shape, stream, kind):
-            return item_noise(self.seed, ids, (2, n, *shape), f"abele {stream}", kind).to(z0)
-
-        def grade(z):
-            p, label, ok = (v.view(b, 2, n) for v in look(z.flatten(0, 2), rows))
-            far = (z - z0[:, None, None]).norm(dim=-1)
-            hit = ((label == wanted) * torch.where(flips & (p >= tau), 2.0, 1.0)).masked_fill(
-                ~ok, -1.0
+    @torch.no_grad()
+    def search(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> SearchResult:
+        generator, rows = LatentPasses(self.autoencoder, len(x)), torch.arange(len(x))
+        with frozen(self.autoencoder):
+            source = f(x, rows).argmax(1)
+            z0 = generator.encode(cast_to_model(x, self.autoencoder), rows)  # (B, d)
+            grader = Grader(
+                f=f,
+                autoencoder=self.autoencoder,
+                generator=generator,
+                x=x,
+                source=source,
+                target=target,
+                tau=tau,
+                threshold=self.threshold,
+                chunk=self.chunk,
             )
-            return (hit + 1 - far / (far + d**0.5) - (far == 0).to(far)).to(z0), p, label, ok
-
-        start = z0[:, None, None].expand(b, 2, n, d)
-        z = mutate(start, noise((d,), "0 genes", "normal"), noise((d,), "0 where", "uniform"), 0.5)
-        state = (z, *grade(z))  # z, fitness, score, label, accepted
-        for g in range(1, self.generations + 1):
-            z, fit = state[:2]
-            u = noise((7 + d,), f"{g} choices", "uniform")  # two tournaments, crossover, mutation
-            a, c = (
-                z.gather(2, tournament(fit, u[..., k : k + 2])[..., None].expand_as(z))
-                for k in (0, 2)
-            )
-            child = crossover(a, c, u[..., 4:7], self.crossover_rate)
-            child = mutate(
-                child, noise((d,), f"{g} genes", "normal"), u[..., 7:], self.mutation_rate
-            )
-            both = [torch.cat(pair, 2) for pair in zip(state, (child, *grade(child)), strict=True)]
-            keep = select(both[0], both[1], n)
-            state = tuple(
-                v.gather(2, keep[..., None].expand(*keep.shape, d) if v.ndim == 4 else keep)
-                for v in both
-            )
-        z, _, p, label, ok = state
-        return z.flatten(1, 2), p.flatten(1), label.flatten(1), ok.flatten(1)
+            neighbours = self._evolve(grader, z0, ids)
+            chosen, found, reason = self._choose_exemplars(grader, neighbours, z0)
+            result, rows = x.clone(), found.nonzero().flatten()
+            if len(rows):
+                images = generator.decode(chosen[rows.to(z0.device)], rows)
+                result[rows.to(x.device)] = images.to(x)
+        return SearchResult(result, reason=reason, generator=generator.total())
 
     def fit_tree(self, z: Tensor, label: Tensor, target: int) -> DecisionTreeClassifier:
-        """The local tree on neighbours z (N, d) with the black box's decisions label (N,); target and rest weigh the same."""
-        y = label.cpu().numpy()
-        hits = (y == target).sum()
-        weight = np.where(y == target, 0.5 / max(hits, 1), 0.5 / max(len(y) - hits, 1)) * len(y)
-        return DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed).fit(
-            z.cpu().numpy(), y, weight
-        )
+        """Fit the local tree on neighbours z (N, d) with the classifier's decisions label (N,).
 
-    def _candidates(self, z, p, label, ok, z0, target: int, tau: float) -> tuple[Tensor, Tensor]:
-        """For one item: points (M, d) that satisfy its best counter-rules, and which neighbours (N,) satisfy them."""
-        use, mine = ok & (label >= 0), torch.zeros(len(z), dtype=torch.bool)
-        if not (use & (label == target)).any():
-            return z[:0], mine
-        here, points = z0.cpu().numpy(), z.cpu().numpy()
-        far = np.linalg.norm(points - here, axis=1)
-        counter = [
-            r for r in rules(self.fit_tree(z[use], label[use], target), here) if r.label == target
-        ]
-        counter.sort(key=lambda r: (r.changed, float(np.linalg.norm(r.project(here) - here))))
-        hit, sure, out = (use & (label == target)).cpu().numpy(), (p >= tau).cpu().numpy(), []
-        steps = self.exemplars // self.max_rules
-        for rule in counter[: self.max_rules]:
-            held = rule.holds(points)
-            mine |= torch.from_numpy(held)
-            of = np.flatnonzero(held & hit)
-            of = of[np.lexsort((far[of], ~sure[of]))][
-                : self.anchors
-            ]  # the sure ones first, then the nearest
-            near, k = rule.project(here), max(len(of), 1)
-            each = steps // k
-            share = (
-                np.arange(each)[None, :, None] + np.arange(k)[:, None, None] / k
-            ) / each  # [0, 1), staggered
-            out.append(
-                (near + share * ((points[of] if len(of) else near[None])[:, None] - near)).reshape(
-                    -1, len(here)
-                )
+        Neighbours decided as the target and the rest have the same total weight.
+        """
+        y = label.cpu().numpy()
+        is_target = y == target
+        n_target = is_target.sum()
+        weight_target, weight_rest = 0.5 / max(n_target, 1), 0.5 / max(len(y) - n_target, 1)
+        weight = np.where(is_target, weight_target, weight_rest) * len(y)
+        tree = DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed)
+        return tree.fit(z.cpu().numpy(), y, weight)
+
+    def _evolve(self, grader: Grader, z0: Tensor, ids: Ids) -> GradedCodes:
+        """Evolve one population decided as the query and one as the target, per item.
+
+        Returns the graded codes of both together, (B, 2 * population, ...). Noise depends on
+        (seed, id, generation) alone.
+        """
+        (b, d), n = z0.shape, self.population
+
+        def draw(size: int, stream: str, kind: str) -> Tensor:
+            return item_noise(self.seed, ids, (2, n, size), f"abele {stream}", kind).to(z0)
+
+        start = z0[:, None, None].expand(b, 2, n, d)
+        code = mutate(start, draw(d, "0 genes", "normal"), draw(d, "0 where", "uniform"), 0.5)
+        population = grader.grade_population(code, z0)
+        for g in range(1, self.generations + 1):
+            u = draw(7 + d, f"{g} choices", "uniform")  # two tournaments, crossover, mutation
+            first, second = (
+                population.take(tournament(population.fitness, u[..., k : k + 2])).code
+                for k in (0, 2)
             )
-        return torch.from_numpy(np.concatenate(out)).to(z) if out else z[:0], mine
+            child = crossover(first, second, u[..., 4:7], self.crossover_rate)
+            fresh = draw(d, f"{g} genes", "normal")
+            child = mutate(child, fresh, u[..., 7:], self.mutation_rate)
+            children = grader.grade_population(child, z0)
+            pairs = zip(population, children, strict=True)
+            both = Population(*(torch.cat(pair, 2) for pair in pairs))
+            population = both.take(select(both.fitness, n))
+        return GradedCodes(*(values.flatten(1, 2) for values in population[:-1]))
+
+    def _choose_exemplars(
+        self, grader: Grader, neighbours: GradedCodes, z0: Tensor
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """Return the chosen codes (B, d), for which items there is one (B,), and the reasons."""
+        n, target = len(z0), grader.target
+        points, inside = [], []
+        for i in range(n):  # scikit-learn fits one tree per call
+            own = GradedCodes(*(values[i] for values in neighbours))
+            own_points, own_inside = self._candidates(own, z0[i], int(target[i]), grader.tau)
+            points.append(own_points)
+            inside.append(own_inside.to(z0.device))
+        chosen, found = z0.clone(), torch.zeros(n, dtype=torch.bool)
+        reason, sizes = [NO_RULE] * n, [len(p) for p in points]
+        if not any(sizes):
+            return chosen, found, reason
+        rows = torch.arange(n).repeat_interleave(torch.tensor(sizes))
+        graded = grader.grade(torch.cat(points), rows)
+        per_item = zip(*(values.split(sizes) for values in graded), strict=True)
+        for i, exemplars in enumerate(per_item):
+            if not sizes[i]:
+                continue
+            pairs = zip(neighbours, exemplars, strict=True)
+            options = GradedCodes(*(torch.cat([a[i], b]) for a, b in pairs))
+            in_rule = torch.cat([inside[i], torch.ones_like(exemplars[-1])])
+            allowed = in_rule & options.accepted & (options.label == target[i])
+            best, reason[i] = _choose(options, allowed, z0[i], grader.tau)
+            if best is not None:
+                chosen[i], found[i] = options.code[best], True
+        return chosen, found, reason
+
+    def _candidates(
+        self, neighbours: GradedCodes, z0: Tensor, target: int, tau: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return points (M, d) that satisfy one item's best counter-rules.
+
+        Also returns which neighbours (N,) satisfy them.
+        """
+        z, label = neighbours.code, neighbours.label
+        usable = neighbours.accepted & (label >= 0)
+        inside = torch.zeros(len(z), dtype=torch.bool)
+        is_target = usable & (label == target)
+        if not is_target.any():
+            return z[:0], inside
+        here, codes = z0.cpu().numpy(), z.cpu().numpy()
+        tree = self.fit_tree(z[usable], label[usable], target)
+        counter_rules = [box for box in read_boxes(tree, here) if box.label == target]
+        counter_rules.sort(key=lambda box: (box.n_changes, _distance(box.project(here), here)))
+        far = np.linalg.norm(codes - here, axis=1)
+        sure = (neighbours.score >= tau).cpu().numpy()
+        lines = []
+        for box in counter_rules[: self.max_rules]:
+            contained = box.contains(codes)
+            inside |= torch.from_numpy(contained)
+            ends = np.flatnonzero(contained & is_target.cpu().numpy())
+            order = np.lexsort((far[ends], ~sure[ends]))  # those that reach tau first, then nearest
+            ends = ends[order][: self.neighbours_per_rule]
+            lines.append(_points_on_lines(box, here, codes[ends], self.exemplars // self.max_rules))
+        return torch.from_numpy(np.concatenate(lines)).to(z) if lines else z[:0], inside
+
+
+def _choose(
+    options: GradedCodes, allowed: Tensor, z0: Tensor, tau: float
+) -> tuple[Tensor | None, str]:
+    """Return the position of one item's counter-exemplar, None without one, and the reason."""
+    reaches_tau = allowed & (options.score >= tau)
+    far = (options.code - z0).norm(dim=1)
+    if reaches_tau.any():
+        return far.masked_fill(~reaches_tau, torch.inf).argmin(), ""
+    if allowed.any():
+        best = options.score.masked_fill(~allowed, -torch.inf).argmax()
+        return best, f"{NO_EXEMPLAR} at tau"
+    return None, NO_EXEMPLAR
+
+
+def _points_on_lines(box: LeafBox, z0: np.ndarray, ends: np.ndarray, n: int) -> np.ndarray:
+    """Return at most n points (M, d) on the lines from the box's point nearest to z0 to `ends`.
+
+    The points of different lines are staggered. Without ends, all are that nearest point.
+    """
+    near, n_lines = box.project(z0), max(len(ends), 1)
+    n_each = n // n_lines
+    offset = np.arange(n_lines)[:, None, None] / n_lines
+    share = (np.arange(n_each)[None, :, None] + offset) / n_each  # in [0, 1)
+    ends = ends if len(ends) else near[None]
+    return (near + share * (ends[:, None] - near)).reshape(-1, len(z0))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b))
