@@ -16,7 +16,7 @@ from cf_utils.datasets.rendered import Rendered
 from cf_utils.evaluation import baselines
 from cf_utils.evaluation.truth import displacement, true_counterfactuals
 from cf_utils.models import oracles
-from cf_utils.worlds.base import Factor, Label, World
+from cf_utils.worlds import Factor, Label, World
 
 LOW, SPAN = 0.2, 0.6
 STRIPES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cf_utils import worlds
 from cf_utils.datasets.base import InMemory
-from cf_utils.worlds.base import Factors, Graph
+from cf_utils.worlds import Factors, Graph
 
 MAIN = {"faces": "smile", "roads": "action"}
 

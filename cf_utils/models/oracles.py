@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cf_utils.models.cards import Card
-from cf_utils.worlds.base import Factors, World
+from cf_utils.worlds import Factors, World
 
 
 def _in_scene(k: int) -> Callable[[Factors], Tensor]:

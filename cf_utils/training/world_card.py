@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cf_utils import core, worlds
 from cf_utils.core import files
-from cf_utils.worlds.base import Label, World
+from cf_utils.worlds import Label, World
 
 FEW = 6000
 FOLDER = files.ROOT / "results" / "worlds"

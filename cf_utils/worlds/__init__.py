@@ -1,19 +1,21 @@
-"""Images with known causes: `worlds.get(name)`, then `.sample` and `.render`; `python -m cf_utils.worlds check NAME`."""
+"""Images with known causes: `worlds.get(name)` returns a world that samples and renders them."""
 
 from __future__ import annotations
 
 import importlib
 
-from cf_utils.worlds.base import Factors, World
+from cf_utils.worlds.factors import Factor, Factors
+from cf_utils.worlds.graph import Graph
+from cf_utils.worlds.world import Label, World
 
 NAMES = ("faces", "roads")
 
 
 def get(name: str) -> World:
-    """A world by its name; its module is read only then."""
+    """Return a world by its name; its module is imported on first use."""
     if name not in NAMES:
         raise ValueError(f"world: got {name!r}, expected one of {NAMES}")
     return importlib.import_module(f"cf_utils.worlds.{name}").WORLD
 
 
-__all__ = ["NAMES", "Factors", "World", "get"]
+__all__ = ["NAMES", "Factor", "Factors", "Graph", "Label", "World", "get"]

@@ -11,21 +11,22 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from cf_utils.worlds.base import Factor, Factors, Label, World
 from cf_utils.worlds.draw import inside, paint, tint
-from cf_utils.worlds.faces_features import eye, glasses, head, mouth
-from cf_utils.worlds.faces_frame import background, body, frame, photograph, window
-from cf_utils.worlds.faces_hair import beard, hair
+from cf_utils.worlds.faces_features import draw_eye, draw_glasses, draw_head, draw_mouth
+from cf_utils.worlds.faces_frame import crop, draw_background, draw_body, photograph, place_head
+from cf_utils.worlds.faces_hair import draw_beard, shape_hair
+from cf_utils.worlds.factors import Factor, Factors
+from cf_utils.worlds.world import Label, World
 
 
-def two_heaps(
+def bimodal_quantiles(
     share: float, low: float = 0.38, high: float = 0.62, valley: float = 0.05
 ) -> tuple[tuple[float, float], ...]:
     """Quantiles with `share` of the mass in the upper heap and `valley` between `low` and `high`: few images are undecided."""
     return (0, 0), (1 - share - valley / 2, low), (1 - share + valley / 2, high), (1, 1)
 
 
-def only_some(
+def sparse_quantiles(
     share: float, least: float = 0.55, valley: float = 0.05
 ) -> tuple[tuple[float, float], ...]:
     """Quantiles with nearly nothing for most, and `share` of the mass between `least` and 1."""
@@ -33,18 +34,18 @@ def only_some(
 
 
 FACTORS = (
-    Factor("smile", "cause", quantiles=two_heaps(0.5)),
+    Factor("smile", "cause", quantiles=bimodal_quantiles(0.5)),
     Factor("cheeks", "child", parent="smile", curve=((0.2, 0.0), (1, 1)), spread=0.12),
     Factor("squint", "child", parent="smile", curve=((0.3, 0.1), (1, 0.8)), spread=0.2),
-    Factor("age", "cause", quantiles=two_heaps(0.5)),
+    Factor("age", "cause", quantiles=bimodal_quantiles(0.5)),
     Factor("wrinkles", "child", parent="age", curve=((0.25, 0.0), (1, 1)), spread=0.12),
     Factor("grey", "child", parent="age", curve=((0.3, 0.0), (0.9, 0.9)), spread=0.12),
-    Factor("hair_length", "cause", quantiles=two_heaps(0.5)),
-    Factor("fringe", "cause", quantiles=two_heaps(0.4)),
-    Factor("hair_color", "cause", quantiles=two_heaps(0.4)),
-    Factor("beard", "cause", quantiles=only_some(0.35)),
+    Factor("hair_length", "cause", quantiles=bimodal_quantiles(0.5)),
+    Factor("fringe", "cause", quantiles=bimodal_quantiles(0.4)),
+    Factor("hair_color", "cause", quantiles=bimodal_quantiles(0.4)),
+    Factor("beard", "cause", quantiles=sparse_quantiles(0.35)),
     Factor("glasses", "cause", kind="binary", p=0.4),
-    Factor("makeup", "cause", quantiles=only_some(0.4)),
+    Factor("makeup", "cause", quantiles=sparse_quantiles(0.4)),
     *(
         Factor(name, "identity")
         for name in (
@@ -65,7 +66,7 @@ FACTORS = (
         )
     ),
     Factor(
-        "silver", quantiles=two_heaps(0.35)
+        "silver", quantiles=bimodal_quantiles(0.35)
     ),  # dyed or born with: grey hair alone does not tell the age
     Factor("freckles"),  # specks as dark and as light as wrinkles: nor does a mottled skin
     *(
@@ -128,21 +129,21 @@ VARIANTS = {
 def draw(factors: Factors, height: int, width: int) -> Tensor:
     """Noise-free portraits (N, 3, height, width)."""
     p = SimpleNamespace(**{name: factors[name][:, None, None] for name in factors.world.names})
-    frame(p, height, width)
-    image = background(p, factors)
-    hair(p, factors)
+    place_head(p, height, width)
+    image = draw_background(p, factors)
+    shape_hair(p, factors)
     paint(image, p.hair_back, p.hair_back_colour)
-    body(p, image)
-    head(p, image)
-    beard(*window(p, image, -0.62, 0.62, -0.06, 0.80))
-    mouth(*window(p, image, -0.36, 0.36, 0.22, 0.62))
+    draw_body(p, image)
+    draw_head(p, image)
+    draw_beard(*crop(p, image, -0.62, 0.62, -0.06, 0.80))
+    draw_mouth(*crop(p, image, -0.36, 0.36, 0.22, 0.62))
     for side in (-1, 1):
-        eye(*window(p, image, 0.20 * side - 0.34, 0.20 * side + 0.34, -0.30, 0.20), side)
+        draw_eye(*crop(p, image, 0.20 * side - 0.34, 0.20 * side + 0.34, -0.30, 0.20), side)
     tint(
         image, 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12), (0.45, 0.35, 0.35)
     )  # its shadow on the forehead
     paint(image, p.hair_front, p.hair_colour)
-    glasses(*window(p, image, -0.56, 0.56, -0.22, 0.30))
+    draw_glasses(*crop(p, image, -0.56, 0.56, -0.22, 0.30))
     return photograph(p, image)
 
 

@@ -20,7 +20,7 @@ from cf_utils.worlds.draw import (
     stroke,
     tint,
 )
-from cf_utils.worlds.faces_frame import SKIN, at, window
+from cf_utils.worlds.faces_frame import SKIN, crop, project
 
 IRIS = (
     (0.20, 0.11, 0.06),
@@ -39,7 +39,7 @@ RIMS = (
 )
 
 
-def outline(p) -> Tensor:
+def measure_outline(p) -> Tensor:
     """Distance to the outline of the face: an ellipse whose lower half narrows as the jaw says."""
     x = p.x - 0.05 * p.sin
     low = (p.y / p.bottom).clamp(0, 1)
@@ -51,7 +51,7 @@ def outline(p) -> Tensor:
     return (f - 1) / (2 * (gu * gu + gv * gv + 1e-4).sqrt())
 
 
-def head(p, image) -> None:
+def draw_head(p, image) -> None:
     """Ears, face, its relief lit from one side, blush, folds and wrinkles, nose."""
     skin = palette(SKIN, p.skin)
     for side in (-1, 1):
@@ -59,9 +59,9 @@ def head(p, image) -> None:
         ear = inside(ellipse(p.x - ex, p.y - 0.06, 0.065, 0.13), p.px)
         paint(image, ear, skin * (0.74 + 0.22 * side * p.lx)[:, None])
         tint(image, 0.5 * ear * bump(p.x - ex, p.y - 0.06, 0.05, 0.10), (0.7, 0.45, 0.4))
-    d = outline(p)
+    d = measure_outline(p)
     p.face = inside(d, p.px)
-    h = relief(p)
+    h = compute_relief(p)
     sx, sy = slopes(h, 1.0)
     sx, sy = sx / p.px, sy / p.px
     nx, ny = 0.92 * p.u, 0.88 * p.v
@@ -76,15 +76,15 @@ def head(p, image) -> None:
     )
     colour = colour + 1.3 * gloss[:, None]
     paint(image, p.face, colour)
-    blush(*window(p, image, -0.56, 0.56, -0.06, 0.38))
-    folds(*window(p, image, -0.64, 0.64, -0.62, 0.72))
-    nose(*window(p, image, -0.36, 0.36, 0.12, 0.40))
+    draw_blush(*crop(p, image, -0.56, 0.56, -0.06, 0.38))
+    draw_folds(*crop(p, image, -0.64, 0.64, -0.62, 0.72))
+    draw_nose(*crop(p, image, -0.36, 0.36, 0.12, 0.40))
 
 
-def relief(p) -> Tensor:
+def compute_relief(p) -> Tensor:
     """Height of the face over its ellipsoid, in head units."""
-    nx, ny, _ = at(p, 0.0, 0.235 + 0.04 * (p.nose_length - 0.5), 0.12)
-    bx, by, _ = at(p, 0.0, 0.02, 0.03)
+    nx, ny, _ = project(p, 0.0, 0.235 + 0.04 * (p.nose_length - 0.5), 0.12)
+    bx, by, _ = project(p, 0.0, 0.02, 0.03)
     w = 0.045 + 0.02 * p.nose_width
     t = ((p.y - by) / (ny - by)).clamp(0, 1)
     ridge = (p.x - mix(bx, nx, t)) / (0.05 + 0.8 * w * t)
@@ -92,15 +92,15 @@ def relief(p) -> Tensor:
     h = 0.060 * (0.35 + 0.65 * t) * (1 - ridge * ridge).clamp(min=0) * ends
     h = h + 0.045 * bump(p.x - nx, p.y - ny + 0.02, 1.6 * w, 0.085)
     for side in (-1, 1):
-        x, y, k = at(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
+        x, y, k = project(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
         h = h - 0.045 * bump(p.x - x, p.y - y + 0.01, 0.15 * k, 0.10)
         h = h + 0.030 * bump(p.x - x, p.y - y + 0.14, 0.19 * k, 0.09)
-        x, y, k = at(p, side * 0.09, 0.24, 0.06)
+        x, y, k = project(p, side * 0.09, 0.24, 0.06)
         h = h + 0.035 * bump(p.x - nx - side * 1.25 * w, p.y - ny, 0.05, 0.05)
-        x, y, k = at(p, side * 0.25, 0.17)
+        x, y, k = project(p, side * 0.25, 0.17)
         h = h + (0.035 + 0.05 * p.cheeks) * bump(p.x - x, p.y - y + 0.03 * p.cheeks, 0.17 * k, 0.14)
         h = h - 0.02 * p.wrinkles * bump(p.x - x, p.y - y - 0.16, 0.12 * k, 0.16)
-    x, y, k = at(p, 0.0, 0.375)
+    x, y, k = project(p, 0.0, 0.375)
     h = (
         h
         + 0.03 * bump(p.x - x, p.y - y, 0.22, 0.13)
@@ -109,14 +109,14 @@ def relief(p) -> Tensor:
     return h + 0.04 * bump(p.x - x, p.y - p.bottom + 0.06, 0.15, 0.09)
 
 
-def blush(p, image) -> None:
+def draw_blush(p, image) -> None:
     for side in (-1, 1):
-        x, y, k = at(p, side * 0.26, 0.17)
+        x, y, k = project(p, side * 0.26, 0.17)
         spot = bump(p.x - x, p.y - y + 0.04 * p.cheeks, 0.18 * k, 0.13) * p.face
         tint(image, (0.25 + 0.25 * p.cheeks + 0.45 * p.makeup) * spot, (1.0, 0.76, 0.74))
 
 
-def folds(p, image) -> None:
+def draw_folds(p, image) -> None:
     """Folds from nose to mouth (smile, age), from mouth to chin, lines on the forehead, crow's feet, bags under the eyes.
 
     Beside each wrinkle lies the ridge that its skin is pushed into, as much lighter: so a wrinkled face is not a darker one."""
@@ -125,8 +125,8 @@ def folds(p, image) -> None:
     tint(image, 0.60 * seen * ramp(p.specks, 0.16, 0.34), dark)
     tint(image, 0.45 * seen * ramp(-p.specks, 0.16, 0.34), light)
     for side in (-1, 1):
-        x0, y0, _ = at(p, side * 0.085, 0.225, 0.03)
-        x1, y1, _ = at(p, side * (0.175 + 0.035 * p.smile), 0.40)
+        x0, y0, _ = project(p, side * 0.085, 0.225, 0.03)
+        x1, y1, _ = project(p, side * (0.175 + 0.035 * p.smile), 0.40)
         bow = p.x - side * 0.04 * bump(p.y - 0.31, p.y * 0, 0.12, 1.0)
         d, t = segment(bow, p.y, x0, y0, x1, y1)
         tint(
@@ -146,29 +146,29 @@ def folds(p, image) -> None:
                 y1 + 0.15,
             )
             tint(image, amount * w * inside(d - 0.008, 0.036) * (1 - 0.6 * t), colour)
-        ex, ey, k = at(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
+        ex, ey, k = project(p, side * (0.168 + 0.02 * (p.eye_spacing - 0.5)), 0.0)
         bag = p.y - ey - 0.085 + 1.6 * (p.x - ex) * (p.x - ex)
         under = bump(p.x - ex, p.y - ey - 0.08, 0.14 * k, 0.12)
         tint(image, 0.65 * w * inside(bag.abs() - 0.010, 0.035) * under, dark)
         tint(image, 0.50 * w * inside((bag + 0.036).abs() - 0.010, 0.030) * under, light)
         for j in (-1, 0, 1):
-            x, y, _ = at(p, side * 0.295, 0.0)
+            x, y, _ = project(p, side * 0.295, 0.0)
             ends = (x, y + 0.02 * j, x + side * 0.085 * k, y + 0.065 * j - 0.01)
             d, t = segment(p.x, p.y, *ends)
             tint(image, 0.65 * w * stroke(d, 0.012, p.px) * (1 - t), dark)
             d, t = segment(p.x, p.y - 0.030, *ends)
             tint(image, 0.40 * w * stroke(d, 0.010, p.px) * (1 - t), light)
     for j in range(3):
-        x, y, _ = at(p, 0.0, -0.225 - 0.065 * j)
+        x, y, _ = project(p, 0.0, -0.225 - 0.065 * j)
         line = p.y - y - 0.25 * (p.x - x) * (p.x - x) + 0.012 * j * (p.x - x)
         wide = bump(p.x - x, p.y - y, 0.30 - 0.03 * j, 0.2)
         tint(image, 0.65 * w * stroke(line, 0.011, p.px) * wide, dark)
         tint(image, 0.45 * w * stroke(line - 0.032, 0.011, p.px) * wide, light)
 
 
-def nose(p, image) -> None:
+def draw_nose(p, image) -> None:
     w = 0.045 + 0.02 * p.nose_width
-    x, y, _ = at(p, 0.0, 0.245 + 0.04 * (p.nose_length - 0.5), 0.10)
+    x, y, _ = project(p, 0.0, 0.245 + 0.04 * (p.nose_length - 0.5), 0.10)
     under = bump(p.x - x + 0.03 * p.lx, p.y - y - 0.03, 2.1 * w, 0.045)
     tint(image, 0.45 * under, (0.60, 0.42, 0.38))
     for side in (-1, 1):
@@ -176,9 +176,9 @@ def nose(p, image) -> None:
         tint(image, 0.62 * inside(hole, 0.03), (0.30, 0.16, 0.14))
 
 
-def mouth(p, image) -> None:
+def draw_mouth(p, image) -> None:
     """Lips whose corners rise and which part with a smile (or with speech), teeth, tongue."""
-    x, y, k = at(p, 0.0, 0.385)
+    x, y, k = project(p, 0.0, 0.385)
     half = (0.125 + 0.02 * p.mouth_width + 0.055 * p.smile) * k
     u, v = (p.x - x) / half, p.y - y
     arc = (1 - u * u).clamp(min=0)
@@ -216,10 +216,10 @@ def mouth(p, image) -> None:
         tint(image, (0.35 + 0.4 * p.smile) * spot, (0.5, 0.3, 0.28))
 
 
-def eye(p, image, side: int) -> None:
+def draw_eye(p, image, side: int) -> None:
     """Socket, white, iris with pupil and glint, lids with a crease, lashes, shadow and liner; the brow above."""
     spread = 0.168 + 0.02 * (p.eye_spacing - 0.5)
-    x, y, k = at(p, side * spread, 0.0)
+    x, y, k = project(p, side * spread, 0.0)
     w = 0.094 + 0.014 * p.eye_size
     u, v = ((p.x - x) / (w * k)).clamp(-1.6, 1.6), (p.y - y) / w
     v = v + side * u * 0.22 * (p.eye_slant - 0.4)
@@ -249,7 +249,7 @@ def eye(p, image, side: int) -> None:
     tint(image, (0.45 + 0.4 * p.makeup) * below, (0.45, 0.28, 0.26))
     crease = stroke(v + up + 0.20 * arc.clamp(min=0) + 0.05, 0.04, px) * inside(u.abs() - 0.95, 0.3)
     tint(image, 0.50 * crease, (0.5, 0.35, 0.32))
-    brow_x, brow_y, k = at(
+    brow_x, brow_y, k = project(
         p, side * (spread + 0.012), -0.135 - 0.03 * p.brow_height - 0.012 * p.smile, 0.02
     )
     b, h = side * (p.x - brow_x) / (0.125 * k), p.y - brow_y  # b = -1 at the nose, 1 outside
@@ -259,12 +259,12 @@ def eye(p, image, side: int) -> None:
     paint(image, (0.70 + 0.25 * p.brow_weight) * cover, 0.58 * p.brow_base)
 
 
-def glasses(p, image) -> None:
+def draw_glasses(p, image) -> None:
     """Rims, bridge and temples, a tint of the lenses, their glare and their shadow on the cheek."""
     rim = palette(RIMS, p.rims)
     rounded = 0.04 + 0.08 * ramp(p.rims * 7 - (p.rims * 7).floor(), 0.3, 0.7)
     for side in (-1, 1):
-        x, y, k = at(p, side * 0.182, 0.02, 0.06)
+        x, y, k = project(p, side * 0.182, 0.02, 0.06)
         d = box((p.x - x) / k, p.y - y, 0.145, 0.118, rounded)
         tint(image, p.glasses * 0.30 * bump(p.x - x, p.y - y - 0.14, 0.16, 0.05), (0.5, 0.4, 0.4))
         lens = inside(d, p.px) * p.glasses
@@ -273,10 +273,10 @@ def glasses(p, image) -> None:
         paint(image, 0.42 * lens * inside(streak.abs() - 0.022, 0.03), rgb(1.0, 1.0, 1.0))
         ring = p.glasses * stroke(d, 0.017, p.px)
         paint(image, 0.95 * ring, rim)
-        x1, y1, _ = at(p, side * 0.325, 0.0, 0.06)
+        x1, y1, _ = project(p, side * 0.325, 0.0, 0.06)
         d, _ = segment(p.x, p.y, x1, y1, side * p.a - 0.03 * p.sin, y1 + 0.01)
         paint(image, 0.95 * p.glasses * stroke(d, 0.013, p.px), rim * 0.8)
-    x, y, _ = at(p, 0.0, -0.005, 0.08)
+    x, y, _ = project(p, 0.0, -0.005, 0.08)
     bridge = p.y - y - 3.0 * (p.x - x) * (p.x - x)
     paint(
         image,

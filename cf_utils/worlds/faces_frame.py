@@ -51,7 +51,7 @@ CLOTH = (
 LAMPS = ((1.0, 0.86, 0.6), (0.75, 0.9, 0.8), (0.8, 0.86, 1.0))
 
 
-def frame(p, height, width) -> None:
+def place_head(p, height, width) -> None:
     """Canvas and head coordinates; the head's size, pose and light."""
     p.X, p.Y, p.PX = grid(height, width)
     p.scale = 1.08 + 0.26 * p.zoom
@@ -73,12 +73,12 @@ def frame(p, height, width) -> None:
     p.lz = (1 - p.lx * p.lx - p.ly * p.ly).sqrt()
 
 
-def window(p, image, x0, x1, y0, y1):
+def crop(p, image, x0, x1, y0, y1):
     """The part of the canvas that holds x0..x1, y0..y1 of every head in the batch."""
     return cut_out(p, image, (p.x >= x0) & (p.x <= x1) & (p.y >= y0) & (p.y <= y1))
 
 
-def at(p, fx, fy, lift=0.0):
+def project(p, fx, fy, lift=0.0):
     """Where a point of the face is seen after the turn, and how much it is foreshortened: x, y, width factor."""
     q = fx / 0.46
     depth = (1 - q * q).sqrt() if isinstance(q, Tensor) else (1 - q * q) ** 0.5
@@ -89,7 +89,7 @@ def at(p, fx, fy, lift=0.0):
     )
 
 
-def background(p, factors) -> Tensor:
+def draw_background(p, factors) -> Tensor:
     """A wall lit from one side, a darker frame or door on it, and out-of-focus lights."""
     n = len(factors)
     wall = palette(WALL, p.background) * (0.45 + 0.75 * p.background_light[:, None])
@@ -110,7 +110,7 @@ def background(p, factors) -> Tensor:
     return image
 
 
-def body(p, image) -> None:
+def draw_body(p, image) -> None:
     """Neck with the chin's shadow, shoulders, clothes with a collar."""
     skin = palette(SKIN, p.skin)
     x = p.x - 0.04 * p.sin

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cf_utils.worlds.draw import bump, ellipse, grain, inside, mix, paint, palette, ramp, rgb, wave
-from cf_utils.worlds.faces_features import outline
-from cf_utils.worlds.faces_frame import at
+from cf_utils.worlds.faces_features import measure_outline
+from cf_utils.worlds.faces_frame import project
 
 HAIR = (
     (0.07, 0.06, 0.06),
@@ -18,7 +18,7 @@ HAIR = (
 )
 
 
-def hair(p, factors) -> None:
+def shape_hair(p, factors) -> None:
     """Coverage and colour of the hair behind the head and in front of it. Strands leave the parting and fall: lines of equal
     `across`. Locks are always drawn, single strands only where a pixel can hold them."""
     length, vol = p.hair_length, 0.025 + 0.055 * p.hair_volume + 0.03 * p.hair_length
@@ -93,13 +93,13 @@ def hair(p, factors) -> None:
     p.specks = grain(lattice, 20 * p.x + 11, 20 * p.y + 5) - 0.5
 
 
-def beard(p, image) -> None:
+def draw_beard(p, image) -> None:
     """Stubble to a full beard over jaw, chin and upper lip, in the hair's colour."""
-    x, _, _ = at(p, 0.0, 0.0)
+    x, _, _ = project(p, 0.0, 0.0)
     ax = (p.x - x * 0.6).abs()
     line = 0.345 - 0.9 * (ax - 0.13).clamp(min=0)
-    region = torch.maximum(outline(p) - 0.05 * p.beard, line - p.y)
-    lip_x, lip_y, _ = at(p, 0.0, 0.305)
+    region = torch.maximum(measure_outline(p) - 0.05 * p.beard, line - p.y)
+    lip_x, lip_y, _ = project(p, 0.0, 0.305)
     region = torch.minimum(region, ellipse(p.x - lip_x, p.y - lip_y, 0.17, 0.045))
     grown = inside(region + 0.035 * p.stubble + 0.015, 0.09)
     cover = (p.beard * (0.95 + 0.5 * p.stubble) * grown).clamp(max=0.94)

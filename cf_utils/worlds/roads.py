@@ -10,10 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.base import Factor, Factors, Label, World
-from cf_utils.worlds.roads_place import camera, ground, sides, sky
-from cf_utils.worlds.roads_things import lead_car, lights, oncoming_car, pedestrian, right_car
-from cf_utils.worlds.roads_weather import weather_and_lens
+from cf_utils.worlds.factors import Factor, Factors
+from cf_utils.worlds.roads_objects import (
+    draw_lead_car,
+    draw_oncoming_car,
+    draw_pedestrian,
+    draw_right_car,
+    draw_traffic_light,
+)
+from cf_utils.worlds.roads_scene import draw_ground, draw_sides, draw_sky, set_up_camera
+from cf_utils.worlds.roads_weather import add_weather_and_lens
+from cf_utils.worlds.world import Label, World
 
 CAUSES = ("braking", "red", "crossing")  # in the order of the scenes
 HEAPS = ((0, 0), (0.48, 0.38), (0.52, 0.62), (1, 1))
@@ -69,42 +76,42 @@ FACTORS = (
 )
 
 
-def active(factors: Factors) -> Tensor:
+def active_causes(factors: Factors) -> Tensor:
     """How far each cause is switched on, (N, 3): the factor itself in its own scene, 0 elsewhere."""
     return torch.stack(
         [torch.where(factors["scene"] == k, factors[name], 0.0) for k, name in enumerate(CAUSES)], 1
     )
 
 
-def slow_down(factors: Factors) -> Tensor:
-    return active(factors).amax(1) >= 0.5
+def must_slow_down(factors: Factors) -> Tensor:
+    return active_causes(factors).amax(1) >= 0.5
 
 
 def draw(factors: Factors, height: int, width: int) -> Tensor:
     """Noise-free views (N, 3, height, width)."""
-    p = camera(factors, height, width)
-    p.brakes, p.red, p.crossing = (column[:, None, None] for column in active(factors).T)
-    image = sky(p, factors)
-    ground(p, image, factors)
-    sides(p, image, factors)
-    oncoming_car(p, image)
-    lead_car(p, image, far=True)
-    lights(p, image)
-    right_car(p, image)
-    pedestrian(p, image)
-    lead_car(p, image, far=False)
-    return weather_and_lens(p, image, factors)
+    p = set_up_camera(factors, height, width)
+    p.brakes, p.red, p.crossing = (column[:, None, None] for column in active_causes(factors).T)
+    image = draw_sky(p, factors)
+    draw_ground(p, image, factors)
+    draw_sides(p, image, factors)
+    draw_oncoming_car(p, image)
+    draw_lead_car(p, image, far=True)
+    draw_traffic_light(p, image)
+    draw_right_car(p, image)
+    draw_pedestrian(p, image)
+    draw_lead_car(p, image, far=False)
+    return add_weather_and_lens(p, image, factors)
 
 
 LABELS = (
     Label(
         "action",
         ("forward", "slow down"),
-        rule=slow_down,
+        rule=must_slow_down,
         neutral=tuple((name, 0.0) for name in CAUSES),
     ),
     *(
-        Label(name, (f"no {name}", name), rule=lambda f, k=k: active(f)[:, k] >= 0.5)
+        Label(name, (f"no {name}", name), rule=lambda f, k=k: active_causes(f)[:, k] >= 0.5)
         for k, name in enumerate(CAUSES)
     ),
     Label(

@@ -8,7 +8,7 @@ from torch import Tensor
 from cf_utils.worlds.draw import grain, ramp, rgb, tint
 
 
-def weather_and_lens(p, image, factors) -> Tensor:
+def add_weather_and_lens(p, image, factors) -> Tensor:
     rows = p.wet.flatten().nonzero().flatten()
     if len(rows):
         lattice = factors.take(rows).stream("rain", (40, 96))

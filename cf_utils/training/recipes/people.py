@@ -19,7 +19,7 @@ from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.readers import OTHER, roughened
 from cf_utils.training.recipes.renders import Renders, in_bytes
-from cf_utils.worlds.base import Factors, World
+from cf_utils.worlds import Factors, World
 
 
 def _attributes(name: str, seed: int, folder: Path | None, n: int, epochs: int):

@@ -27,7 +27,7 @@ from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 from cf_utils.training.recipes.renders import Renders, in_bytes, joined, moved
-from cf_utils.worlds.base import Factors, World
+from cf_utils.worlds import Factors, World
 
 OTHER = 1000  # added to the seed of the world: no draw that a classifier saw
 CAUSE_WEIGHT = 10.0  # of a cause's error: it is hard to read, and what every truth metric asks for

@@ -23,7 +23,7 @@ from cf_utils.models.image_classifiers import SmallDenseNet
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
-from cf_utils.worlds.base import Factors, World
+from cf_utils.worlds import Factors, World
 
 PLACES = (0.0, 0.5, 1.0)  # where a factor is put to see what it does
 SMALL = {"growth": 16, "blocks": (2, 4, 4), "first": 32, "pool": True}

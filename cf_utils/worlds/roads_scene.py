@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from cf_utils.worlds.base import Factors
 from cf_utils.worlds.draw import (
     bump,
     cut_out,
@@ -28,6 +27,7 @@ from cf_utils.worlds.draw import (
     tint,
     wave,
 )
+from cf_utils.worlds.factors import Factors
 
 EYE = 1.9
 SKY_TOP = (
@@ -50,7 +50,7 @@ WALLS = (
 )
 
 
-def camera(factors: Factors, height: int, width: int) -> SimpleNamespace:
+def set_up_camera(factors: Factors, height: int, width: int) -> SimpleNamespace:
     p = SimpleNamespace(**{name: factors[name][:, None, None] for name in factors.world.names})
     p.X, p.Y, p.px = grid(height, width)
     sort = factors["weather"].long()
@@ -65,24 +65,24 @@ def camera(factors: Factors, height: int, width: int) -> SimpleNamespace:
     p.bend = 1.6 * (p.curve - 0.5)
     p.y = p.Y - p.h0  # under the horizon
     p.s = (p.y / EYE).clamp(min=0.004)  # scale of the ground in each row (N, H, 1)
-    p.mid = middle(p, p.s)
+    p.mid = lane_centre(p, p.s)
     p.gx = (p.X - p.mid) / p.s  # metres to the right on the ground (N, H, W)
     return p
 
 
-def middle(p, s) -> Tensor:
+def lane_centre(p, s) -> Tensor:
     """Where the middle of the own lane is seen at scale s: the vanishing point, the camera's offset, the bend."""
     far = (1 - s / 0.35).clamp(min=0)
     return p.vx - p.camera_x * s + 0.30 * p.bend * far * far * far
 
 
-def haze(p, colour, s) -> Tensor:
+def add_haze(p, colour, s) -> Tensor:
     """A colour as seen through the air between; s broadcastable to (N, H, W)."""
     through = s / (s + p.thick)
     return mix(p.fog, colour * p.ambient[:, None], through[:, None])
 
 
-def sky(p, factors) -> Tensor:
+def draw_sky(p, factors) -> Tensor:
     n = len(factors)
     shape = torch.broadcast_shapes(p.X.shape, p.Y.shape)[1:]
     t = ramp(p.y, -1.0, 0.05)[:, None]
@@ -98,20 +98,20 @@ def sky(p, factors) -> Tensor:
     sun = bump(p.X - 3.0 * (p.sun - 0.5), p.y + 0.18, 0.9, 0.55)
     paint(image, (0.5 * p.dusk + 0.25 * p.clear) * sun, rgb(1.0, 0.82, 0.58))
     hills = p.y + 0.05 + 0.07 * wave(0.22 * p.X + p.sun) + 0.03 * wave(0.61 * p.X + 3 * p.horizon)
-    paint(image, inside(-hills, p.px) * 0.8, haze(p, rgb(0.30, 0.38, 0.32), p.thick * 1.2))
+    paint(image, inside(-hills, p.px) * 0.8, add_haze(p, rgb(0.30, 0.38, 0.32), p.thick * 1.2))
     return image
 
 
-def ground(p, image, factors) -> None:
+def draw_ground(p, image, factors) -> None:
     """Verge, pavements with kerbs, asphalt, lane markings, the zebra."""
     below = inside(-p.y, p.px)
-    paint(image, below, haze(p, rgb(0.36, 0.42, 0.24), p.s))
+    paint(image, below, add_haze(p, rgb(0.36, 0.42, 0.24), p.s))
     pix = p.px / p.s  # metres a pixel spans, across (N, H, 1)
 
     def band(left, right):
         return inside((p.gx - (left + right) / 2).abs() - (right - left) / 2, pix)
 
-    pavement = haze(p, rgb(0.60, 0.58, 0.55), p.s)
+    pavement = add_haze(p, rgb(0.60, 0.58, 0.55), p.s)
     paint(image, below * band(-8.2, 8.2), pavement)
     paint(image, below * band(-5.1, 5.1), pavement * 0.72)
     depth = 2 / p.s
@@ -121,7 +121,7 @@ def ground(p, image, factors) -> None:
         p.gx.abs() - 0.85, p.gx * 0, 0.5, 1
     )
     grey = (0.24 + 0.16 * p.asphalt) * (1 + rough - 0.28 * p.wet)
-    road = haze(p, grey[:, None] * rgb(0.98, 1.0, 1.04), p.s)
+    road = add_haze(p, grey[:, None] * rgb(0.98, 1.0, 1.04), p.s)
     paint(image, below * band(-4.8, 4.8), road)
     sheen = p.wet * below * band(-4.8, 4.8) * (0.10 + 0.30 * ramp(-p.y, -0.7, 0.0))
     paint(image, sheen, p.sky_low * 0.9)
@@ -134,16 +134,16 @@ def ground(p, image, factors) -> None:
     for x, kind in ((-1.6, 1.0), (1.6, dash), (-4.55, 1.0), (4.55, 1.0)):
         line = stroke(p.gx - x, torch.full_like(pix, 0.075), pix)
         colour = rgb(0.92, 0.78, 0.35) if x == -1.6 else rgb(0.88, 0.88, 0.86)
-        paint(image, 0.9 * below * line * kind, haze(p, colour, p.s))
+        paint(image, 0.9 * below * line * kind, add_haze(p, colour, p.s))
     p.walk_s = 0.20 + 0.06 * p.walker_distance
     on = torch.maximum(p.zebra, (p.scene == 2).float())
     sharp = (1 - pix).clamp(0, 1)
     stripes = mix(0.5, inside((p.gx - p.gx.floor() - 0.5).abs() - 0.25, pix.clamp(max=0.5)), sharp)
     zebra = inside((p.y / EYE - p.walk_s).abs() - 0.16 * p.walk_s, p.px / EYE) * band(-4.5, 4.5)
-    paint(image, 0.85 * on * zebra * stripes, haze(p, rgb(0.90, 0.90, 0.88), p.s))
+    paint(image, 0.85 * on * zebra * stripes, add_haze(p, rgb(0.90, 0.90, 0.88), p.s))
 
 
-def sides(p, image, factors) -> None:
+def draw_sides(p, image, factors) -> None:
     """Rows of houses with windows along both sides, then trees, far to near."""
     p.leaves = factors.stream("leaves", (16, 16))
     for side in (-1, 1):
@@ -178,8 +178,8 @@ def sides(p, image, factors) -> None:
         top = (roof - p.y) / (1 + steep * steep).sqrt()
         wall = inside(torch.maximum(top, p.y - EYE * s), p.px) * ramp(reach, 0.12, 0.16)
         hue = (p.house_color + 0.8 * look(2)) / 1.8
-        colour = palette_map(hue) * (0.62 + 0.3 * ramp(side * (p.sun - 0.5), -0.4, 0.4))[:, None]
-        paint(image, wall, haze(p, colour, s))
+        colour = colour_walls(hue) * (0.62 + 0.3 * ramp(side * (p.sun - 0.5), -0.4, 0.4))[:, None]
+        paint(image, wall, add_haze(p, colour, s))
         metre = p.px / s
         sharp = (1.2 - 1.1 * metre).clamp(0, 1)
         u, fine = 4 * along, 4 * p.px * along / reach
@@ -194,23 +194,23 @@ def sides(p, image, factors) -> None:
             grain(lattice, u.floor().expand_as(up) % 960, (up / 3.0).floor().clamp(0, 9)), 0.55, 0.6
         )
         glass = mix(rgb(0.20, 0.24, 0.30), rgb(0.98, 0.82, 0.50) * 1.3, (lit * p.dusk)[:, None])
-        paint(image, 0.8 * panes, haze(p, glass, s))
+        paint(image, 0.8 * panes, add_haze(p, glass, s))
         for k in range(4):
-            tree(p, image, factors, side, k)
+            draw_tree(p, image, factors, side, k)
 
 
-def palette_map(hue: Tensor) -> Tensor:
+def colour_walls(hue: Tensor) -> Tensor:
     """Colours (N, 3, 1, W) of the walls for a plane of hues (N, 1, W)."""
     flat = palette(WALLS, hue)[:, :, 0, 0]
     return flat.view(len(hue), -1, 3).permute(0, 2, 1)[:, :, None]
 
 
-def billboard(
+def place_billboard(
     p, image, x: Tensor | float, s: Tensor, reach: float, tall: float
 ) -> tuple[SimpleNamespace, Tensor]:
     """Metres right of (u) and above (up) the foot of a thing at x metres and scale s; cut to where it can be."""
     q = SimpleNamespace(**vars(p))
-    q.u, q.up = torch.broadcast_tensors((p.X - middle(p, s)) / s - x, EYE - p.y / s)
+    q.u, q.up = torch.broadcast_tensors((p.X - lane_centre(p, s)) / s - x, EYE - p.y / s)
     q.at, q.metre = s, p.px / s
     return cut_out(
         q,
@@ -219,11 +219,11 @@ def billboard(
     )
 
 
-def tree(p, image, factors, side: int, k: int) -> None:
+def draw_tree(p, image, factors, side: int, k: int) -> None:
     draws = factors.stream(f"tree{side}{k}", (6,))[:, :, None, None]
     s = 0.05 + 0.035 * k * (1 + 0.5 * draws[:, 0]) + 0.02 * draws[:, 1]
     there = ramp(p.trees - 0.8 * draws[:, 2], -0.02, 0.02)
-    p, image = billboard(p, image, side * 6.9, s, 3.4, 9.0)
+    p, image = place_billboard(p, image, side * 6.9, s, 3.4, 9.0)
     leaf = grain(factors.stream(f"leaves{side}{k}", (12, 12)), 1.1 * p.u + 24, 1.1 * p.up + 6) - 0.5
     fine = grain(p.leaves, 3.1 * p.u + 24, 3.1 * p.up + 8) - 0.5
     trunk = inside(
@@ -238,7 +238,7 @@ def tree(p, image, factors, side: int, k: int) -> None:
         - 0.5 * fine
     )
     tint(image, 0.5 * there * bump(p.u, p.up, 1.9, 0.45), (0.4, 0.4, 0.4))
-    paint(image, there * trunk, haze(p, rgb(0.25, 0.18, 0.13), s))
+    paint(image, there * trunk, add_haze(p, rgb(0.25, 0.18, 0.13), s))
     green = mix(rgb(0.15, 0.25, 0.09), rgb(0.42, 0.42, 0.15), draws[:, 4, None])
     shade = (
         0.78
@@ -246,4 +246,4 @@ def tree(p, image, factors, side: int, k: int) -> None:
         + 0.55 * leaf
         + 0.45 * fine * (1.5 - 2 * p.metre).clamp(0, 1)
     )
-    paint(image, there * inside(crown, p.metre + 0.15), haze(p, green * shade[:, None], s))
+    paint(image, there * inside(crown, p.metre + 0.15), add_haze(p, green * shade[:, None], s))

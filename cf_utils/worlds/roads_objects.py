@@ -18,7 +18,7 @@ from cf_utils.worlds.draw import (
     segment,
     tint,
 )
-from cf_utils.worlds.roads_place import billboard, haze
+from cf_utils.worlds.roads_scene import add_haze, place_billboard
 
 PAINT = (
     (0.12, 0.13, 0.15),
@@ -40,18 +40,20 @@ COAT = (
 )
 
 
-def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
+def draw_car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
     """A car from behind (brakes: how bright) or from the front (None, with headlights), on the billboard p."""
     u, up, m, s = p.u, p.up, p.metre, p.at
     shadow = there * bump(u, up - 0.05, 1.35, 0.50)
     tint(image, (0.85 * shadow).clamp(max=0.8), (0.22, 0.22, 0.24))
     for side in (-1, 1):
         tyre = inside(box(u - side * 0.68, up - 0.28, 0.15, 0.28, 0.05), m)
-        paint(image, there * tyre, haze(p, rgb(0.05, 0.05, 0.05), s))
+        paint(image, there * tyre, add_haze(p, rgb(0.05, 0.05, 0.05), s))
     cabin = box(u / (1.10 - 0.26 * ramp(up, 0.85, 1.5)), up - 1.10, 0.74, 0.38, 0.16)
     body = box(u, up - 0.66, 0.90, 0.36, 0.14)
-    lit = 0.70 + 0.38 * ramp(up, 0.35, 1.4) + 0.10 * wave_side(u, p)
-    paint(image, there * inside(torch.minimum(cabin, body), m), haze(p, colour * lit[:, None], s))
+    lit = 0.70 + 0.38 * ramp(up, 0.35, 1.4) + 0.10 * sun_side(u, p)
+    paint(
+        image, there * inside(torch.minimum(cabin, body), m), add_haze(p, colour * lit[:, None], s)
+    )
     tint(
         image,
         there * inside((up - 0.90).abs() - 0.02, m + 0.03) * inside(body, m) * 0.4,
@@ -61,16 +63,16 @@ def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
     glass = mix(
         rgb(0.10, 0.12, 0.15), p.sky_low / 1.6, (0.25 + 0.45 * ramp(up, 0.95, 1.4))[:, None]
     )
-    paint(image, there * inside(window, m), haze(p, glass, s))
+    paint(image, there * inside(window, m), add_haze(p, glass, s))
     paint(
         image,
         there * inside(box(u, up - 0.38, 0.88, 0.08, 0.05), m),
-        haze(p, rgb(0.10, 0.10, 0.11), s),
+        add_haze(p, rgb(0.10, 0.10, 0.11), s),
     )
     paint(
         image,
         there * inside(box(u, up - 0.55, 0.24, 0.06, 0.02), m),
-        haze(p, rgb(0.85, 0.85, 0.80), s),
+        add_haze(p, rgb(0.85, 0.85, 0.80), s),
     )
     for side in (-1, 1):
         lamp = box(u - side * 0.70, up - 0.76, 0.17, 0.11, 0.05)
@@ -93,50 +95,52 @@ def car(p, image, there: Tensor, colour: Tensor, brakes: Tensor | None) -> None:
         paint(image, there * brakes * inside(third, m), rgb(1.0, 0.16, 0.10))
 
 
-def wave_side(u: Tensor, p) -> Tensor:
+def sun_side(u: Tensor, p) -> Tensor:
     """Brighter on the side of the sun."""
     return (u * (2 * p.sun - 1)).clamp(-1, 1)
 
 
-def lead_car(p, image, far: bool) -> None:
+def draw_lead_car(p, image, far: bool) -> None:
     """In its own scene near enough to matter; in other scenes, where there is one, far ahead and not braking."""
     own = (p.scene == 0).float()
     if far:
         s, there, brakes = 0.045 + 0.055 * (1 - p.lead_distance), (1 - own) * p.lead, 0 * p.brakes
     else:
         s, there, brakes = 0.16 + 0.15 * (1 - p.lead_distance), own, ramp(p.brakes, 0.35, 0.65)
-    q, view = billboard(p, image, 0.35 * (2 * p.heading - 1), s, 1.5, 1.7)
-    car(q, view, there, palette(PAINT, p.lead_color), brakes)
+    q, view = place_billboard(p, image, 0.35 * (2 * p.heading - 1), s, 1.5, 1.7)
+    draw_car(q, view, there, palette(PAINT, p.lead_color), brakes)
 
 
-def right_car(p, image) -> None:
+def draw_right_car(p, image) -> None:
     s = 0.09 + 0.20 * (1 - p.right_distance)
-    q, view = billboard(p, image, 3.2, s, 1.5, 1.7)
-    car(q, view, p.right_car, palette(PAINT, p.right_color), p.right_braking)
+    q, view = place_billboard(p, image, 3.2, s, 1.5, 1.7)
+    draw_car(q, view, p.right_car, palette(PAINT, p.right_color), p.right_braking)
 
 
-def oncoming_car(p, image) -> None:
+def draw_oncoming_car(p, image) -> None:
     s = 0.05 + 0.17 * (1 - p.oncoming_distance) * (1 - p.oncoming_distance)
-    q, view = billboard(p, image, -3.2, s, 1.5, 1.7)
-    car(q, view, p.oncoming, palette(PAINT, (p.lead_color + p.right_color) / 2), None)
+    q, view = place_billboard(p, image, -3.2, s, 1.5, 1.7)
+    draw_car(q, view, p.oncoming, palette(PAINT, (p.lead_color + p.right_color) / 2), None)
 
 
-def lights(p, image) -> None:
+def draw_traffic_light(p, image) -> None:
     """A mast beside the road whose arm holds a light over the right lane: red above, green below. The light on the mast itself is
     for the side street and shows the other colour: how much red and green there is in the picture tells nothing."""
     own = (p.scene == 1).float()
     there, red = torch.maximum(own, p.light), ramp(p.red, 0.35, 0.65)
     s = 0.125 + 0.06 * (1 - p.light_distance)
-    p, image = billboard(p, image, 5.4, s, 4.5, 6.2)
+    p, image = place_billboard(p, image, 5.4, s, 4.5, 6.2)
     u, up, m = p.u, p.up, p.metre
     mast, _ = segment(u, up, 0.0, 0.0, 0.0, 5.3)
     arm, _ = segment(u, up, 0.0, 5.3, -3.0, 5.45)
     paint(
-        image, there * inside(torch.minimum(mast, arm) - 0.07, m), haze(p, rgb(0.30, 0.31, 0.33), s)
+        image,
+        there * inside(torch.minimum(mast, arm) - 0.07, m),
+        add_haze(p, rgb(0.30, 0.31, 0.33), s),
     )
     for x, y, stop in ((-3.0, 4.75, red), (0.0, 3.1, 1 - red)):
         case = box(u - x, up - y, 0.36, 0.92, 0.10)
-        paint(image, there * inside(case, m), haze(p, rgb(0.07, 0.07, 0.08), s))
+        paint(image, there * inside(case, m), add_haze(p, rgb(0.07, 0.07, 0.08), s))
         for dy, on, colour in ((0.56, stop, RED), (0.0, 0 * red, AMBER), (-0.56, 1 - stop, GREEN)):
             colour = rgb(*colour)
             lamp = ellipse(u - x, up - y - dy, 0.23, 0.23)
@@ -144,7 +148,7 @@ def lights(p, image) -> None:
             paint(image, there * on * 0.45 * bump(u - x, up - y - dy, 0.85, 0.85), colour)
 
 
-def pedestrian(p, image) -> None:
+def draw_pedestrian(p, image) -> None:
     """On the crossing in front of the car, or on the pavement; one who walks turns the arms and legs."""
     own = (p.scene == 2).float()
     there, way = torch.maximum(own, p.walker), torch.where(p.walker_side < 0.5, -1.0, 1.0)
@@ -155,29 +159,29 @@ def pedestrian(p, image) -> None:
         c < 0.5, pavement, 0.3 + 4.7 * on * on.sqrt()
     )  # the kerb is crossed at a half
     s = p.walk_s
-    p, image = billboard(p, image, x, s, 1.1, 2.1)
+    p, image = place_billboard(p, image, x, s, 1.1, 2.1)
     k = 0.88 + 0.16 * p.walker_size
     u, up, m = p.u / k, p.up / k, p.metre / k
     gait = 0.10 + 0.24 * p.stride
     tint(image, there * 0.6 * bump(u, up, 0.6, 0.22), (0.35, 0.35, 0.38))
-    trousers = haze(p, mix(rgb(0.12, 0.14, 0.22), rgb(0.34, 0.30, 0.26), p.stride[:, None]), s)
+    trousers = add_haze(p, mix(rgb(0.12, 0.14, 0.22), rgb(0.34, 0.30, 0.26), p.stride[:, None]), s)
     for side in (-1, 1):
         leg, _ = segment(u, up, 0.0, 0.85, side * gait, 0.06)
         paint(image, there * inside(leg - 0.11, m), trousers * (0.95 + 0.12 * side))
     coat = palette(COAT, p.clothes)
     for side in (-1, 1):
         hand, _ = segment(u, up, side * 0.17, 1.36, side * (0.20 + 0.6 * gait), 0.86)
-        paint(image, there * inside(hand - 0.09, m), haze(p, coat * 0.82, s))
+        paint(image, there * inside(hand - 0.09, m), add_haze(p, coat * 0.82, s))
     torso = box(u, up - 1.12, 0.27, 0.36, 0.10)
     paint(
         image,
         there * inside(torso, m),
-        haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s),
+        add_haze(p, coat * (0.85 + 0.25 * ramp(up, 0.8, 1.4))[:, None], s),
     )
     paint(
         image,
         there * inside(ellipse(u, up - 1.62, 0.15, 0.17), m),
-        haze(p, rgb(0.80, 0.60, 0.48), s),
+        add_haze(p, rgb(0.80, 0.60, 0.48), s),
     )
     hair = torch.maximum(ellipse(u, up - 1.66, 0.165, 0.17), 1.63 - up)
-    paint(image, there * inside(hair, m), haze(p, rgb(0.14, 0.10, 0.08), s))
+    paint(image, there * inside(hair, m), add_haze(p, rgb(0.14, 0.10, 0.08), s))
