@@ -168,7 +168,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
             load_published(tmp_path / name, "bdd")
     assert not (tmp_path / "ran").exists()
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt: holds a list, expected a dict"):
+    with pytest.raises(ValueError, match=r"list\.pt: got a list, expected a dict"):
         files.read_published(tmp_path / "list.pt")
 
 

@@ -1,10 +1,11 @@
-"""Files are whole or old; checkpoints say what does not fit; fetching verifies."""
+"""File primitives: atomic writes, permissions, leftovers of killed processes, hashes, downloads."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import stat
 
 import pytest
 import torch
@@ -14,6 +15,26 @@ from cf_utils.core import files
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 
+WRITERS = ("text", "json", "tensors", "checkpoint", "fetch")
+
+
+def write(writer, folder, value):
+    """Write `value` to `folder`/f with one of the project's writers."""
+    if writer == "text":
+        files.write_text(folder / "f", str(value) * 1000)
+    elif writer == "json":
+        files.write_json(folder / "f", [value] * 1000)
+    elif writer == "tensors":
+        files.write_tensors(folder / "f", {"a": torch.full((500,), float(value))})
+    elif writer == "fetch":
+        source = folder / f"source {value}"
+        source.write_text(str(value) * 1000)
+        files.fetch(source.as_uri(), folder / "f", files.sha256(source))
+    else:
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, value)
+        checkpoints.save("f", model, Card(extra={"value": value}), folder)
+
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "deep" / "f.txt"
@@ -22,32 +43,15 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
         part.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]  # and nothing is left beside it
+    assert list(path.parent.iterdir()) == [path]  # nothing is left beside it
     files.write_text(path, "new")
     assert path.read_text() == "new"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("writer", ["text", "json", "tensors", "checkpoint", "fetch"])
-def test_sigkill_around_the_rename(tmp_path, writer, when):
-    """Killed just before or just after os.replace, every writer leaves the whole old file or the whole new one."""
-
-    def write(value):
-        if writer == "text":
-            files.write_text(tmp_path / "f", str(value) * 1000)
-        elif writer == "json":
-            files.write_json(tmp_path / "f", [value] * 1000)
-        elif writer == "tensors":
-            files.write_tensors(tmp_path / "f", {"a": torch.full((500,), float(value))})
-        elif writer == "fetch":
-            source = tmp_path / f"source {value}"
-            source.write_text(str(value) * 1000)
-            files.fetch(source.as_uri(), tmp_path / "f", files.sha256(source))
-        else:
-            model = nn.Linear(2, 2)
-            nn.init.constant_(model.weight, value)
-            checkpoints.save("f", model, Card(extra={"value": value}), tmp_path)
-
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_kill_around_the_rename_leaves_a_whole_file(tmp_path, writer, when):
+    """A writer killed just before or after os.replace leaves the old file or the new one."""
     rename = os.replace
 
     def killed(a, b):
@@ -55,12 +59,12 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
             rename(a, b)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write(1)
+    write(writer, tmp_path, 1)
     child = os.fork()
     if child == 0:
         os.replace = killed
         try:
-            write(2)
+            write(writer, tmp_path, 2)
         finally:
             os._exit(0)  # not reached: killed at the rename
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -70,14 +74,54 @@ def test_sigkill_around_the_rename(tmp_path, writer, when):
     elif writer == "json":
         assert files.read_json(tmp_path / "f") == [value] * 1000
     elif writer == "tensors":
-        assert torch.equal(
-            files.read_tensors(tmp_path / "f")["a"], torch.full((500,), float(value))
-        )
+        expected = torch.full((500,), float(value))
+        assert torch.equal(files.read_tensors(tmp_path / "f")["a"], expected)
     elif when == "before":
-        assert checkpoints.load_weights("f", nn.Linear(2, 2), tmp_path).extra["value"] == 1
-    else:  # new weights under the old card: two trainings, never taken for a pair
+        card = checkpoints.load_weights("f", nn.Linear(2, 2), tmp_path)
+        assert card.extra["value"] == 1
+    else:  # new weights beside the old card: refused, because they come from two trainings
         with pytest.raises(ValueError, match="as in its card"):
             checkpoints.load_weights("f", nn.Linear(2, 2), tmp_path)
+
+
+def test_processes_with_equal_ids_write_to_different_temporary_files(tmp_path, monkeypatch):
+    """Two containers, or two nodes that share a folder, may run processes with the same id."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "f"
+    with files.whole_file(path) as first:
+        with files.whole_file(path) as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert path.read_text() == "second" and first.exists()
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(files.platform, "node", lambda: "a/node name")
+    with files.whole_file(path) as part:
+        assert part.name.startswith("f.part-a_node_name-7-") and part.parent == tmp_path
+
+
+def test_temporary_files_of_killed_processes_are_removed_after_a_day(tmp_path, monkeypatch):
+    path, other = tmp_path / "f[1]", tmp_path / "g.part-host-1-0a"
+    left, foreign = tmp_path / "f[1].part-host-1-0a", tmp_path / "f1.part-host-1-0a"
+    for part in (left, other, foreign):
+        part.write_text("half")
+    now = files.time.time()
+    files.write_text(path, "x")
+    assert left.exists()  # another process may still write it
+    monkeypatch.setattr(files.time, "time", lambda: now + 2 * 24 * 3600)
+    files.write_text(path, "y")
+    assert sorted(tmp_path.iterdir()) == sorted([path, other, foreign])  # of this file only
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_honours_the_umask(tmp_path, writer, umask):
+    before = os.umask(umask)
+    try:
+        write(writer, tmp_path, 1)
+    finally:
+        os.umask(before)
+    written = [p for p in tmp_path.iterdir() if not p.name.startswith("source")]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in written} == {0o666 & ~umask}
 
 
 def test_json_is_strict(tmp_path):
@@ -96,7 +140,7 @@ def test_an_unwritable_folder_raises(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_hash_sees_shape_dtype_values_and_order(tmp_path):
+def test_the_hash_depends_on_shape_dtype_values_and_order(tmp_path):
     a = torch.arange(6.0)
     (tmp_path / "f").write_bytes(b"abc")
     assert files.sha256(tmp_path / "f") == files.sha256(b"abc") == files.sha256("abc")
@@ -105,91 +149,20 @@ def test_hash_sees_shape_dtype_values_and_order(tmp_path):
     assert files.sha256("a", a) != files.sha256(a, "a")
 
 
-def net(hidden=4):
-    torch.manual_seed(hidden)
-    return nn.Sequential(nn.Linear(3, hidden), nn.BatchNorm1d(hidden))
-
-
-@pytest.mark.parametrize(("half", "error"), [(True, 2e-3), (False, 0.0)])
-def test_checkpoint_round_trip(tmp_path, half, error):
-    model = net().train()
-    checkpoints.save("m", model, Card(about="x"), tmp_path, half=half)
-    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    card = checkpoints.load_weights("m", other, tmp_path)
-    assert card.about == "x"
-    assert card.parameters == 24
-    assert not other.training
-    assert other[0].weight.dtype == torch.float32
-    assert (other[0].weight - model[0].weight).abs().max() <= error  # float16: 2^-11 of the value
-    assert other[1].num_batches_tracked.dtype == torch.int64
-
-
-def test_checkpoint_that_does_not_fit(tmp_path):
-    checkpoints.save("m", net(4), Card(), tmp_path)
-    with pytest.raises(
-        ValueError,
-        match=r"fit Sequential: 0\.bias: file \(4,\), model \(5,\); 0\.weight: file \(4, 3\)",
-    ):
-        checkpoints.load_weights("m", net(5), tmp_path)
-    with pytest.raises(ValueError, match=r"1\.bias: file \(4,\), model absent"):
-        checkpoints.load_weights("m", nn.Sequential(nn.Linear(3, 4)), tmp_path)
-    with pytest.raises(ValueError, match=r"2\.weight: file absent, model \(2, 4\)"):
-        checkpoints.load_weights("m", nn.Sequential(*net(4), nn.Linear(4, 2)), tmp_path)
-    before = net(5)
-    kept = before[0].weight.clone()
-    with pytest.raises(ValueError, match="fit"):
-        checkpoints.load_weights("m", before, tmp_path)
-    assert torch.equal(before[0].weight, kept)  # refused before anything was written into it
-
-
-def test_checkpoint_missing_or_of_another_training(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"got 'm', but .*m\.json is missing; .*`cf train m`"
-    ):
-        checkpoints.load_weights("m", net(), tmp_path)
-    path = checkpoints.save("m", net(), Card(), tmp_path)
-    raw = path.read_bytes()
-    path.write_bytes(raw[:-2] + b"\x01\x02")
-    with pytest.raises(ValueError, match=r"sha256 .* as in its card"):
-        checkpoints.load_weights("m", net(), tmp_path)
-    path.with_suffix(".json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"m\.json"):
-        checkpoints.load_weights("m", net(), tmp_path)
-
-
-def test_fetch_verifies(tmp_path):
+def test_a_download_is_verified(tmp_path):
     source, path = tmp_path / "source", tmp_path / "to" / "f"
     source.write_bytes(b"the data")
     url, good = source.as_uri(), files.sha256(b"the data")
-    with pytest.raises(ValueError, match="came, expected"):
+    with pytest.raises(ValueError, match=r"got sha256 .*, expected 000000000000\.\.\."):
         files.fetch(url, path, "0" * 64)
     assert not path.exists()
     assert files.fetch(url, path, good).read_bytes() == b"the data"
-    path.write_bytes(b"the da")  # broken off: fetched anew
+    path.write_bytes(b"the da")  # cut off: fetched again
     assert files.fetch(url, path, good).read_bytes() == b"the data"
     source.unlink()
-    assert files.fetch(url, path, good) == path  # whole: nothing is asked of the source
+    assert files.fetch(url, path, good) == path  # whole: the source is not contacted
     path.write_bytes(b"broken")
     with pytest.raises(OSError, match="source"):
         files.fetch(url, path, good)
     assert path.read_bytes() == b"broken"
     assert not list(path.parent.glob("*.part-*"))
-
-
-def test_a_loaded_network_convolves_channels_last_and_says_the_same(tmp_path):
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
-    ).double()
-    checkpoints.save("c", net, Card(), tmp_path)
-    other = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)
-    ).double()
-    checkpoints.load_weights("c", other, tmp_path)
-    wide = [p for p in other.parameters() if p.ndim == 4]
-    assert len(wide) == 2 and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-    assert not wide[0].is_contiguous()
-    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(
-        other(x), net.half().double()(x), rtol=1e-9, atol=1e-9
-    )  # stored in float16

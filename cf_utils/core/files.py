@@ -1,36 +1,56 @@
-"""Files: written whole or not at all, and never unpickled.
+"""File primitives: atomic writes, strict JSON, tensors, hashes, safe reading of published weights.
 
-Every writer of this project ends in `whole_file`: the content goes to a temporary name in the same folder and is renamed,
-so a run killed at any moment leaves either the old file or the new one.
+All writers go through `whole_file`, which writes to a temporary name and renames it. A process that
+is killed at any moment leaves either the old file or the new one. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import pickle
+import platform
+import re
+import secrets
+import stat
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # of the project
+_DAY = 24 * 60 * 60  # seconds
+_CHUNK = 1 << 20  # bytes read at once
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails."""
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+
+    The temporary file is removed when the block fails. Its name holds the host, the process id and
+    a random token, so that containers and nodes with equal ids never share it. Temporary files of
+    `path` that killed processes left more than a day ago are removed. The new file gets the
+    permissions that the umask asks for, whatever writes it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    _remove_leftovers(path)
+    part = _part_name(path)
     try:
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)  # as the umask has it
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:  # safetensors makes a private file
+            part.chmod(mode)
         with open(part, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -38,94 +58,111 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _part_name(path: Path) -> Path:
+    host = re.sub(r"[^A-Za-z0-9-]", "_", platform.node())[:40]
+    return path.with_name(f"{path.name}.part-{host}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    for part in path.parent.glob(f"{glob.escape(path.name)}.part-*"):
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
+            if time.time() - part.stat().st_ctime > _DAY:
+                part.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, content) -> None:
-    """Strict JSON (no NaN: a reader in another language must be able to read it), keys in the order given."""
+def write_json(path: str | Path, content: Any) -> None:
+    """Write strict JSON atomically, keys in their order. Raises ValueError on NaN or infinity."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
+    """Return the parsed content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def write_tensors(
     path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
+    """Write named tensors atomically in safetensors format, from whatever device they are on."""
     with whole_file(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Return the named tensors of a safetensors file, on the CPU."""
     with safetensors.safe_open(path, "pt") as f:
         return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no dict)
 
 
 def sha256(*parts: bytes | str | Tensor | Path) -> str:
-    """Hash of byte strings, texts, tensors (shape, dtype, values) and files (as Path), in the order given."""
-    h = hashlib.sha256()
+    """Return the hex digest of all parts in their order.
+
+    A `Path` stands for the content of its file. A tensor enters by dtype, shape and values.
+    """
+    digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
             with open(part, "rb") as f:
-                while block := f.read(1 << 20):
-                    h.update(block)
+                while block := f.read(_CHUNK):
+                    digest.update(block)
         elif isinstance(part, Tensor):
-            h.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            h.update(
-                part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            values = part.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().tobytes())
         else:
-            h.update(part.encode() if isinstance(part, str) else part)
-    return h.hexdigest()
+            digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
 
 
 def module_sha256(module: nn.Module) -> str:
-    """Hash of a module's weights and buffers, by name, independent of the device they are on."""
+    """Return the hash of a module's parameters and buffers by name, independent of the device."""
     return sha256(*(p for k, v in sorted(module.state_dict().items()) for p in (k, v)))
 
 
-def read_published(path: str | Path) -> dict:
-    """What somebody else's weights file holds: safetensors, or torch's format with `weights_only=True`, on the CPU.
+def read_published(path: str | Path) -> dict[str, Any]:
+    """Read a published weights file without running code: safetensors, or torch's own format.
 
-    FileNotFoundError; ValueError where the file is neither, or asks for code to be run.
+    Tensors come to the CPU. Raises FileNotFoundError. Raises ValueError when the file is of neither
+    format, is no dict, or holds anything besides tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
+    errors = (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, OSError)
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as e:
+    except errors as e:
         raise ValueError(
             f"{path}: no safetensors and no torch file of tensors alone: {e!s:.200}"
         ) from e
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
+        raise ValueError(f"{path}: got a {type(content).__name__}, expected a dict of tensors")
     return content
 
 
-def fetch(url: str, path: str | Path, sha256_: str) -> Path:
-    """Download `url` to `path` unless a file with the right hash is there; a file with another hash is fetched anew.
+def fetch(url: str, path: str | Path, expected_sha256: str) -> Path:
+    """Download `url` to `path`, unless a file with the expected hash is already there.
 
-    Raises ValueError when what came has another hash; nothing is left at `path` then that was not there before.
+    Raises ValueError when the download has another hash; `path` then keeps what it held before.
     """
     path = Path(path)
-    if path.exists() and sha256(path) == sha256_:
+    if path.exists() and sha256(path) == expected_sha256:
         return path
     with whole_file(path) as part:
         with urllib.request.urlopen(url, timeout=60) as source, open(part, "wb") as f:
-            while block := source.read(1 << 20):
+            while block := source.read(_CHUNK):
                 f.write(block)
-        if (found := sha256(part)) != sha256_:
-            raise ValueError(f"{url}: sha256 {found[:12]}... came, expected {sha256_[:12]}...")
+        if (found := sha256(part)) != expected_sha256:
+            raise ValueError(
+                f"{url}: got sha256 {found[:12]}..., expected {expected_sha256[:12]}...; the file "
+                "has changed or the download broke off"
+            )
     return path

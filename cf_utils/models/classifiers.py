@@ -172,11 +172,9 @@ class OneOutput(nn.Module):
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
     """Logits (N, K) in eval mode, batch by batch on the model's device; they come back on that of x."""
-    was, place = model.training, core.device_of(model, x.device)
-    model.eval()
-    out = torch.cat([model(b.to(place)).to(x.device) for b in x.split(batch_size)])
-    model.train(was)
-    return out
+    device = core.device_of(model, x.device)
+    with core.eval_mode(model):
+        return torch.cat([model(batch.to(device)).to(x.device) for batch in x.split(batch_size)])
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
