@@ -190,15 +190,15 @@ FAULTS = {
     ),
     "half-written files": Fault(
         IO,
-        'part = path.with_name(f"{path.name}.part-{os.getpid()}")',
+        "part = _part_name(path)",
         "part = path",
         ("tests/test_io.py::test_a_file_is_the_old_one_or_the_new_one",),
     ),
     "weights of another card loaded": Fault(
-        IO,
-        'if (found := sha256(path)) != card["sha256"]:',
+        "cf_utils/models/checkpoints.py",
+        "if (found := files.sha256(path)) != card.sha256:",
         "if False:",
-        ("tests/test_io.py::test_checkpoint_missing",),
+        ("tests/test_checkpoints.py::test_a_checkpoint_missing",),
     ),
     "digits not verified": Fault(
         MNIST,
@@ -274,7 +274,7 @@ FAULTS = {
     ),
     "constraints not verified": Fault(
         EXPLAINER,
-        "if self.constraints is not None and not self.constraints.kept(",
+        "if self.constraints is not None and not self.constraints.allows(",
         "if False and not (",
         (f"{L}a_method_that_breaks_them",),
     ),
