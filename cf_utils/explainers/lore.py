@@ -1,98 +1,120 @@
-"""LORE: a genetic neighbourhood of the query, a decision tree on it, and the counterfactual rule with the fewest changes.
+"""LORE: the rules of a decision tree on a genetic neighbourhood of the query.
 
-Source: Guidotti, Monreale, Ruggieri, Pedreschi, Turini & Giannotti, "Local Rule-Based Explanations of Black Box Decision
-Systems" (2018). Two populations begin as copies of x and evolve under
+Source: Guidotti, Monreale, Ruggieri, Pedreschi, Turini & Giannotti, "Local Rule-Based Explanations
+of Black Box Decision Systems" (2018). Two populations begin as copies of x and evolve under
 
     fit_=(z)  = I[f(z) = f(x)]  + (1 - d(x, z)) - I[z = x]
     fit_!=(z) = I[f(z) != f(x)] + (1 - d(x, z)) - I[z = x]
 
-by tournaments, two-point crossover and mutation to values that the feature takes in the training rows; a tree is grown on both;
-its paths are the rules (`rules.py`). Decisions:
-* f(z) is "decided as the target, with probability tau or more" or not: two classes at any K, and at K = 2, tau = 0.5 the paper's.
-* d is a weighted mean of simple matching (`categorical`) and Euclidean distance (the rest), each feature by its training range.
-* Sizes and rates are those of the authors' code (1,000 neighbours, 10 generations, crossover 0.5, mutation 0.2 of the individuals
-  and of their features, tournaments of 3). Its other fitness also rewards the *same* decision (`1.0 if y0 == y1` in both): ours
-  is the paper's. Its hall of fame, which adds the best ever met, is left out.
-* The tree is scikit-learn's, not YaDT, with at least `leaf` neighbours in a leaf in place of its pruning.
-* The paper gives rules, no point. Ours is the query moved just past the thresholds that it does not meet. A tree's threshold lies
-  halfway to the next neighbour and may not flip the classifier, so the point is asked again; else the changed features get the
-  values of the rule's nearest neighbour that is decided as the target; else the next rule is taken: fewest changed features
-  first, then the nearest (UCI credit MLP, 100 rows: 0.48 valid by thresholds alone, 0.99 so). Rules that the constraints
-  forbid are dropped.
-* Beside lore-sa 1.1.3 with its genetic neighbours (six UCI rows, some 20 s each): the tree's own decision agrees for 6 of 6, the
-  least number of changes for 5, a changed feature is shared for 5; fidelity 0.991 beside 1.000, for its trees are not pruned.
-* All queries' populations are one tensor, and a generation of all of them one pass of the classifier (in parts that fit memory).
+by tournaments, two-point crossover, and mutation to values that the feature takes in the training
+rows. A tree is grown on both populations; its paths are the rules (`shared/rules.py`).
+
+Decisions:
+* f(z) has two classes: decided as the target with probability tau or more, or not.
+* d is a weighted mean of simple matching (`categorical`) and Euclidean distance (the other
+  features), where each feature is divided by its range in the training rows.
+* Sizes and rates are those of the authors' code. Its other fitness also rewards the same decision;
+  ours is the paper's. Its hall of fame, which adds the best individuals of all generations, is
+  left out.
+* The tree is scikit-learn's instead of YaDT. It is not pruned; each leaf has at least `leaf`
+  neighbours.
+* The paper gives rules, but no point. Ours is the query moved just past the thresholds that it does
+  not meet. A threshold lies halfway between two neighbours and may not flip the classifier, so the
+  point is classified. If it fails, the changed features are copied from the rule's nearest
+  neighbour that is decided as the target. If that fails, the next rule is tried: fewest changed
+  features first, then the nearest. Rules that the constraints forbid are dropped.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
-from cf_utils.core import Explainer, PassCounter, SearchResult, check_query, frozen, item_noise
+from cf_utils.core import (
+    Explainer,
+    Ids,
+    PassCounter,
+    SearchResult,
+    check_query,
+    frozen,
+    item_noise,
+    select_ids,
+)
 from cf_utils.core.checks import check_logits
-from cf_utils.explainers.shared.rules import Rules, least_move, leaves, nearest_move
+from cf_utils.explainers.shared.genetic import draw_values, exchange_segments, tournament
+from cf_utils.explainers.shared.rules import (
+    Rule,
+    Rules,
+    move_to_neighbour,
+    move_to_thresholds,
+    read_rules,
+)
+from cf_utils.explainers.shared.search import is_reached
 
-POINTS = 2**15  # neighbours in memory at once
+MAX_POINTS = 2**15  # neighbours in one pass of the classifier; limits the memory
+
+
+class _Reading(NamedTuple):
+    """What one item's tree says, before the classifier is asked about the points."""
+
+    factual: Rule
+    counterfactual: tuple[Rule, ...]
+    points: Tensor  # (M, 2, F): past the thresholds, and with a neighbour's values
+    fidelity: float
+    both_decisions: bool
 
 
 @dataclass(frozen=True, eq=False)
 class LORE(Explainer):
-    """The query moved to where a local tree, and then the classifier, decides the target. x (B, F), scaled.
+    """The query moved to where a local tree, and then the classifier, decides the target.
 
-    `rules` gives the rules themselves. (generations + 1) * population passes an item, and two for each rule. An item without a
-    rule that holds comes back unchanged, with the reason. Raises ValueError on x of another shape, training rows that do not fit
-    and settings out of range.
+    x has shape (B, F) and is scaled. `rules` returns the rules themselves. An item costs
+    (generations + 1) * population passes, and two per rule. An item without a rule that holds comes
+    back unchanged, with the reason. Raises ValueError on x of another shape, on training rows that
+    do not fit, and on settings out of range.
     """
 
-    train: Tensor = field(
-        repr=False
-    )  # (N, F) training rows, scaled as x is: what a mutation draws from
+    train: Tensor = field(repr=False)  # (N, F) training rows, scaled as x; mutation draws from them
     _: KW_ONLY
-    population: int = 1000  # neighbours, half of them bred for each decision
+    population: int = 1000  # neighbours, one half for each decision
     generations: int = 10
     crossover: float = 0.5  # share of pairs that exchange a segment of features
-    mutation: float = 0.2  # share of individuals that mutate, and of features that then change
-    tournament: int = 3  # individuals that compete for a place
-    leaf: int = 5  # least number of neighbours in a leaf
-    over: float = 1e-3  # how far past a threshold a continuous feature goes, in units of x
+    mutation: float = 0.2  # share of individuals that mutate, and of their features that change
+    tournament: int = 3  # individuals in a tournament
+    leaf: int = 5  # fewest neighbours in a leaf
+    # how far past a threshold a continuous feature moves, in units of x
+    overshoot: float = field(default=1e-3, metadata={"stored_as": "over"})
     categorical: tuple[int, ...] = ()  # features whose distance is 0 or 1
-    bounds: tuple | None = None  # new values are those of training rows, or just past a threshold
+    bounds: tuple | None = None  # new values come from training rows or lie just past a threshold
 
     keeps_constraints: ClassVar[bool] = True
 
-    def check(self, x, logits):
+    def check(self, x: Tensor, logits: Tensor) -> None:
+        """Raise ValueError on x of another shape, unfit training rows, or settings out of range."""
         if x.ndim != 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, F): LORE is for tables")
-        if (
-            self.train.ndim != 2
-            or self.train.shape[1:] != x.shape[1:]
-            or not len(self.train)
-            or not self.train.isfinite().all()
-        ):
+        rows_fit = self.train.ndim == 2 and self.train.shape[1:] == x.shape[1:] and len(self.train)
+        if not rows_fit or not self.train.isfinite().all():
             raise ValueError(
                 f"train: got {tuple(self.train.shape)}, expected finite rows (N, {x.shape[1]})"
             )
-        if (
-            self.population < 4
-            or self.population % 4
-            or self.generations < 1
-            or self.tournament < 1
-            or self.leaf < 1
-        ):
+        sizes = self.population, self.generations, self.tournament, self.leaf
+        if self.population % 4 or min(sizes) < 1:
             raise ValueError(
-                f"population, generations, tournament, leaf: got {self.population}, {self.generations}, "
-                f"{self.tournament}, {self.leaf}, expected a multiple of 4 (pairs in two halves) and at least 1"
+                "population, generations, tournament, leaf: got "
+                f"{', '.join(map(str, sizes))}, expected a multiple of 4 (pairs in two halves) and "
+                "at least 1"
             )
-        if not (0 <= self.crossover <= 1 and 0 < self.mutation <= 1) or self.over <= 0:
+        rates_fit = 0 <= self.crossover <= 1 and 0 < self.mutation <= 1
+        if not rates_fit or self.overshoot <= 0:
             raise ValueError(
-                f"crossover, mutation, over: got {self.crossover}, {self.mutation}, {self.over}, expected shares in "
-                "[0, 1], some mutation and a positive step"
+                f"crossover, mutation, overshoot: got {self.crossover}, {self.mutation}, "
+                f"{self.overshoot}, expected shares in [0, 1], mutation and overshoot above 0"
             )
         if any(not 0 <= c < x.shape[1] for c in self.categorical):
             raise ValueError(
@@ -100,170 +122,177 @@ class LORE(Explainer):
             )
 
     @torch.no_grad()
-    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
-        result, reason = x.clone(), []
+    def search(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> SearchResult:
+        result, reason = x.clone(), [""] * len(x)
+        within = "" if self.constraints is None else ", inside the constraints"
         for i, rules in enumerate(self._explain(f, x, target, ids, tau)):
             if rules.best is not None:
                 result[i] = rules.points[rules.best]
-            within = "" if self.constraints is None else ", inside the constraints"
-            reason.append(
-                ""
-                if rules.best is not None
-                else "no neighbour is decided as the target"
-                if not rules.both
-                else f"none of {len(rules.holds)} counterfactual rules holds on the classifier{within}"
-            )
+            elif not rules.both_decisions:
+                reason[i] = "no neighbour is decided as the target"
+            else:
+                n = len(rules.holds)
+                reason[i] = f"none of {n} counterfactual rules holds on the classifier{within}"
         return SearchResult(result, reason=reason)
 
     @torch.no_grad()
     def rules(
-        self, classifier: nn.Module, x: Tensor, target: Tensor, ids=None, score: float | None = None
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        ids: Ids | None = None,
+        tau: float | None = None,
     ) -> list[Rules]:
-        """The rules behind what the call returns, row by row, for rows that are not decided as the target yet."""
-        ids = check_query(x, target, ids, self.bounds, score)
+        """Return the rules per item; the arguments are those of the call.
+
+        The items must not be decided as the target yet. The call returns the point of each item's
+        best rule.
+        """
+        ids = check_query(x, target, ids, self.bounds, tau)
         self._check_constraints(x)
         f = PassCounter(classifier, len(x))
         with frozen(classifier):
             logits = f(x, torch.arange(len(x)))
             check_logits(logits, x, target)
             self.check(x, logits)
-            return self._explain(f, x, target, ids, self.tau if score is None else score)
+            return self._explain(f, x, target, ids, self.tau if tau is None else tau)
 
-    def _explain(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> list[Rules]:
-        out = []
-        for part in torch.arange(len(x)).split(max(1, POINTS // self.population)):
-            q, t = x[part.to(x.device)], target[part.to(x.device)]
-            own = ids[part] if isinstance(ids, Tensor) else [ids[i] for i in part.tolist()]
-            z, wanted = self._neighbourhood(f, q, t, own, tau, part)
-            found = [
-                self._read(*row)
-                for row in zip(q, z.cpu().numpy(), wanted.cpu().numpy(), strict=True)
-            ]
-            n = torch.tensor([len(points) for *_, points in found])
-            tries = torch.cat(
-                [points for *_, points in found]
-            )  # (all rules of all rows, 2, F), asked at once
-            holds = torch.zeros(len(tries), 2, dtype=torch.bool, device=x.device)
-            if len(tries):
-                again = part.repeat_interleave(2 * n)
-                holds = self._wanted(
-                    f, tries.flatten(0, 1), target[again.to(x.device)], tau, again
-                ).view(-1, 2)
-            second = holds[:, 1] & ~holds[:, 0]
-            points = torch.where(second[:, None], tries[:, 1], tries[:, 0])
-            parts = zip(
-                q, found, points.split(n.tolist()), holds.any(1).split(n.tolist()), strict=True
+    def _explain(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> list[Rules]:
+        """Return the rules per item, in parts of at most `MAX_POINTS` neighbours."""
+        rules = []
+        for rows in torch.arange(len(x)).split(max(1, MAX_POINTS // self.population)):
+            at = rows.to(x.device)
+            query = x[at]
+            z, wanted = self._breed(f, query, target[at], select_ids(ids, rows), tau, rows)
+            pairs = zip(query, z.cpu().numpy(), wanted.cpu().numpy(), strict=True)
+            readings = [self._read_tree(*pair) for pair in pairs]
+            rules += self._test_points(f, query, target[at], tau, rows, readings)
+        return rules
+
+    def _test_points(
+        self,
+        f: PassCounter,
+        query: Tensor,
+        target: Tensor,
+        tau: float,
+        rows: Tensor,
+        readings: list[_Reading],
+    ) -> list[Rules]:
+        """Classify the two points of all rules of all items at once; return the rules per item."""
+        sizes = torch.tensor([len(reading.points) for reading in readings])
+        points = torch.cat([reading.points for reading in readings])  # (all rules, 2, F)
+        holds = torch.zeros(len(points), 2, dtype=torch.bool, device=query.device)
+        if len(points):
+            item = torch.arange(len(rows)).repeat_interleave(2 * sizes)
+            logits = f(points.flatten(0, 1), rows[item])
+            holds = is_reached(logits, target[item.to(target.device)], tau).view(-1, 2)
+        use_second = holds[:, 1] & ~holds[:, 0]
+        points = torch.where(use_second[:, None], points[:, 1], points[:, 0])
+        pairs = zip(points.split(sizes.tolist()), holds.any(1).split(sizes.tolist()), strict=True)
+        return [
+            Rules(
+                query=x,
+                factual=reading.factual,
+                counterfactual=reading.counterfactual,
+                points=own_points,
+                holds=tuple(own_holds.tolist()),
+                fidelity=reading.fidelity,
+                both_decisions=reading.both_decisions,
             )
-            out += [
-                Rules(row, rule, tuple(others), at, tuple(ok.tolist()), fidelity, both)
-                for row, (rule, others, fidelity, both, _), at, ok in parts
-            ]
-        return out
+            for x, reading, (own_points, own_holds) in zip(query, readings, pairs, strict=True)
+        ]
 
-    def _neighbourhood(self, f, x, target, ids, tau, rows) -> tuple[Tensor, Tensor]:
-        """Neighbours (R, population, F) and whether each is decided as the target (R, population)."""
+    def _breed(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evolve both populations of each item.
+
+        Returns the neighbours (R, population, F), and whether each is decided as the target.
+        """
         (r, n), half = x.shape, self.population // 2
         train = self.train.to(x)
-        values, n_train = train.T.flatten(), len(train)
+        query = x[:, None, None]
+        item = rows.repeat_interleave(2 * half)
+        item_target = target.repeat_interleave(2 * half)
+        z = query.expand(r, 2, half, n).clone()
+        for g in range(self.generations):
+            size = self.tournament + 4 + 2 * n
+            u = item_noise(self.seed, ids, (2, half, size), f"generation {g}", "uniform").to(x)
+            compete, pair, which, value = u.split([self.tournament, 4, n, n], -1)
+            mix, first, second, mutant = pair.unbind(-1)
+            wanted = is_reached(f(z.view(-1, n), item), item_target, tau).view(r, 2, half)
+            winner = tournament(self._fitness(z, query, wanted, train), compete)
+            z = z.gather(2, winner[..., None].expand(-1, -1, -1, n))
+            z = exchange_segments(z, mix < self.crossover, first, second)
+            changes = (mutant[..., None] < self.mutation) & (which < self.mutation)
+            z = torch.where(changes, draw_values(train, value), z)
+        z = z.view(r, 2 * half, n)
+        return z, is_reached(f(z.view(-1, n), item), item_target, tau).view(r, -1)
+
+    def _fitness(self, z: Tensor, query: Tensor, wanted: Tensor, train: Tensor) -> Tensor:
+        """Return the fitness (R, 2, half) of z (R, 2, half, F); `wanted`: decided as the target."""
+        n, n_categorical = z.shape[-1], len(self.categorical)
         spread = train.amax(0) - train.amin(0)
         spread = torch.where(spread > 0, spread, 1)
-        match = torch.zeros(n, dtype=torch.bool, device=x.device)
+        match = torch.zeros(n, dtype=torch.bool, device=z.device)
         match[list(self.categorical)] = True
-        feature = torch.arange(n, device=x.device)
-        q, t = x[:, None, None], target[:, None, None].expand(r, 2, half)
-        at = rows.repeat_interleave(2 * half)
-        z = q.expand(r, 2, half, n).clone()
-        for g in range(self.generations):
-            u = item_noise(
-                self.seed, ids, (2, half, self.tournament + 4 + 2 * n), f"generation {g}", "uniform"
-            ).to(x)
-            compete, (cross, one, two, mutant), where, what = (
-                u[..., : self.tournament],
-                u[..., self.tournament : self.tournament + 4].unbind(-1),
-                u[..., -2 * n : -n],
-                u[..., -n:],
-            )
-            wanted = self._wanted(f, z.view(-1, n), t.flatten(), tau, at).view(r, 2, half)
-            away = ((z - q) / spread).square() * ~match
-            away = (away.sum(3) / max(1, n - len(self.categorical))).sqrt() * (~match).sum() / n + (
-                (z != q) & match
-            ).sum(3) / n
-            wanted[:, 0] = ~wanted[:, 0]  # now: decided as its population should be
-            fit = wanted + (1 - away) - (z == q).all(3).to(x)
-            entrants = (compete * half).long().clamp(max=half - 1).flatten(2)
-            won = fit.gather(2, entrants).view(r, 2, half, -1).argmax(3, keepdim=True)
-            parent = entrants.view(r, 2, half, -1).gather(3, won)
-            z = z.gather(2, parent.expand(-1, -1, -1, n))
-            first, last = (
-                torch.floor(n * c(one, two))[:, :, ::2, None]
-                for c in (torch.minimum, torch.maximum)
-            )
-            swap = (
-                (cross[:, :, ::2, None] < self.crossover) & (feature >= first) & (feature <= last)
-            )
-            left, right = z[:, :, ::2], z[:, :, 1::2]
-            z = torch.stack(
-                [torch.where(swap, right, left), torch.where(swap, left, right)], 3
-            ).flatten(2, 3)
-            new = values[(what * n_train).long().clamp(max=n_train - 1) + feature * n_train]
-            z = torch.where((mutant[..., None] < self.mutation) & (where < self.mutation), new, z)
-        z = z.view(r, 2 * half, n)
-        return z, self._wanted(f, z.view(-1, n), t.flatten(), tau, at).view(r, -1)
+        square = ((z - query) / spread).square() * ~match
+        euclidean = (square.sum(3) / max(1, n - n_categorical)).sqrt() * (~match).sum() / n
+        away = euclidean + ((z != query) & match).sum(3) / n
+        as_its_population = torch.stack([~wanted[:, 0], wanted[:, 1]], 1)
+        return as_its_population + (1 - away) - (z == query).all(3).to(z)
 
-    def _read(self, x: Tensor, z: np.ndarray, wanted: np.ndarray) -> tuple:
-        """The tree of one row: its rule, the allowed counterfactual rules in order, fidelity, both decisions met?, and for each
-        rule two points (M, 2, F): just past its thresholds, and at its nearest neighbour's values."""
-        tree = self._tree(z, wanted)
-        own, found, q = None, [], x.cpu().double().numpy()
-        step = (
-            np.zeros(len(q))
-            if self.constraints is None
-            else self.constraints.step.cpu().double().numpy()
-        )
-        node = tree.apply(z)
-        for rule in leaves(tree):
-            broken = int(rule.broken(q).sum())
-            if not broken:
-                own = rule
-            elif rule.wanted:
-                tries = np.stack(
-                    [
-                        least_move(rule, q, self.over, step),
-                        nearest_move(rule, q, z[(node == rule.node) & wanted]),
-                    ]
-                )
-                tries = self.snap(torch.from_numpy(tries).to(x), x[None])
-                fits = [
-                    t for t in tries if not rule.broken(t.cpu().numpy()).any()
-                ]  # none: the constraints forbid it
-                if fits:
-                    found.append(
-                        (
-                            broken,
-                            float((fits[0] - x).abs().sum()),
-                            len(found),
-                            rule,
-                            torch.stack([fits[0], fits[-1]]),
-                        )
-                    )
-        found.sort(key=lambda item: item[:3])
-        points = torch.stack([item[4] for item in found]) if found else x.new_zeros(0, 2, len(q))
-        return (
-            own,
-            [item[3] for item in found],
+    def _read_tree(self, x: Tensor, z: np.ndarray, wanted: np.ndarray) -> _Reading:
+        """Read the rules of one item off the tree on its neighbours z (N, F).
+
+        The counterfactual rules are those that the constraints allow, in the order of trial.
+        """
+        tree = self._fit_tree(z, wanted)
+        query, node = x.cpu().double().numpy(), tree.apply(z)
+        ranked: list[tuple[int, float, int, Rule, Tensor]] = []
+        rules = read_rules(tree)
+        for rule in rules:
+            n_unmet = int(rule.unmet(query).sum())
+            if not n_unmet or not rule.wanted:
+                continue
+            points = self._allowed_points(rule, x, z[(node == rule.node) & wanted])
+            if points is not None:
+                far = float((points[0] - x).abs().sum())
+                ranked.append((n_unmet, far, len(ranked), rule, points))
+        ranked.sort(key=lambda entry: entry[:3])
+        return _Reading(
+            next(rule for rule in rules if not rule.unmet(query).any()),
+            tuple(rule for *_, rule, _ in ranked),
+            torch.stack([p for *_, p in ranked]) if ranked else x.new_zeros(0, 2, len(query)),
             float(tree.score(z, wanted)),
-            0 < wanted.sum() < len(wanted),
-            points,
+            bool(0 < wanted.sum() < len(wanted)),
         )
 
-    def _tree(self, z: np.ndarray, wanted: np.ndarray) -> DecisionTreeClassifier:
-        return DecisionTreeClassifier(
-            min_samples_leaf=self.leaf, random_state=self.seed % 2**32
-        ).fit(z, wanted)
+    def _allowed_points(self, rule: Rule, x: Tensor, members: np.ndarray) -> Tensor | None:
+        """Return two points (2, F) that meet `rule`, or None if the constraints allow none.
 
-    @staticmethod
-    def _wanted(f: PassCounter, y: Tensor, target: Tensor, tau: float, rows: Tensor) -> Tensor:
-        logits = f(y, rows)
-        return (logits.argmax(1) == target) & (
-            logits.softmax(1).gather(1, target[:, None])[:, 0] >= tau
+        The first lies just past the thresholds, the second has the values of the nearest of
+        `members`. If only one of them is allowed, both are that one.
+        """
+        query = x.cpu().double().numpy()
+        step = np.zeros(len(query))
+        if self.constraints is not None:
+            step = self.constraints.step.cpu().double().numpy()
+        points = np.stack(
+            [
+                move_to_thresholds(rule, query, self.overshoot, step),
+                move_to_neighbour(rule, query, members),
+            ]
         )
+        snapped = self.snap(torch.from_numpy(points).to(x), x[None])
+        allowed = [p for p in snapped if not rule.unmet(p.cpu().numpy()).any()]
+        return torch.stack([allowed[0], allowed[-1]]) if allowed else None
+
+    def _fit_tree(self, z: np.ndarray, wanted: np.ndarray) -> DecisionTreeClassifier:
+        tree = DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed % 2**32)
+        return tree.fit(z, wanted)

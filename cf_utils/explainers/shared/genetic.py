@@ -48,3 +48,31 @@ def crossover(a: Tensor, b: Tensor, u: Tensor, rate: float) -> Tensor:
 def mutate(z: Tensor, fresh: Tensor, u: Tensor, rate: float) -> Tensor:
     """Replace each gene of z (..., d) by that of `fresh` with probability `rate`; u (..., d)."""
     return torch.where(u < rate, fresh, z)
+
+
+def exchange_segments(z: Tensor, mix: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return z with the genes between two cuts exchanged within each pair of neighbours.
+
+    Args:
+        z: two populations per item, (B, 2, N, F) with an even N; rows 2k and 2k + 1 are a pair.
+        mix: bool (B, 2, N), whether to exchange; like the cuts, read at the pair's first row.
+        first: u (B, 2, N), draws a cut; the segment contains both of its ends.
+        second: u (B, 2, N), draws the other cut.
+    """
+    n = z.shape[-1]
+    feature = torch.arange(n, device=z.device)
+    low, high = (
+        torch.floor(n * cut(first, second))[:, :, ::2, None]
+        for cut in (torch.minimum, torch.maximum)
+    )
+    swap = mix[:, :, ::2, None] & (feature >= low) & (feature <= high)
+    left, right = z[:, :, ::2], z[:, :, 1::2]
+    children = [torch.where(swap, right, left), torch.where(swap, left, right)]
+    return torch.stack(children, 3).flatten(2, 3)
+
+
+def draw_values(train: Tensor, u: Tensor) -> Tensor:
+    """Draw values of each feature from the rows `train` (N, F), by u (..., F); shape of u."""
+    n_train, n = train.shape
+    row = (u * n_train).long().clamp(max=n_train - 1)
+    return train.T.flatten()[row + torch.arange(n, device=u.device) * n_train]
