@@ -72,12 +72,12 @@ SLIDER_CELL = """def explore(step=3):
     plt.show()
 
 explore()
-plots.knobs(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False))"""
+knobs.interact(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=False))"""
 
 
 def make_small_notebook(root: Path) -> Path:
     """A notebook with one slider and cells after it, of the same make as our own."""
-    setup = "import ipywidgets\nimport matplotlib.pyplot as plt\n\nfrom cf_utils import plots"
+    setup = "import ipywidgets\nimport matplotlib.pyplot as plt\n\nfrom cf_utils.viz import knobs"
     cells = [
         new_markdown_cell("# small"),
         new_code_cell(setup),

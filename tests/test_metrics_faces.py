@@ -93,12 +93,12 @@ def test_readings_are_logits_above_zero():
     with torch.no_grad():
         oracle[1].weight.copy_(torch.eye(3))
         oracle[1].bias.fill_(-0.45)
-    assert attributes.readings(oracle, x, batch_size=1).tolist() == [
+    assert attributes.read_attributes(oracle, x, batch_size=1).tolist() == [
         [False, True, True],
         [True, False, False],
     ]
     with pytest.raises(ValueError, match=r"expected finite \(B, A\)"):
-        attributes.readings(oracle, x * torch.nan)
+        attributes.read_attributes(oracle, x * torch.nan)
 
 
 def cd_by_hand(before, after, labels, q):

@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
-from cf_utils.evaluation.metrics import decision, tabular
+from cf_utils.evaluation.metrics import brute_force, decision, tabular
 
 NAN = float("nan")
 
@@ -253,7 +253,7 @@ def test_least_features_of_a_linear_classifier(tau):
     expected = torch.where(
         gap <= 0, 0, torch.where(gain[:, 0] >= gap, 1, torch.where(gain[:, :2].sum(1) >= gap, 2, 3))
     )
-    got = tabular.least_features(
+    got = brute_force.least_features(
         Linear(w, b), x, torch.ones(200, dtype=torch.int64), low=low, high=high, tau=tau
     )
     assert torch.equal(got, expected)
@@ -302,11 +302,11 @@ def test_least_features_of_a_bent_classifier():
         target[0] = 1 - target[0]
         values = torch.linspace(0, 1, 7).double().expand(4, 7)
         expected = [brute(bent, a, t, 7, values) for a, t in zip(x, target, strict=True)]
-    got = tabular.least_features(bent, x, target, grid=7)
+    got = brute_force.least_features(bent, x, target, grid=7)
     assert got.tolist() == expected
     assert np.bincount(expected).tolist() == [1, 3, 10, 10]
     o = torch.randperm(24)
-    assert tabular.least_features(bent, x[o], target[o], grid=7).tolist() == [
+    assert brute_force.least_features(bent, x[o], target[o], grid=7).tolist() == [
         expected[i] for i in o
     ]
 
@@ -314,20 +314,20 @@ def test_least_features_of_a_bent_classifier():
 def test_what_the_first_round_skips_is_found_in_the_second():
     x, one = torch.full((1, 4), 0.5), torch.tensor([1])
     assert (
-        tabular.least_features(Bump(f1=0.55, f3=0.3), x, one).item() == 2
+        brute_force.least_features(Bump(f1=0.55, f3=0.3), x, one).item() == 2
     )  # values 22 and 12 of 40
     six = torch.full((1, 6), 0.5)
     for a, b in itertools.combinations(range(6), 2):  # 15 pairs: two batches of the second round
-        assert tabular.least_features(Bump(**{f"f{a}": 0.55, f"f{b}": 0.3}), six, one).item() == 2
+        assert brute_force.least_features(Bump(**{f"f{a}": 0.55, f"f{b}": 0.3}), six, one).item() == 2
     assert (
-        tabular.least_features(Bump(f1=0.5625, f3=0.3), x, one).item() == 3
+        brute_force.least_features(Bump(f1=0.5625, f3=0.3), x, one).item() == 3
     )  # between two values of the grid
-    assert tabular.least_features(Bump(f2=0.3), x, one).item() == 1
-    assert tabular.least_features(Bump(f0=0.1, f1=0.1, f2=0.1), x, one).item() == 3
-    assert tabular.least_features(Bump(f0=1.5), x, one).item() == 3  # out of range
-    assert tabular.least_features(Bump(f0=1.5), x, one, high=2.0).item() == 1
-    assert tabular.least_features(Bump(f0=0.1), x[:, :1], one).item() == 1  # one feature: no pair
-    assert tabular.least_features(Bump(f0=1.5), x[:, :1], one).item() == 3
+    assert brute_force.least_features(Bump(f2=0.3), x, one).item() == 1
+    assert brute_force.least_features(Bump(f0=0.1, f1=0.1, f2=0.1), x, one).item() == 3
+    assert brute_force.least_features(Bump(f0=1.5), x, one).item() == 3  # out of range
+    assert brute_force.least_features(Bump(f0=1.5), x, one, high=2.0).item() == 1
+    assert brute_force.least_features(Bump(f0=0.1), x[:, :1], one).item() == 1  # one feature: no pair
+    assert brute_force.least_features(Bump(f0=1.5), x[:, :1], one).item() == 3
 
 
 def test_constraints_and_the_budget_of_pairs():
@@ -336,7 +336,7 @@ def test_constraints_and_the_budget_of_pairs():
     second = torch.arange(4) == 1
 
     def least(bump, **limits):
-        return tabular.least_features(
+        return brute_force.least_features(
             bump, x[:1], one[:1], constraints=dataclasses.replace(free, **limits)
         ).item()
 
@@ -355,29 +355,29 @@ def test_constraints_and_the_budget_of_pairs():
         [[0.5, 0.1, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
     )  # each row has its own room to rise
     rising = dataclasses.replace(free, only_up=second)
-    assert tabular.least_features(
+    assert brute_force.least_features(
         Bump(f1=0.2), low_and_high, one[:2], constraints=rising
     ).tolist() == [1, 3]
     for place in (
         {"f1": 0.2, "f2": 0.3},
         {"f1": 0.25, "f2": 0.375},
     ):  # values of the second round, of the first
-        assert tabular.least_features(
+        assert brute_force.least_features(
             Bump(**place), low_and_high, one[:2], constraints=rising
         ).tolist() == [2, 3]
     x[2, 3] = 0.3
-    got = tabular.least_features(Bump(f1=0.55, f3=0.3), x, one, pairs=3)
+    got = brute_force.least_features(Bump(f1=0.55, f3=0.3), x, one, pairs=3)
     assert got.tolist() == [2, 2, 1, 2, -1]  # the third needs no pair
 
 
 def test_excess_only_where_the_least_is_known():
-    got = tabular.l1_excess(torch.tensor([1, 3, 0, 2, 5, 1]), torch.tensor([1, 2, 0, 3, -1, 2]))
+    got = brute_force.l1_excess(torch.tensor([1, 3, 0, 2, 5, 1]), torch.tensor([1, 2, 0, 3, -1, 2]))
     torch.testing.assert_close(got, torch.tensor([0, 1, 0, NAN, NAN, -1]).double(), equal_nan=True)
 
 
 def test_failed_items_and_ranges_of_features():
     torch.testing.assert_close(
-        decision.of_valid(torch.tensor([2, 3]), torch.tensor([True, False])),
+        decision.mask_failed(torch.tensor([2, 3]), torch.tensor([True, False])),
         torch.tensor([2.0, NAN]).double(),
         equal_nan=True,
     )
@@ -420,10 +420,10 @@ X, ONES, YES = torch.rand(4, 3), torch.ones(4, dtype=torch.int64), torch.ones(4,
         ),
         (
             lambda: tabular.plausibility_of_real(ONES, X, 0 * ONES, X, ONES, k=1),
-            "real_labels: no row of class 1",
+            "real_labels: got no row of class 1",
         ),
-        (lambda: tabular.least_features(Bump(f0=0.5), X, ONES[:2]), r"target: got shape \(2,\)"),
-        (lambda: tabular.least_features(Bump(f0=0.5), X, ONES, grid=1), "grid: got 1"),
+        (lambda: brute_force.least_features(Bump(f0=0.5), X, ONES[:2]), r"target: got shape \(2,\)"),
+        (lambda: brute_force.least_features(Bump(f0=0.5), X, ONES, grid=1), "grid: got 1"),
     ],
 )
 def test_bad_input_is_named(call, says):

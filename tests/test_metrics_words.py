@@ -165,7 +165,7 @@ def test_log_odds_of_many_words_in_seconds():
 def test_vader_as_its_own_reader_has_it(monkeypatch):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    lexicon = words.vader()
+    lexicon = words.load_vader()
     assert dict(lexicon) == SentimentIntensityAnalyzer().lexicon
     assert (
         len(lexicon) > 7000
@@ -175,10 +175,10 @@ def test_vader_as_its_own_reader_has_it(monkeypatch):
     )
     with pytest.raises(TypeError):
         lexicon["great"] = -1  # it is shared: nobody may change it
-    words.vader.cache_clear()
+    words.load_vader.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install vaderSentiment"):
-        words.vader()
+        words.load_vader()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_vader_as_its_own_reader_has_it(monkeypatch):
             lambda: words.target_word_share(CHANGES, TARGET[:2], LEXICON),
             r"target: got \(2,\) .* expected \(5,\)",
         ),
-        (lambda: words.target_word_share(CHANGES, TARGET + 1, LEXICON), r"holding \[1, 2\]"),
+        (lambda: words.target_word_share(CHANGES, TARGET + 1, LEXICON), r"values \[1, 2\]"),
         (lambda: words.valid_after_snapping(torch.zeros(3, 2), TARGET), r"got \(3, 2\) and \(5,\)"),
         (lambda: words.log_odds([["a"], ["b"]], [1]), "labels: got 1 for 2 texts"),
         (lambda: words.log_odds([["a"], ["b"]], [1, 1]), r"labels: got \[1\], expected both"),

@@ -80,7 +80,7 @@ def code(notebook):
 
 
 def test_a_widget_is_opened_by_plots_knobs_alone(notebook):
-    """A headless run that opens one by itself may never end (see `plots.knobs`)."""
+    """A headless run that opens one by itself may never end (see `viz.knobs`)."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert not calls(cell.source, "interact") + calls(cell.source, "interact_manual"), (

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from cf_utils.viz import plots
+from cf_utils.viz import knobs, plots
 
 
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("headless", [False, True])
 def test_knobs_open_a_widget_only_where_somebody_watches(monkeypatch, manual, headless):
     opened = []
-    monkeypatch.setattr(plots.core, "headless", lambda: headless)
+    monkeypatch.setattr(knobs.core, "headless", lambda: headless)
     for name in ("interact", "interact_manual"):
         monkeypatch.setattr(
             ipywidgets, name, lambda f, /, name=name, **controls: opened.append((name, f, controls))
         )
-    assert plots.knobs(print, manual=manual, step=(0, 3), draw=1) is None
+    assert knobs.interact(print, manual=manual, step=(0, 3), draw=1) is None
     assert opened == (
         []
         if headless

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cf_utils.evaluation.metrics import saliency
-from cf_utils.evaluation.truth import true_counterfactuals
+from cf_utils.evaluation.truth import localization
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.image_classifiers import SmallDenseNet
 
@@ -39,7 +39,7 @@ def test_the_gradient_of_a_linear_model_is_the_difference_of_its_weights(x):
     other = logits.scatter(1, of[:, None], -torch.inf).argmax(1)
     expected = (w[of] - w[other]).view(x.shape)
     torch.testing.assert_close(saliency.gradient(LINEAR, x, of), expected, atol=1e-12, rtol=0)
-    assert torch.equal(saliency.lead(logits, of) > 0, logits.argmax(1) == of)
+    assert torch.equal(saliency.logit_margin(logits, of) > 0, logits.argmax(1) == of)
 
 
 def test_of_one_output_both_classes_have_a_map_and_they_are_opposite(x):
@@ -129,11 +129,11 @@ def test_a_detector_of_one_place_is_found_by_both_and_by_no_random_mask(x):
     corner[:, 0, :2, :3] = 1
     f, region = Corner(), (corner[:, :1] > 0).expand(5, -1, -1, -1)
     assert (
-        true_counterfactuals.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1
+        localization.pixel_auroc(saliency.gradient(f, x, OF).abs().sum(1), region) == 1
     ).all()
     mask = saliency.random_mask(region, torch.arange(5))
     assert (
-        true_counterfactuals.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9
+        localization.pixel_auroc(mask[:, 0].double(), region).mean() < 0.9
     )  # measured 0.49
     held = saliency.grad_cam(f, f.keep, torch.cat([x[:, :1], 0 * x[:, 1:]], 1), OF)
     assert held.shape == (5, 6, 8) and (held[OF == 1] >= 0).all() and (held[OF == 0] <= 0).all()
@@ -153,7 +153,7 @@ def test_a_random_mask_has_the_area_and_belongs_to_its_item():
     ).double().mean() > 0.95  # measured 0.99: not masks of no or of all pixels
     by_place = drawn.double().mean(0).flatten()
     assert (by_place - mask.double().mean()).abs().max() < 0.1  # measured 0.048; sd 0.025 a place
-    score = true_counterfactuals.pixel_auroc(drawn[:, 0].double(), mask)
+    score = localization.pixel_auroc(drawn[:, 0].double(), mask)
     assert abs(score.nanmean() - 0.5) < 0.01  # measured 0.501: chance
     texts = saliency.random_mask(mask[:2], ("a", "b"))
     assert torch.equal(texts.sum((1, 2, 3)), mask[:2].sum((1, 2, 3)))

@@ -14,8 +14,10 @@ from torch import nn
 
 from cf_utils import core
 from cf_utils.core import Counterfactuals, files
-from cf_utils.evaluation.metrics.decision import judged
-from cf_utils.viz.survey import COLUMNS, JUDGES, Survey, wilson
+from cf_utils.evaluation.metrics.decision import vote
+from cf_utils.viz.survey import Survey
+from cf_utils.viz.survey_analysis import JUDGES, wilson
+from cf_utils.viz.survey_votes import COLUMNS
 from tests.workplace import killed_at_rename
 
 
@@ -369,7 +371,7 @@ def test_judges_votes_equal_judged_and_people_come_first(tmp_path):
     table = survey.table()
     for name, cfs in results.items():
         assert (
-            table.loc[name, "accepted"] == (judged(judges, cfs.counterfactual) == cfs.target).sum()
+            table.loc[name, "accepted"] == (vote(judges, cfs.counterfactual) == cfs.target).sum()
         )
     assert 0 < table["accepted"].sum() < 24 and set(survey.votes["voter"]) == {JUDGES}
     assert "judges (models, no people)" in survey.figure().get_suptitle()
@@ -383,7 +385,7 @@ def test_judges_votes_equal_judged_and_people_come_first(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"results": {}}, "results: expected a dict"),
+        ({"results": {}}, "results: expected a dict of at least one"),
         ({"results": [1]}, "results: expected"),
         ({"results": {"a": 1}}, "results: expected"),
         ({"n_each": 0}, "n_each: got 0"),
@@ -425,7 +427,7 @@ def test_a_bad_vote_is_named_and_not_recorded(vote, named):
     survey = Survey(make_results(), n_each=2)
     with pytest.raises(ValueError, match=named):
         survey.vote(*vote)
-    with pytest.raises(ValueError, match="judges: expected"):
+    with pytest.raises(ValueError, match="judges: got none, expected at least one"):
         survey.ask_judges([])
     assert len(survey.votes) == 0
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cf_utils.datasets import glove, imdb
 from cf_utils.explainers.gradual_words import predict_texts
 from cf_utils.models import checkpoints, classifiers
-from cf_utils.viz.plots import edited
+from cf_utils.viz.markup import mark_edits
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 WORDS = ["the", "film", "is", "good", "bad", "n't", "do", "'s", "it", "pad", "great"]
@@ -189,10 +189,10 @@ def test_a_review_is_read_alike_however_far_it_is_padded():
 def test_edited_marks_what_changed():
     g, text = glove.load(), "It is one of the best<br />films."
     spans = [(a, b) for _, a, b in g.tokens(text)]
-    assert edited(text, spans, {5: "worst"}) == "It is one of the [best → worst] films."
-    assert edited("Fine", [(0, 4)], {0: "bad", 2: "good"}) == "[Fine → bad] [pad → good]"
-    assert edited(text, spans, {}) == "It is one of the best films."
-    assert edited("a " * 50 + "b", [(100, 101)], {0: "c"}, around=4) == "…a a [b →…"
+    assert mark_edits(text, spans, {5: "worst"}) == "It is one of the [best → worst] films."
+    assert mark_edits("Fine", [(0, 4)], {0: "bad", 2: "good"}) == "[Fine → bad] [pad → good]"
+    assert mark_edits(text, spans, {}) == "It is one of the best films."
+    assert mark_edits("a " * 50 + "b", [(100, 101)], {0: "c"}, around=4) == "…a a [b →…"
 
 
 # ---------------------------------------------------------------- reviews

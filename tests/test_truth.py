@@ -14,7 +14,7 @@ from torch import nn
 from cf_utils import worlds
 from cf_utils.datasets.rendered import Rendered
 from cf_utils.evaluation import baselines
-from cf_utils.evaluation.truth import displacement, true_counterfactuals
+from cf_utils.evaluation.truth import displacement, localization, true_counterfactuals
 from cf_utils.models import oracles
 from cf_utils.worlds import Factor, Label, World
 
@@ -131,16 +131,16 @@ def test_a_category_that_is_read_in_part_has_not_moved():
         torch.tensor([[False, False, True]]),
         torch.tensor([False]),
     )
-    assert [v.item() for v in d.of("sky")] == [False, False] and [
-        v.item() for v in d.of("shade")
+    assert [v.item() for v in d.read_factor("sky")] == [False, False] and [
+        v.item() for v in d.read_factor("shade")
     ] == [True, True]
     uses = {"shade": {"r": 0.0, "flips": 1.0}, "sky": {"r": 0.0, "flips": 1.0}}
     assert (
         displacement.unused_factor_moved(d, uses).item() == 1.0
         and displacement.used_factor_moved(d, uses).item() == 1.0
     )
-    whole = dataclasses.replace(d, unread=off)
-    assert [v.item() for v in whole.of("sky")] == [True, True] and displacement.unused_factor_moved(
+    whole = dataclasses.replace(d, unreadable=off)
+    assert [v.item() for v in whole.read_factor("sky")] == [True, True] and displacement.unused_factor_moved(
         whole, uses
     ).item() == 1.0
     with pytest.raises(
@@ -152,11 +152,11 @@ def test_a_category_that_is_read_in_part_has_not_moved():
 def test_displacement_is_the_change_of_the_factor_and_only_that_counts_as_moved(toy):
     rows, f, target = toy
     to = 1 - rows.factors["right"]
-    d = displacement.displacement(result(rows, f, moved_render(rows, right=to), target), Perfect())
+    d = displacement.measure(result(rows, f, moved_render(rows, right=to), target), Perfect())
     expected = torch.stack([torch.zeros(24), to - rows.factors["right"], torch.zeros(24)], 1)
     torch.testing.assert_close(d.value, expected, atol=1e-4, rtol=0)
-    assert torch.equal(d.moved, expected.abs() > 0.02) and not d.unread.any()
-    coarse = displacement.displacement(
+    assert torch.equal(d.moved, expected.abs() > 0.02) and not d.unreadable.any()
+    coarse = displacement.measure(
         result(rows, f, moved_render(rows, right=to), target), Perfect(), torch.full((3,), 9.0)
     )
     assert not coarse.moved.any()  # another generator's null
@@ -166,11 +166,11 @@ def test_where_the_members_disagree_nothing_is_read(toy):
     rows, f, target = toy
     cf = moved_render(rows, left=0.9, right=0.9)
     cf[:5, :, 0, 0] = 1.0
-    d = displacement.displacement(result(rows, f, cf, target), Perfect())
-    assert d.unread[:5].tolist() == [[True, False, True]] * 5 and not d.unread[5:].any()
+    d = displacement.measure(result(rows, f, cf, target), Perfect())
+    assert d.unreadable[:5].tolist() == [[True, False, True]] * 5 and not d.unreadable[5:].any()
     assert not d.moved[:5, 0].any() and d.moved[:5, 1].any()
     torch.testing.assert_close(
-        displacement.unread(d), torch.tensor([2 / 3] * 5 + [0.0] * 19, dtype=torch.float64)
+        displacement.unreadable_share(d), torch.tensor([2 / 3] * 5 + [0.0] * 19, dtype=torch.float64)
     )
     assert displacement.used_factor_moved(d, USES)[:5].isnan().all()  # the used factor was not read
     assert (
@@ -201,18 +201,18 @@ def test_moved_is_over_two_null_sd_and_firm_over_two_sd_of_the_error_too(toy):
             rows.factors.world.render(one, noise=False)
             for one in (start, start.move("left", 0.5 + size))
         )
-        seen = displacement.displacement(
+        seen = displacement.measure(
             dataclasses.replace(result(rows, f, there, target), query=x),
             Perfect(),
             torch.full((3,), null),
         )
-        assert seen.moved[:, 0].eq(bool(moved)).all() and seen.firm[:, 0].eq(bool(firm)).all(), size
+        assert seen.moved[:, 0].eq(bool(moved)).all() and seen.reliable[:, 0].eq(bool(firm)).all(), size
 
 
 def test_used_and_unused_factors_by_hand(toy):
     rows, f, target = toy
     one, other = (
-        displacement.displacement(
+        displacement.measure(
             result(rows, f, moved_render(rows, **{k: 1 - rows.factors[k]}), target), Perfect()
         )
         for k in ("left", "shade")
@@ -224,9 +224,9 @@ def test_used_and_unused_factors_by_hand(toy):
     assert (displacement.used_factor_moved(other, USES) == 0).all()
     far = (1 - 2 * rows.factors["shade"]).abs() > 0.03
     assert (displacement.unused_factor_moved(other, USES)[far] == 0.5).all()  # one of two
-    assert displacement.used(USES) == ("left",) and displacement.unused(USES) == ("right", "shade")
+    assert displacement.used_factors(USES) == ("left",) and displacement.unused_factors(USES) == ("right", "shade")
     with pytest.raises(ValueError, match="uses"):
-        displacement.used_factor_moved(one, USES, least=0.95)
+        displacement.used_factor_moved(one, USES, min_flips=0.95)
 
 
 def test_items_with_nothing_to_explain_are_not_defined(toy):
@@ -234,14 +234,14 @@ def test_items_with_nothing_to_explain_are_not_defined(toy):
     same = target.clone()
     same[3] = 1 - same[3]
     cfs = result(rows, f, moved_render(rows, left=1 - rows.factors["left"]), same)
-    d = displacement.displacement(cfs, Perfect())
+    d = displacement.measure(cfs, Perfect())
     for values in (
         displacement.used_factor_moved(d, USES),
         displacement.unused_factor_moved(d, USES),
         displacement.semantic_validity(cfs, rows.factors, f, d),
     ):
         assert values.isnan().nonzero().flatten().tolist() == [3]
-    assert 3 not in true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES).item
+    assert 3 not in true_counterfactuals.find(cfs, rows.factors, f, USES).item
 
 
 def test_semantic_validity_knows_a_change_from_noise():
@@ -250,7 +250,7 @@ def test_semantic_validity_knows_a_change_from_noise():
     assert (
         f(rows.x).argmax(1) == rows.y
     ).double().mean() > 0.5  # the camera's noise disturbs it: brittle
-    found = baselines.anchors(f, rows, target, USES, eps=8 / 255)
+    found = baselines.baseline_rows(f, rows, target, USES, eps=8 / 255)
     assert set(found) == {"no change", "PGD", "true"}
     assert (
         found["PGD"].valid.all()
@@ -259,7 +259,7 @@ def test_semantic_validity_knows_a_change_from_noise():
     )
     score = {
         k: displacement.semantic_validity(
-            c, rows.factors, f, displacement.displacement(c, Perfect())
+            c, rows.factors, f, displacement.measure(c, Perfect())
         )
         for k, c in found.items()
     }
@@ -282,7 +282,7 @@ def test_semantic_validity_needs_the_change_to_be_large_enough(toy):
         far = (to - rows.factors["left"]).abs() > 0.045
         assert (
             displacement.semantic_validity(
-                cfs, rows.factors, f, displacement.displacement(cfs, Perfect())
+                cfs, rows.factors, f, displacement.measure(cfs, Perfect())
             )[far]
             == expected
         ).all()
@@ -296,12 +296,12 @@ def test_a_change_within_the_oracles_error_has_no_semantic_validity(toy):
     cfs = dataclasses.replace(
         result(rows, f, there, 1 - f(x).argmax(1)), query=x, valid=torch.ones(24, dtype=torch.bool)
     )
-    seen = displacement.displacement(cfs, Perfect())
+    seen = displacement.measure(cfs, Perfect())
     assert (
         seen.moved[:, 0].all()
         and displacement.semantic_validity(cfs, start, f, seen).nanmean() == 0
     )
-    sure = dataclasses.replace(seen, firm=seen.moved)
+    sure = dataclasses.replace(seen, reliable=seen.moved)
     assert displacement.semantic_validity(cfs, start, f, sure).nanmean() == 1
 
 
@@ -310,14 +310,14 @@ def test_a_failed_explanation_has_no_semantic_validity(toy):
     cfs = result(rows, f, moved_render(rows, left=target.float()), target)
     assert (
         displacement.semantic_validity(
-            cfs, rows.factors, f, displacement.displacement(cfs, Perfect())
+            cfs, rows.factors, f, displacement.measure(cfs, Perfect())
         ).mean()
         == 1
     )
     failed = dataclasses.replace(cfs, valid=~cfs.valid)
     assert (
         displacement.semantic_validity(
-            failed, rows.factors, f, displacement.displacement(failed, Perfect())
+            failed, rows.factors, f, displacement.measure(failed, Perfect())
         ).mean()
         == 0
     )
@@ -381,7 +381,7 @@ def test_the_true_counterfactual_is_the_closed_form_at_the_explanations_own_scor
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
     assert cfs.valid.all()
-    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=10)
+    members = true_counterfactuals.find(cfs, rows.factors, f, USES, steps=10)
     assert (
         members.item.tolist() == list(range(24))
         and set(members.factor) == {"left"}
@@ -393,9 +393,9 @@ def test_the_true_counterfactual_is_the_closed_form_at_the_explanations_own_scor
     torch.testing.assert_close(members.value.double(), place(cfs.score, target), atol=2e-3, rtol=0)
     assert (members.score >= cfs.score.double() - 1e-6).all()
     assert torch.equal(
-        members.image, TOY.render(members.table(rows.factors))
+        members.image, TOY.render(members.member_factors(rows.factors))
     )  # the same streams: bit-equal
-    lax = true_counterfactuals.true_counterfactuals(
+    lax = true_counterfactuals.find(
         dataclasses.replace(cfs, score=torch.full((24,), 0.1)), rows.factors, f, USES, steps=10
     )
     torch.testing.assert_close(
@@ -407,7 +407,7 @@ def test_a_score_out_of_reach_ends_at_the_best_place():
     rows, f = data(), Stripe(gain=4.0)  # at most p = 0.77
     target = 1 - f(rows.x).argmax(1)
     cfs = dataclasses.replace(result(rows, f, rows.x, target), score=torch.full((24,), 0.999))
-    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES)
+    members = true_counterfactuals.find(cfs, rows.factors, f, USES)
     assert not members.reached.any() and torch.equal(members.value, target.float())
     assert members.score == pytest.approx(1 / (1 + math.exp(-4 * 0.3)), abs=0.01)
 
@@ -422,23 +422,23 @@ def test_the_set_holds_each_way_and_the_gain_takes_the_nearest():
     n = len(rows)
     for name in ("left", "right"):  # either stripe is an explanation
         cfs = result(rows, f, moved_render(rows, **{name: torch.full((n,), 0.8)}), target)
-        members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, BOTH, steps=12)
+        members = true_counterfactuals.find(cfs, rows.factors, f, BOTH, steps=12)
         assert len(members) == 2 * n and sorted(set(members.factor)) == ["left", "right"]
         gain = true_counterfactuals.true_gain(cfs, members)
         assert (gain > 0.98).all() and (gain <= 1).all()
-        regions = true_counterfactuals.member_regions(members, rows.factors)
-        both = true_counterfactuals.true_region(members, regions)
+        regions = localization.member_regions(members, rows.factors)
+        both = localization.true_region(members, regions)
         assert both[..., :12].all() and not both[..., 12:].any()
         assert (true_counterfactuals.true_gain(cfs, members, regions) > 0.98).all()
-        only = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=12)
+        only = true_counterfactuals.find(cfs, rows.factors, f, USES, steps=12)
         assert ((true_counterfactuals.true_gain(cfs, only) > 0.98) == (name == "left")).all()
 
 
 def test_gain_of_nothing_is_zero_of_half_is_half_and_of_harm_is_negative(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
-    members = true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES, steps=14)
-    regions = true_counterfactuals.member_regions(members, rows.factors)
+    members = true_counterfactuals.find(cfs, rows.factors, f, USES, steps=14)
+    regions = localization.member_regions(members, rows.factors)
     assert regions[..., :6].all() and not regions[..., 6:].any()
 
     def gain(x, region=None, **how):
@@ -471,16 +471,16 @@ def test_rows_depend_neither_on_their_batch_nor_on_the_order(toy):
     rows, f, target = toy
     cfs = result(rows, f, moved_render(rows, left=0.5 + 0.2 * (2 * target - 1)), target)
     whole, order = (
-        true_counterfactuals.true_counterfactuals(cfs, rows.factors, f, USES),
+        true_counterfactuals.find(cfs, rows.factors, f, USES),
         torch.tensor([5, 0, 17]),
     )
-    some = true_counterfactuals.true_counterfactuals(
+    some = true_counterfactuals.find(
         cfs.select(order), rows.factors.take(order), f, USES
     )
     assert torch.equal(some.value, whole.value[order]) and torch.equal(
         some.image, whole.image[order]
     )
-    d, few = (displacement.displacement(c, Perfect()) for c in (cfs, cfs.select(order)))
+    d, few = (displacement.measure(c, Perfect()) for c in (cfs, cfs.select(order)))
     a = displacement.semantic_validity(cfs, rows.factors, f, d)
     assert torch.equal(
         displacement.semantic_validity(cfs.select(order), rows.factors.take(order), f, few),
@@ -546,16 +546,16 @@ def test_share_inside_and_area_by_hand():
     region[:2, :, :2] = True
     maps = torch.ones(3, 4, 4)
     maps[1, :2] = 3.0
-    share = true_counterfactuals.share_inside(maps, region)
+    share = localization.share_inside(maps, region)
     torch.testing.assert_close(share[:2], torch.tensor([0.5, 0.75], dtype=torch.float64))
     assert (
         share[2].isnan()
-        and true_counterfactuals.area(region)[2].isnan()
-        and true_counterfactuals.area(region)[0] == 0.5
+        and localization.area(region)[2].isnan()
+        and localization.area(region)[0] == 0.5
     )
-    assert true_counterfactuals.share_inside(torch.zeros(3, 4, 4), region).isnan().all()
+    assert localization.share_inside(torch.zeros(3, 4, 4), region).isnan().all()
     with pytest.raises(ValueError, match="negative"):
-        true_counterfactuals.share_inside(-maps, region)
+        localization.share_inside(-maps, region)
 
 
 def test_pixel_auroc_is_that_of_scikit_learn_with_ties():
@@ -565,12 +565,12 @@ def test_pixel_auroc_is_that_of_scikit_learn_with_ties():
         torch.rand(6, 1, 8, 8, generator=gen)
         < torch.tensor([0.1, 0.5, 0.9, 0.3, 0.0, 1.0])[:, None, None, None]
     )
-    found = true_counterfactuals.pixel_auroc(maps, region)
+    found = localization.pixel_auroc(maps, region)
     for i in range(4):
         expected = roc_auc_score(region[i].flatten().numpy(), maps[i].flatten().numpy())
         assert found[i].item() == pytest.approx(expected, abs=1e-12)
     assert found[4:].isnan().all()
-    assert np.allclose(true_counterfactuals.pixel_auroc(torch.ones(6, 8, 8), region)[:4], 0.5)
+    assert np.allclose(localization.pixel_auroc(torch.ones(6, 8, 8), region)[:4], 0.5)
 
 
 def test_pixels_beside_a_region_count_on_neither_side():
@@ -578,15 +578,15 @@ def test_pixels_beside_a_region_count_on_neither_side():
     maps = (torch.randn(5, 8, 8, generator=gen) * 3).round()
     region, beside = (torch.rand(5, 1, 8, 8, generator=gen) < 0.3 for _ in range(2))
     beside[4] = True  # nothing is left outside
-    found = true_counterfactuals.pixel_auroc(maps, region, beside)
+    found = localization.pixel_auroc(maps, region, beside)
     for i in range(4):
         kept = region[i] | ~beside[i]
         expected = roc_auc_score(region[i][kept].numpy(), maps[i][kept[0]].numpy())
         assert found[i].item() == pytest.approx(expected, abs=1e-12)
     assert found[4].isnan()
     torch.testing.assert_close(
-        true_counterfactuals.pixel_auroc(maps, region, region),
-        true_counterfactuals.pixel_auroc(maps, region),
+        localization.pixel_auroc(maps, region, region),
+        localization.pixel_auroc(maps, region),
     )
 
 
@@ -622,7 +622,7 @@ def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_par
     )
     item, none = torch.tensor([2, 0, 1, 0, 0]), torch.zeros(5)
     members = true_counterfactuals.TrueSet(item, ("k",) * 5, none, image, none, none == 0, 3)
-    found = true_counterfactuals.decisive(
+    found = localization.decisive_regions(
         members, regions, query, torch.tensor([1, 1, 0]), Weighted(weight)
     )
     # to class 0 from 1.2: 1.05, 0.93; 2.2 x 0.5 > 1; 0.06 + 1.25 x 0.5 < 1, x 0.9 > 1; empty; 0.7 x 1.2 < 1
@@ -636,12 +636,12 @@ def test_the_decisive_part_of_a_region_turns_the_decision_with_the_strongest_par
 def test_rows_of_other_images_are_refused(toy):
     rows, f, target = toy
     cfs = result(rows, f, rows.x, target)
-    d = displacement.displacement(cfs, Perfect())
+    d = displacement.measure(cfs, Perfect())
     with pytest.raises(ValueError, match="factors"):
         displacement.semantic_validity(cfs, rows.factors.take(range(3)), f, d)
     with pytest.raises(ValueError, match="ids"):
-        true_counterfactuals.true_counterfactuals(
+        true_counterfactuals.find(
             cfs, rows.factors.take(range(23, -1, -1)), f, USES
         )
     with pytest.raises(ValueError, match="factor"):
-        d.of("smile")
+        d.read_factor("smile")

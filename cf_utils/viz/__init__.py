@@ -1,0 +1,1 @@
+"""Figures, text views, interactive controls and the class survey."""

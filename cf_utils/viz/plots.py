@@ -1,10 +1,8 @@
-"""The figures that more than one notebook draws. Fixed ranges, one scale a figure with its size written out, failures shown."""
+"""Figures that several notebooks draw: fixed ranges, one scale per figure, failures marked."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,60 +12,56 @@ from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from cf_utils import core
 from cf_utils.core import Counterfactuals
 
-FAILED = "#c0392b"
+FAILED = "#c0392b"  # colour of failures
 
 
 def show(ax: Axes, image: Tensor, low: float = 0.0, high: float = 1.0) -> None:
-    """One image (C, H, W) with a fixed range; grey for one channel."""
+    """Show one image (C, H, W), C = 1 (grey) or 3, with a fixed range of values."""
     a = image.detach().cpu().float().numpy()
-    ax.imshow(
-        a[0] if len(a) == 1 else np.moveaxis(a, 0, -1).clip(0, 1), cmap="gray", vmin=low, vmax=high
-    )
+    pixels = a[0] if len(a) == 1 else np.moveaxis(a, 0, -1).clip(0, 1)
+    ax.imshow(pixels, cmap="gray", vmin=low, vmax=high)
     ax.set(xticks=[], yticks=[])
 
 
-def change(ax: Axes, before: Tensor, after: Tensor, scale: float) -> None:
-    """Signed change summed over channels: red added, blue removed."""
-    ax.imshow(
-        (after - before).detach().cpu().float().sum(0).numpy(),
-        cmap="RdBu_r",
-        vmin=-scale,
-        vmax=scale,
-    )
+def show_change(ax: Axes, before: Tensor, after: Tensor, scale: float) -> None:
+    """Show the signed change of an image (C, H, W), summed over channels: red added, blue removed.
+
+    `scale`: the change of the strongest red and blue.
+    """
+    change = (after - before).detach().cpu().float().sum(0).numpy()
+    ax.imshow(change, cmap="RdBu_r", vmin=-scale, vmax=scale)
     ax.set(xticks=[], yticks=[])
 
 
 def frame(ax: Axes, colour: str) -> None:
-    """A coloured border, to flag a panel without covering it."""
+    """Give a panel a coloured border, to mark it without covering it."""
     for side in ax.spines.values():
         side.set(visible=True, color=colour, linewidth=2.5)
 
 
 def grid(cfs: Counterfactuals, n: int = 8, rows: Sequence[int] | None = None) -> Figure:
-    """Query, counterfactual and signed change of n items; red border: the target was not reached."""
+    """Draw query, counterfactual and signed change of n items, one per column.
+
+    A red border marks counterfactuals that did not reach the target. `rows`: items to draw, default
+    the first n.
+    """
     rows = list(range(min(n, len(cfs)))) if rows is None else list(rows)
     scale = max(float((cfs.counterfactual - cfs.query)[rows].abs().sum(1).max()), 1e-6)
+    size = (1.2 * len(rows) + 0.4, 4.0)
     fig, axes = plt.subplots(
-        3,
-        len(rows),
-        figsize=(1.2 * len(rows) + 0.4, 4.0),
-        dpi=100,
-        squeeze=False,
-        layout="constrained",
+        3, len(rows), figsize=size, dpi=100, squeeze=False, layout="constrained"
     )
-    for col, i in zip(axes.T, rows, strict=True):
-        show(col[0], cfs.query[i])
-        show(col[1], cfs.counterfactual[i])
-        change(col[2], cfs.query[i], cfs.counterfactual[i], scale)
-        col[0].set_title(f"{int(cfs.source[i])} → {int(cfs.target[i])}", fontsize=10)
+    for column, i in zip(axes.T, rows, strict=True):
+        show(column[0], cfs.query[i])
+        show(column[1], cfs.counterfactual[i])
+        show_change(column[2], cfs.query[i], cfs.counterfactual[i], scale)
+        column[0].set_title(f"{int(cfs.source[i])} → {int(cfs.target[i])}", fontsize=10)
         if not cfs.reached[i]:
-            frame(col[1], FAILED)
-    for ax, label in zip(
-        axes[:, 0], ("query", "counterfactual", f"change\n(±{scale:.2g})"), strict=True
-    ):
+            frame(column[1], FAILED)
+    labels = ("query", "counterfactual", f"change\n(±{scale:.2g})")
+    for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label, fontsize=9)
     return fig
 
@@ -75,8 +69,15 @@ def grid(cfs: Counterfactuals, n: int = 8, rows: Sequence[int] | None = None) ->
 def methods_grid(
     results: dict[str, Counterfactuals], rows: Sequence[int], agree: dict[str, Tensor] | None = None
 ) -> Figure:
-    """A row a method, a column an item. Red border: not reached. `agree[name]` (B,) bool: what judges see as the target gets a
-    tick, the rest a cross."""
+    """Draw counterfactuals, one row per method and one column per item.
+
+    A red border marks those that did not reach the target.
+
+    Args:
+        results: method -> counterfactuals of the same queries.
+        rows: items to draw.
+        agree: method -> (B,) bool, whether judges see the target; shown as tick or cross.
+    """
     first = next(iter(results.values()))
     size = (1.0 * len(rows) + 1.1, 1.12 * (1 + len(results)) + 0.3)
     fig, axes = plt.subplots(
@@ -92,23 +93,19 @@ def methods_grid(
             if not cfs.reached[i]:
                 frame(ax, FAILED)
             elif agree is not None:
-                good = bool(agree[name][i])
-                ax.text(
-                    0.97,
-                    0.03,
-                    "✓" if good else "✗",
-                    color="#2ecc71" if good else "#f1c40f",
-                    fontsize=11,
-                    ha="right",
-                    va="bottom",
-                    transform=ax.transAxes,
-                )
+                _mark_agreement(ax, bool(agree[name][i]))
         line[0].set_ylabel(name, fontsize=8)
     return fig
 
 
+def _mark_agreement(ax: Axes, agree: bool) -> None:
+    symbol, colour = ("✓", "#2ecc71") if agree else ("✗", "#f1c40f")
+    place = {"ha": "right", "va": "bottom", "transform": ax.transAxes}
+    ax.text(0.97, 0.03, symbol, color=colour, fontsize=11, **place)
+
+
 def strip(states: Tensor, titles: Sequence[str], width: float = 1.15) -> Figure:
-    """States of a search in a row: (S, C, H, W)."""
+    """Draw the states of a search (S, C, H, W) side by side, `width` inches each."""
     size = (width * len(states), width + 0.45)
     fig, axes = plt.subplots(
         1, len(states), figsize=size, dpi=100, squeeze=False, layout="constrained"
@@ -120,13 +117,13 @@ def strip(states: Tensor, titles: Sequence[str], width: float = 1.15) -> Figure:
 
 
 def mosaic(images: Tensor, columns: int, panel: float) -> Figure:
-    """Many images (N, C, H, W) edge to edge in one panel, `panel` inches wide each: 64 panels take tens of seconds to draw."""
-    whole = make_grid(
-        images.detach().cpu().float(),
-        columns,
-        padding=max(images.shape[-1] // 32, 1),
-        pad_value=1.0,
-    )
+    """Draw many images (N, C, H, W) in a single panel, `panel` inches wide each.
+
+    Much faster than one panel per image.
+    """
+    tiles = images.detach().cpu().float()
+    gap = max(images.shape[-1] // 32, 1)
+    whole = make_grid(tiles, columns, padding=gap, pad_value=1.0)
     width = panel * min(columns, len(images))
     fig = plt.figure(figsize=(width, width * whole.shape[1] / whole.shape[2]), dpi=100)
     ax = fig.add_axes((0, 0, 1, 1))
@@ -135,66 +132,10 @@ def mosaic(images: Tensor, columns: int, panel: float) -> Figure:
     return fig
 
 
-def box(
+def draw_box(
     ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, size: float = 9
 ) -> None:
-    """A rounded box with text in it, in data coordinates."""
-    ax.add_patch(
-        FancyBboxPatch(
-            (x, y),
-            w,
-            h,
-            boxstyle="round,pad=0.02,rounding_size=0.08",
-            fc=colour,
-            ec="#444444",
-            lw=1,
-        )
-    )
+    """Draw a rounded box with text in it; x, y, w, h in data coordinates, `size` of the font."""
+    style = "round,pad=0.02,rounding_size=0.08"
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=style, fc=colour, ec="#444444", lw=1))
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
-
-
-def edited(
-    text: str, spans: Sequence[tuple[int, int]], new: dict[int, str], around: int | None = None
-) -> str:
-    """`text` with word k of `spans` (start, end) replaced by new[k], marked as [old → new]; what lies beyond the text (a word
-    'pad') comes at its end. `around`: only so many characters on both sides of the first change."""
-    out, at, first = [], 0, None
-    for k in sorted(new):
-        start, end = spans[k] if k < len(spans) else (len(text), len(text))
-        out.append(text[at:start] + ("" if k < len(spans) else " "))
-        first = sum(map(len, out)) if first is None else first
-        out.append(f"[{text[start:end] or 'pad'} → {new[k]}]")
-        at = end
-    whole = "".join([*out, text[at:]]).replace("<br />", " ")
-    if around is None or first is None:
-        return whole
-    low, high = max(0, first - around), first + around
-    return ("…" if low else "") + whole[low:high] + ("…" if high < len(whole) else "")
-
-
-def marked(text: str):
-    """What `edited` wrote, for a notebook: old words struck through in red, new ones in green."""
-    from html import escape
-
-    from IPython.display import HTML
-
-    new = rf"<s style='color:{FAILED}'>\1</s> <b style='color:#1e8449'>\2</b>"
-    shown = re.sub(r"\[([^\[\]]*) → ([^\[\]]*)\]", new, escape(text))
-    return HTML(f"<p style='max-width:60em'>{shown}</p>")
-
-
-def knobs(draw: Callable[..., object], /, manual: bool = False, **controls) -> None:
-    """ipywidgets.interact(draw, **controls), or interact_manual, where somebody can move them; nothing in a headless run: a
-    widget's messages share the channel on which papermill's client waits for a cell's reply, and it was seen to lose that reply
-    and wait for ever (nbclient 0.11, ipykernel 7.4)."""
-    if not core.headless():
-        import ipywidgets  # here: batch runs need none
-
-        (ipywidgets.interact_manual if manual else ipywidgets.interact)(draw, **controls)
-
-
-def show_source(*things: object):
-    """The source that runs, as highlighted Python in a notebook: what a reader sees is what is called."""
-    from IPython.display import Code
-
-    return Code("\n\n".join(map(inspect.getsource, things)), language="python")

@@ -1,1 +1,1 @@
-"""One file a family of metrics; each function says definition, range, direction, source and blind spot."""
+"""Metrics, one file per family; each docstring states definition, range, direction and source."""

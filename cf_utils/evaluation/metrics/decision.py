@@ -1,7 +1,7 @@
-"""Metrics of one decision: did it flip, how much changed, and would somebody else agree?
+"""Metrics of a decision: whether it flipped, how much changed, and whether other models agree.
 
-One value an item unless the name says otherwise; the caller averages and states n. Nothing here asks the explained
-classifier whether its own counterfactual is good, except `validity`, which is only that.
+Each function returns one value per item unless it says otherwise; report the mean together with n.
+Only `validity` uses the explained classifier's own opinion of the counterfactual.
 """
 
 from __future__ import annotations
@@ -14,66 +14,88 @@ from torch import Tensor, nn
 from cf_utils.core import Counterfactuals, block_index, block_mean
 from cf_utils.models.classifiers import majority, predict
 
+MIN_CHANGE = 1e-3  # Gradual Construction, Eq. 9: a smaller difference counts as no change
+
 
 def validity(cfs: Counterfactuals, reached: bool = False) -> float:
-    """Share of items whose decision is the target (`reached`: with a probability of at least tau). [0, 1], higher is better.
+    """Share of items that the classifier assigns to the target class. [0, 1], higher is better.
 
-    Blind spot: adversarial noise is perfectly valid.
+    `reached`: require the wanted probability tau as well. Blind spot: adversarial noise is valid.
     """
     return (cfs.reached if reached else cfs.valid).float().mean().item()
 
 
-def of_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """`values` (B,) of any metric as float64, NaN where the search failed, so that no method looks close by giving up.
+def mask_failed(values: Tensor, valid: Tensor) -> Tensor:
+    """Replace a metric's values by NaN where the search failed.
 
-    Report its nanmean with `validity` and n beside it.
+    Without this, a method looks close by giving up. Report the nanmean with `validity` and n.
+
+    Args: values (B,) of any metric; valid (B,) bool. Returns: (B,) float64.
     """
     return torch.where(valid, values.double(), torch.nan)
 
 
 def blocks_changed(
-    query: Tensor, counterfactual: Tensor, block: Sequence[int] = (4, 4), least: float = 1e-3
+    query: Tensor,
+    counterfactual: Tensor,
+    block: Sequence[int] = (4, 4),
+    threshold: float = MIN_CHANGE,
 ) -> Tensor:
-    """L0 over blocks: how many blocks hold an element that moved by at least `least`. (B,) int64, lower is sparser.
+    """L0 over blocks: number of blocks with an element that changed by at least `threshold`.
 
-    The threshold is that of Gradual Construction, Eq. 9. An unmasked block whose values came out as they were does not count.
+    Source of the threshold: Gradual Construction, Eq. 9. Lower is sparser. An unmasked block whose
+    values did not change does not count.
+
+    Args:
+        query, counterfactual: (B, ...), in the data's units.
+        block: extents along the trailing dimensions, as in `core.block_index`.
+
+    Returns: (B,) int64.
     """
     index, n = block_index(query.shape[1:], block)
-    moved = ((counterfactual - query).abs() >= least).to(query.dtype)
-    return (block_mean(moved, index, n) > 0).sum(1)
+    changed = ((counterfactual - query).abs() >= threshold).to(query.dtype)
+    return (block_mean(changed, index, n) > 0).sum(1)
 
 
 def l1(query: Tensor, counterfactual: Tensor) -> Tensor:
-    """Sum of |change| over all elements, in the data's units. (B,), lower is closer."""
+    """Sum of |change| over all elements, in the data's units. (B,) >= 0, lower is closer."""
     return (counterfactual - query).flatten(1).abs().sum(1)
 
 
 def l2(query: Tensor, counterfactual: Tensor) -> Tensor:
-    """Euclidean length of the change (Gradual Construction, Eq. 10). (B,), lower is closer. Smallest for adversarial noise."""
+    """Euclidean length of the change, in the data's units. (B,) >= 0, lower is closer.
+
+    Source: Gradual Construction, Eq. 10. Blind spot: adversarial noise has the smallest values.
+    """
     return torch.linalg.vector_norm((counterfactual - query).flatten(1), dim=1)
 
 
 def share_out_of_range(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
-    """Share of elements outside [low, high]. (B,), 0 for what can exist. A plot with vmin and vmax hides it.
+    """Share of elements outside [low, high]. (B,) float64 in [0, 1]; 0 for realisable inputs.
 
-    `low` and `high` may be tensors that broadcast to an item, such as each feature's training range.
+    `low` and `high` are numbers, or tensors that broadcast to one item (a range per feature).
     """
     return ((x < low - 1e-6) | (x > high + 1e-6)).flatten(1).double().mean(1)
 
 
-def judged(judges: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Majority decision of judges on what a reader would see (x clamped to [0, 1]); -1 without a majority. (B,) int64."""
+def vote(judges: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Majority decision of independent classifiers on images, clamped to the visible range [0, 1].
+
+    Args: judges: map x to logits; x (B, ...). Returns: (B,) int64, -1 where no majority exists.
+    """
     return majority(torch.stack([predict(j, x.clamp(0, 1)).argmax(1).cpu() for j in judges]))
 
 
 def judge_agreement(judges: Sequence[nn.Module], cfs: Counterfactuals) -> dict[str, float | int]:
-    """Does the counterfactual look like the target to somebody else than the explained classifier? [0, 1], higher is better.
+    """Share of counterfactuals that a majority of independent judges assigns to the target.
 
-    Returns `valid`: share of the reached items that the majority of judges calls the target, and their `n`; `all`: the same
-    over all items, failures counting 0, so no method looks good by giving up. Void where the judges do not know real inputs
-    or follow adversarial noise: measure both beside it.
+    [0, 1], higher is better. Void where the judges misclassify real inputs or follow adversarial
+    noise: measure both and report them beside it.
+
+    Returns: `valid`, the share among the reached items; `n`, their number; `all`, the share among
+    all items, where failures count 0.
     """
-    agree = (judged(judges, cfs.counterfactual) == cfs.target.cpu()) & cfs.reached.cpu()
+    agree = (vote(judges, cfs.counterfactual) == cfs.target.cpu()) & cfs.reached.cpu()
     n = int(cfs.reached.sum())
     return {
         "valid": agree.sum().item() / n if n else float("nan"),
@@ -83,9 +105,12 @@ def judge_agreement(judges: Sequence[nn.Module], cfs: Counterfactuals) -> dict[s
 
 
 def logit_distance(logits: Tensor, training: Tensor) -> Tensor:
-    """How far logits (B, K) lie from a class's training logits (N, K): root mean square of their z-scores. (B,)
+    """Root mean square z-score of logits relative to the training logits of one class.
 
-    1 is where training inputs are themselves (their root mean square is exactly 1). Gradual Construction, Fig. 3, as a number.
+    Gradual Construction, Fig. 3, as a number. (B,) >= 0; the training logits' own root mean square
+    is 1, so values near 1 are typical of the class.
+
+    Args: logits (B, K); training (N, K), logits of the class's training inputs.
     """
     mean, sd = training.mean(0), training.std(0, correction=0)
     return ((logits - mean) / sd).square().mean(1).sqrt()
@@ -94,9 +119,12 @@ def logit_distance(logits: Tensor, training: Tensor) -> Tensor:
 def paired_difference(
     a: Tensor, b: Tensor, draws: int = 5000, seed: int = 0
 ) -> dict[str, float | int]:
-    """Mean of a - b over the same items, with a 95 % percentile bootstrap interval over items. Keys mean, low, high, n.
+    """Mean of a - b over the same items, with a 95 % percentile bootstrap interval over items.
 
-    Items on which either is NaN (a failed search, no neighbour, no word found) are left out of both; n says how many stay.
+    Items where either value is NaN are left out of both.
+
+    Args: a, b (B,) values of one metric; draws: bootstrap samples.
+    Returns: mean, low, high and n, the number of items compared.
     """
     d = (a.double() - b.double()).flatten()
     d = d[~d.isnan()]

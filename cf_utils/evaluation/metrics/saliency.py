@@ -1,13 +1,10 @@
-"""Saliency maps, the rows that an explanation's map of change stands beside: where does the classifier's score hang on the image?
+"""Saliency maps and random masks, baselines for an explanation's map of change.
 
-Source: the gradient as a map is Simonyan, Vedaldi & Zisserman (2014), section 3; Grad-CAM is Selvaraju et al. (ICCV 2017), Eqs. 1
-and 2, here by captum's LayerGradCam. Decisions:
-* Both explain by how much the logit of a class leads the best other one, not that logit alone: of two classes behind one output
-  (`classifiers.OneOutput`) one has a logit that is always 0, and its own map would be empty.
-* Both come back signed. Size is `.abs()`, of the gradient summed over channels, as a change is; the published Grad-CAM is
-  `.clamp(min=0)`.
-* `target` is the class asked about: the decision itself for what a heat map usually shows.
-* `random_mask` has an explanation's area and nothing else of it; its pixels are an item's own, whatever its batch.
+Sources: the gradient as a map is from Simonyan, Vedaldi & Zisserman (2014), section 3. Grad-CAM is
+from Selvaraju et al. (ICCV 2017), Eqs. 1 and 2, computed by captum's LayerGradCam.
+Deviation: both explain the margin of a class over the best other class, not its logit alone. Behind
+`classifiers.OneOutput` one of two logits is always 0, and its own map would be empty.
+Both maps are signed. Take `.abs()` for a magnitude; the published Grad-CAM is `.clamp(min=0)`.
 """
 
 from __future__ import annotations
@@ -19,91 +16,95 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from cf_utils.core import check_query, device_of, frozen, item_noise
+from cf_utils.core import Ids, check_query, device_of, frozen, item_noise
 from cf_utils.core.checks import check_logits
 
 
-def lead(logits: Tensor, target: Tensor) -> Tensor:
-    """By how much the logit of class `target` (B,) leads the best other one, (B,) of logits (B, K)."""
-    return logits.gather(1, target[:, None])[:, 0] - logits.scatter(
-        1, target[:, None], -torch.inf
-    ).amax(1)
+def logit_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Logit of class `target` (B,) minus the best other logit, of logits (B, K). (B,)."""
+    others = logits.scatter(1, target[:, None], -torch.inf)
+    return logits.gather(1, target[:, None])[:, 0] - others.amax(1)
 
 
 def gradient(classifier: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64) -> Tensor:
-    """Derivative of the lead of class `target` (B,) by the values of x (B, C, H, W), signed, of x's shape. Rows do not depend on
-    each other. Raises ValueError on x that is not finite, and on classes that the classifier does not have."""
-    _check(classifier, x, target)
+    """Gradient of the logit margin with respect to the image, signed.
+
+    Source: Simonyan et al. (2014), for the margin. Items do not influence each other.
+
+    Args: x (B, C, H, W), finite; target (B,) int64, the class to explain (usually the decision).
+    Returns: (B, C, H, W), margin per unit of x. Raises ValueError naming the invalid argument.
+    """
+    _check_call(classifier, x, target)
+    parts = []
     with frozen(classifier):
-        return torch.cat(
-            [
-                _gradient(classifier, a, c).to(x.device)
-                for a, c in _batches(classifier, x, target, batch_size)
-            ]
-        )
-
-
-def _gradient(classifier: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    x = x.detach().clone().requires_grad_(True)
-    return torch.autograd.grad(lead(classifier(x), target).sum(), x)[0]
+        for images, classes in _batches(classifier, x, target, batch_size):
+            images = images.detach().clone().requires_grad_(True)
+            margin = logit_margin(classifier(images), classes)
+            parts.append(torch.autograd.grad(margin.sum(), images)[0].to(x.device))
+    return torch.cat(parts)
 
 
 def grad_cam(
     classifier: nn.Module, layer: nn.Module, x: Tensor, target: Tensor, batch_size: int = 64
 ) -> Tensor:
-    """Grad-CAM of the lead of class `target` (B,), signed, upsampled bilinearly to (B, H, W): what `layer` (a module of the
-    classifier with output (B, channels, h, w)) holds, each channel times the mean of the lead's derivative by it.
+    """Grad-CAM of the logit margin, signed and upsampled bilinearly to the image's size.
 
-    Raises ValueError on a layer that is not the classifier's, on x that is not finite, and on classes that it does not have.
+    Source: Selvaraju et al. (2017). Each channel of the layer's output is weighted by the mean of
+    the margin's derivative with respect to it.
+
+    Args:
+        layer: module of the classifier with outputs (B, channels, h, w).
+        x: images (B, C, H, W), finite.
+        target: (B,) int64, the class to explain.
+
+    Returns: (B, H, W). Raises ValueError naming the invalid argument.
     """
-    if not any(layer is one for one in classifier.modules()):
+    if not any(layer is module for module in classifier.modules()):
         raise ValueError(
-            f"layer: got a {type(layer).__name__} that is no module of the classifier, expected one that it passes"
+            f"layer: got a {type(layer).__name__} that is no module of the classifier, "
+            "expected one of classifier.modules()"
         )
-    _check(classifier, x, target)
+    _check_call(classifier, x, target)
+    parts = []
     with frozen(classifier):
-        maps = [
-            LayerGradCam(lambda v, c=c: lead(classifier(v), c), layer)
-            .attribute(a.detach().clone().requires_grad_(True))
-            .to(x.device)
-            for a, c in _batches(classifier, x, target, batch_size)
-        ]
-    return F.interpolate(
-        torch.cat(maps).detach(), x.shape[2:], mode="bilinear", align_corners=False
-    )[:, 0]
+        for images, classes in _batches(classifier, x, target, batch_size):
+            images = images.detach().clone().requires_grad_(True)
+            cam = LayerGradCam(lambda v, c=classes: logit_margin(classifier(v), c), layer)
+            parts.append(cam.attribute(images).to(x.device))
+    coarse = torch.cat(parts).detach()
+    return F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
 
 def _batches(
     classifier: nn.Module, x: Tensor, target: Tensor, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """On the classifier's device."""
-    place = device_of(classifier, x.device)
-    return (
-        (a.to(place), c.to(place)) for a, c in zip(x.split(size), target.split(size), strict=True)
-    )
+    """Yield batches of images and classes on the classifier's device."""
+    device = device_of(classifier, x.device)
+    for images, classes in zip(x.split(size), target.split(size), strict=True):
+        yield images.to(device), classes.to(device)
 
 
-def _check(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
+def _check_call(classifier: nn.Module, x: Tensor, target: Tensor) -> None:
     check_query(x, target)
     if x.ndim != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected images (B, C, H, W)")
+    device = device_of(classifier, x.device)
     with frozen(classifier), torch.no_grad():
-        check_logits(
-            classifier(x[:1].to(device_of(classifier, x.device))).to(x.device), x[:1], target
-        )
+        check_logits(classifier(x[:1].to(device)).to(x.device), x[:1], target)
 
 
-def random_mask(mask: Tensor, ids, seed: int = 0) -> Tensor:
-    """As many pixels as each mask (B, 1, H, W) bool has, drawn without return: bool, of its shape. Depends on (seed, id) and the
-    number of pixels alone."""
+def random_mask(mask: Tensor, ids: Ids, seed: int = 0) -> Tensor:
+    """Draw a random mask with the same number of pixels as each given mask.
+
+    A mask depends on the seed, the item's id and its number of pixels alone, not on the batch.
+
+    Args: mask (B, 1, H, W) bool; ids: B ids. Returns: (B, 1, H, W) bool.
+    """
     if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"mask: got {mask.dtype} {tuple(mask.shape)}, expected bool (B, 1, H, W)")
     if len(ids) != len(mask):
-        raise ValueError(f"ids: got {len(ids)} for {len(mask)} masks, expected one each")
-    order = (
-        item_noise(seed, ids, mask.shape[1:], "random mask", "uniform")
-        .flatten(1)
-        .argsort(1)
-        .argsort(1)
-    )  # ranks
-    return (order < mask.flatten(1).sum(1, keepdim=True).cpu()).view(mask.shape).to(mask.device)
+        raise ValueError(f"ids: got {len(ids)} for {len(mask)} masks, expected one per mask")
+    noise = item_noise(seed, ids, mask.shape[1:], "random mask", "uniform").flatten(1)
+    rank = noise.argsort(1).argsort(1)
+    n_pixels = mask.flatten(1).sum(1, keepdim=True).cpu()
+    return (rank < n_pixels).view(mask.shape).to(mask.device)

@@ -1,9 +1,11 @@
-"""Does the change reach the decision early, pixel by pixel? COUT.
+"""COUT: whether the change reaches the decision early, pixel by pixel.
 
-Source: Khorram & Fuxin, C3LT (CVPR 2022). Pixels of the counterfactual are put into the query in descending order of |change|,
-summed over channels; COUT is the area under the target's probability less that under the source's, over the share of pixels put
-in. The paper asks the explained classifier, which rewards a few strong pixels, adversarial ones above all: ask a judge beside it.
-ACE reports it on the queries that the classifier gets right, valid or not.
+Source: Khorram & Fuxin, C3LT (CVPR 2022). The counterfactual's pixels replace the query's in
+descending order of |change|, summed over channels. COUT is the area under the target's probability
+minus the area under the source's, over the share of pixels replaced.
+Blind spot: the paper asks the explained classifier, which rewards a few strong pixels, adversarial
+ones above all. Report COUT under an independent classifier beside it. ACE reports it on the queries
+that the classifier gets right, valid or not.
 """
 
 from __future__ import annotations
@@ -26,47 +28,63 @@ def cout(
     official: bool = False,
     batch_size: int = 50,
 ) -> Tensor:
-    """COUT of each item. (B,), in [-1, 1], higher is better: 1 where every blend is the target, -1 where every one is the source.
+    """COUT per item. [-1, 1], higher is better; 1 if every blend is classified as the target.
 
-    Images (B, 3, H, W) in [0, 1]; source, target (B,) int64: the explained classifier's decision on the query and the class asked
-    for, also where `classifier` is a judge. A flip by the first step's pixels scores 1 - 1 / steps, a fair coin 0. Equal images
-    give the constant p(target) - p(source) of the query. NaN where source is -1 (the decision on the query was NaN).
-    `official`: the code's trapezoids, all of H W // steps pixels though the last step has fewer: 51 of them for 50 steps, so
-    values are up to 2 % larger; to stand beside the paper's. Forward passes: about steps + 2 an item.
+    Equal images give the constant p(target) - p(source) of the query. Costs about steps + 2 forward
+    passes per item.
+
+    Args:
+        classifier: maps images to logits; the explained classifier or an independent judge.
+        query, counterfactual: (B, 3, H, W) in [0, 1].
+        source: (B,) int64, the explained classifier's decision on the query; -1 if it was NaN.
+        target: (B,) int64, the wanted class.
+        steps: number of blends.
+        official: reproduce the official code, which gives the last step the width of a full one
+            although it has fewer pixels. Values are up to 2 % larger.
+
+    Returns: (B,) float64, NaN where source is -1.
     """
+    _check_call(query, counterfactual, source, target, steps)
+    pixels = query.shape[2] * query.shape[3]
+    result_device, device = query.device, device_of(classifier, query.device)
+    query, counterfactual, source, target = (
+        t.to(device) for t in (query, counterfactual, source, target)
+    )
+    rank = _rank_by_change(query, counterfactual)
+    step = max(1, pixels // steps)
+    shown = [*range(0, pixels, step), pixels]  # number of pixels replaced
+    classes, curve = torch.stack([target, source.clamp(min=0)], 1), []
+    for k in shown:
+        blend = torch.where(rank < k, counterfactual, query)
+        p = predict(classifier, blend, batch_size).double().softmax(1).gather(1, classes)
+        curve.append(p[:, 0] - p[:, 1])
+    height = torch.stack(curve, 1)  # (B, len(shown))
+    width = torch.tensor(shown, dtype=height.dtype, device=device).diff()
+    width = torch.full_like(width, step) if official else width
+    area = ((height[:, :-1] + height[:, 1:]) / 2 * width).sum(1) / pixels
+    return torch.where(source >= 0, area, torch.nan).to(result_device)
+
+
+def _rank_by_change(query: Tensor, counterfactual: Tensor) -> Tensor:
+    """Rank pixels by |change| summed over channels, the largest first. (B, 1, H, W) int64."""
+    size = (counterfactual - query).abs().sum(1).flatten(1)  # (B, H W)
+    order = size.argsort(dim=1, descending=True, stable=True)
+    positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, positions)
+    return rank.view(len(query), 1, *query.shape[2:])
+
+
+def _check_call(
+    query: Tensor, counterfactual: Tensor, source: Tensor, target: Tensor, steps: int
+) -> None:
     check_images("query", query)
     check_images("counterfactual", counterfactual)
-    n, pixels = len(query), query.shape[2] * query.shape[3]
-    if counterfactual.shape != query.shape or source.shape != (n,) or target.shape != (n,):
+    shapes = tuple(counterfactual.shape), tuple(source.shape), tuple(target.shape)
+    expected = tuple(query.shape), (len(query),), (len(query),)
+    if shapes != expected:
         raise ValueError(
-            f"counterfactual, source, target: got {tuple(counterfactual.shape)}, {tuple(source.shape)}, "
-            f"{tuple(target.shape)}, expected {tuple(query.shape)}, ({n},), ({n},)"
+            f"counterfactual, source, target: got {', '.join(map(str, shapes))}, "
+            f"expected {', '.join(map(str, expected))}"
         )
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
-    device, place = query.device, device_of(classifier, query.device)
-    query, counterfactual, source, target = (
-        t.to(place) for t in (query, counterfactual, source, target)
-    )
-    size = (counterfactual - query).abs().sum(1).flatten(1)  # (B, H W)
-    order = size.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(pixels, device=order.device).expand_as(order)
-    )
-    rank = rank.view(n, 1, *query.shape[2:])
-    step = max(1, pixels // steps)
-    shown = [*range(0, pixels, step), pixels]  # how many pixels are put in
-    classes, curve = torch.stack([target, source.clamp(min=0)], 1), []
-    for k in shown:
-        p = (
-            predict(classifier, torch.where(rank < k, counterfactual, query), batch_size)
-            .double()
-            .softmax(1)
-            .gather(1, classes)
-        )
-        curve.append(p[:, 0] - p[:, 1])
-    curve = torch.stack(curve, 1)  # (B, len(shown))
-    width = torch.tensor(shown, dtype=curve.dtype, device=place).diff()
-    width = torch.full_like(width, step) if official else width
-    area = ((curve[:, :-1] + curve[:, 1:]) / 2 * width).sum(1) / pixels
-    return torch.where(source >= 0, area, torch.nan).to(device)

@@ -1,9 +1,10 @@
-"""Metrics of counterfactuals on texts: how many words, do they stand as real words, and do they mean what the target says?
+"""Metrics of counterfactual texts: how many words changed, and whether they fit the target.
 
-Source: Jung et al., Gradual Construction (2022), section 4.2 (number of changed words); the share of target words is ours.
-An item's `changes` are its (old, new) pairs of words after snapping, as the tokeniser writes them; a pair of equal words is no
-change. Before snapping there are embeddings only: `decision.blocks_changed(query, counterfactual, block=(1, -1))` counts those.
-One value an item; lay `decision.of_valid` over it where the search failed.
+Source: Jung et al., Gradual Construction (2022), section 4.2, for the number of changed words; the
+share of target words is ours. An item's `changes` are (old, new) pairs of words after snapping
+embeddings to words, as the tokeniser writes them. A pair of equal words is no change. Before
+snapping, `decision.blocks_changed(query, counterfactual, block=(1, -1))` counts changed embeddings.
+Each function returns one value per item; apply `decision.mask_failed` where the search failed.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ Changes = Sequence[tuple[str, str]]  # of one item: (old word, new word)
 
 
 class TargetWords(NamedTuple):
-    """Of each item (B,): share of its found new words that lie on the target's side, how many were found, how many are new."""
+    """Result of `target_word_share`, one value per item (B,)."""
 
-    share: Tensor  # float64 in [0, 1]; NaN where none was found
-    found: Tensor  # int64
-    new: Tensor  # int64
+    share: Tensor  # share of the rated new words that fit the target, float64; NaN if none is rated
+    found: Tensor  # number of new words that the lexicon rates, int64
+    new: Tensor  # number of new words, int64
 
 
 def words_changed(changes: Sequence[Changes]) -> Tensor:
-    """How many words of each item are others after snapping. (B,) int64, lower is sparser.
+    """Number of words that differ after snapping. (B,) int64, lower is sparser.
 
-    Less than before snapping where an embedding falls back to its own word. Blind spot: one absurd word counts 1.
+    Smaller than before snapping if an embedding snaps back to its own word. Blind spot: one absurd
+    word counts 1.
     """
-    return torch.tensor(
-        [sum(old != new for old, new in item) for item in changes], dtype=torch.int64
-    )
+    counts = [sum(old != new for old, new in item) for item in changes]
+    return torch.tensor(counts, dtype=torch.int64)
 
 
 def mean_sd(values: Tensor) -> dict[str, float | int]:
-    """Mean and standard deviation over items (n - 1 in the denominator), NaN left out: keys mean, sd, median, n. The paper
-    prints mean ± sd; a single long review can make the sd, so the median stands beside it (of an even n: between the two)."""
+    """Summarise values (B,) over items, leaving NaN out.
+
+    The paper prints mean ± sd (n - 1 in the denominator). A single long text can dominate both, so
+    report the median too. Returns: mean, sd, median (interpolated for even n) and n.
+    """
     v = values.double()
     v = v[~v.isnan()]
     nan = float("nan")
@@ -57,15 +61,19 @@ def mean_sd(values: Tensor) -> dict[str, float | int]:
 
 
 def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = None) -> Tensor:
-    """Does the text of real words decide the target (with probability `tau` or more, where given)? (B,) bool; its mean is the
-    share that counts.
+    """Whether the text of real words is classified as the target. (B,) bool; its mean is validity.
 
-    `logits` (B, K) are the classifier's for the snapped text; NaN counts as no. Higher is better. Blind spot: "truly" is a
-    real word, and valid.
+    Higher is better. Blind spot: "truly" is a real word, and valid.
+
+    Args:
+        logits: (B, K), the classifier's for the snapped text; NaN counts as not valid.
+        target: (B,) int64.
+        tau: require this probability of the target as well.
     """
     if logits.ndim != 2 or target.shape != (len(logits),):
         raise ValueError(
-            f"logits, target: got {tuple(logits.shape)} and {tuple(target.shape)}, expected (B, K) and (B,)"
+            f"logits, target: got {tuple(logits.shape)} and {tuple(target.shape)}, "
+            "expected (B, K) and (B,)"
         )
     p = logits.softmax(1).gather(1, target[:, None])[:, 0]
     return (logits.argmax(1) == target) & (p >= (tau or 0))
@@ -74,76 +82,82 @@ def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = Non
 def log_odds(
     texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: int = 20
 ) -> dict[str, float]:
-    """Word -> log p(word | class 1) - log p(word | class 0) of naive Bayes with add-one smoothing; > 0 speaks for class 1.
+    """Log odds of each word under naive Bayes: log p(word | class 1) - log p(word | class 0).
 
-    `texts`: each a sequence of words, `labels` 0 or 1 for each. Probabilities are shares of all words of a class (no prior);
-    words seen fewer than `min_count` times are left out, but smoothing counts every distinct word. 6.1 M words take 1.3 s.
-    Use texts that were not explained. Blind spots: a word alone, so "not good" speaks for class 1; and whatever a training set's
-    bad films share speaks for class 0, a director's name above all ("boll"). On the official training reviews its sign agrees
-    with VADER's for 0.64 of the 2,059 words that both know: look at both.
+    A positive value speaks for class 1. Probabilities are shares of all words of a class, with
+    add-one smoothing over all distinct words and no prior. Use texts that were not explained.
+    Blind spots: words are rated without context, and a name shared by the training texts of one
+    class is rated like any other word. Compare with `load_vader`.
+
+    Args:
+        texts: sequences of words.
+        labels: 0 or 1 per text, both present.
+        min_count: rarer words are left out.
     """
     texts, labels = list(texts), [int(i) for i in labels]
     if len(texts) != len(labels):
-        raise ValueError(f"labels: got {len(labels)} for {len(texts)} texts, expected one a text")
+        raise ValueError(f"labels: got {len(labels)} for {len(texts)} texts, expected one per text")
     if set(labels) != {0, 1}:
         raise ValueError(f"labels: got {sorted(set(labels))[:5]}, expected both 0 and 1")
     if any(isinstance(t, str) for t in texts):
         raise ValueError("texts: got a plain string, expected each text as a sequence of words")
-    zero, one = (
+    of_0, of_1 = (
         Counter(chain.from_iterable(t for t, i in zip(texts, labels, strict=True) if i == c))
         for c in (0, 1)
     )
-    vocabulary = zero.keys() | one.keys()
-    size = math.log(zero.total() + len(vocabulary)) - math.log(one.total() + len(vocabulary))
+    vocabulary = of_0.keys() | of_1.keys()
+    size = math.log(of_0.total() + len(vocabulary)) - math.log(of_1.total() + len(vocabulary))
     return {
-        w: math.log(one[w] + 1) - math.log(zero[w] + 1) + size
+        w: math.log(of_1[w] + 1) - math.log(of_0[w] + 1) + size
         for w in sorted(vocabulary)
-        if zero[w] + one[w] >= min_count
+        if of_0[w] + of_1[w] >= min_count
     }
 
 
 @functools.cache
-def vader() -> Mapping[str, float]:
-    """Word -> mean rating by ten people, -4 to 4, > 0 is positive: some 7,500 entries of VADER (Hutto & Gilbert 2014).
-    Words are lower-case, emoticons are not.
+def load_vader() -> Mapping[str, float]:
+    """Load the VADER lexicon: word -> mean rating by ten people, -4 to 4, positive above 0.
 
-    Read from the package's file without importing it. An entry that comes twice has its last value, as in the package. Blind
-    spot: made for short posts; most words of a review are not in it. FileNotFoundError where the package is not installed.
+    Source: Hutto & Gilbert (2014), file of the package vaderSentiment; of duplicate entries the
+    last one counts, as in the package. Words are lower-case. Blind spot: it was made for short
+    posts and lacks most words of a review. Raises FileNotFoundError without the package.
     """
     spec = importlib.util.find_spec("vaderSentiment")
-    path = (
-        Path(spec.origin).parent / "vader_lexicon.txt" if spec is not None and spec.origin else None
-    )
+    path = Path(spec.origin).parent / "vader_lexicon.txt" if spec and spec.origin else None
     if path is None or not path.exists():
         raise FileNotFoundError(
             f"{path or 'vaderSentiment'}: VADER's lexicon is missing; pip install vaderSentiment"
         )
-    rows = (
-        line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = (line.split("\t") for line in lines if line.strip())
     return MappingProxyType({row[0]: float(row[1]) for row in rows})
 
 
 def target_word_share(
     changes: Sequence[Changes], target: Tensor, lexicon: Mapping[str, float]
 ) -> TargetWords:
-    """Do the new words mean what the target says, by somebody else than the explained classifier?
+    """Share of the new words that a lexicon rates towards the target. [0, 1], higher is better.
 
-    `lexicon`: word -> number, > 0 for class 1, < 0 for class 0 (`log_odds`, `vader`); a word that is not in it, or has 0, is
-    not found and says nothing. `target` (B,) of 0 and 1. [0, 1], higher is better; 0.5 is what a coin gives only where the
-    lexicon is balanced. Print the sum of `found` beside the mean, and of two methods compare the shares by
-    `decision.paired_difference`, which keeps the items where both found words. Blind spots: a word alone, out of its
-    sentence; and the old word is not asked, so "fine" for "superb" speaks for class 1.
+    Ours. 0.5 is chance only if the lexicon is balanced. Report the sum of `found` beside the mean,
+    and compare methods by `decision.paired_difference`. Blind spots: words are rated without
+    context, and the old word is ignored, so "fine" for "superb" speaks for class 1.
+
+    Args:
+        changes: (old, new) words per item.
+        target: (B,) of 0 and 1.
+        lexicon: word -> rating, > 0 for class 1 (`log_odds`, `load_vader`). A missing word or one
+            rated 0 counts as not found.
     """
     if target.shape != (len(changes),) or not ((target == 0) | (target == 1)).all():
         raise ValueError(
-            f"target: got {tuple(target.shape)} holding {target.unique().tolist()[:5]}, "
+            f"target: got {tuple(target.shape)} with values {target.unique().tolist()[:5]}, "
             f"expected ({len(changes)},) of 0 and 1"
         )
-    new = [[word for old, word in item if word != old] for item in changes]
-    sides = [[lexicon[w] > 0 for w in words if lexicon.get(w, 0) != 0] for words in new]
-    right = [row.count(bool(t)) for row, t in zip(sides, target.tolist(), strict=True)]
-    found, asked = (
-        torch.tensor([len(row) for row in rows], dtype=torch.int64) for rows in (sides, new)
+    new_words = [[word for old, word in item if word != old] for item in changes]
+    positive = [[lexicon[w] > 0 for w in words if lexicon.get(w, 0) != 0] for words in new_words]
+    fitting = [row.count(bool(t)) for row, t in zip(positive, target.tolist(), strict=True)]
+    found, new = (
+        torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        for rows in (positive, new_words)
     )
-    return TargetWords(torch.tensor(right, dtype=torch.float64) / found, found, asked)
+    return TargetWords(torch.tensor(fitting, dtype=torch.float64) / found, found, new)

@@ -1,147 +1,181 @@
-"""Truth metrics: did an explanation change what this classifier uses, and only that? Asked of a world that knows its causes.
+"""Displacement: which factors an explanation moved, and whether the classifier uses them.
 
-Everything takes `cfs` (Counterfactuals of renders), `factors` (the rows that made its queries, in the same order), the explained
-classifier f (logits (B, 2), normalisation inside) or an oracle (`.names`, `.read(x) -> value, disagreement`, `.sd`, `.null`), and
-returns one value an item, NaN where it is not defined: print n beside a mean. Words:
+Requires a world that renders images from known factors. Each metric takes explanations of renders
+and returns one value per item, NaN where undefined; report the mean with n. Terms:
 
-* displacement: oracle(counterfactual) - oracle(query); moved: over 2 sd of what the oracle reads when nothing was edited.
-* used, unused: by the card of the classifier, which holds for each factor r (mean change of its probability when the renderer
-  moves that factor alone) and flips (share of images that it alone can flip).
-* the true counterfactuals of an item are a set, and have a file of their own: `true_set`.
+* displacement of a factor: oracle(counterfactual) - oracle(query), in the factor's units.
+* moved: the displacement exceeds two standard deviations of what the oracle reads if nothing is
+  edited (the null).
+* used and unused factors: by the classifier's model card. It holds for each factor `r`, the mean
+  change of the probability if the renderer moves that factor alone, and `flips`, the share of
+  images that this can flip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cf_utils.core import Counterfactuals
-from cf_utils.core.checks import listed
+from cf_utils.core.checks import to_list
 from cf_utils.models import oracles
 from cf_utils.models.classifiers import predict
-from cf_utils.worlds.base import Factors
+from cf_utils.worlds import Factors
+
+Uses = Mapping[str, Mapping[str, float]]  # factor -> {"r": ..., "flips": ...}
 
 
-def check(cfs: Counterfactuals, factors: Factors) -> None:
-    """ValueError where `factors` are not the rows behind the queries of `cfs`."""
+class Oracle(Protocol):
+    """Reads K columns of factors from images; `models.oracles.FactorOracle` is one."""
+
+    names: tuple[str, ...]
+    sd: Tensor  # (K,), standard deviation of the reading's error
+    null: Tensor  # (K,), `null_sd` of the oracle's own null
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and disagreement of the ensemble, both (B, K)."""
+        ...
+
+
+def check_factors(cfs: Counterfactuals, factors: Factors) -> None:
+    """Raise ValueError unless `factors` rendered the queries of `cfs`, in the same order."""
     if len(cfs) != len(factors):
         raise ValueError(
-            f"factors: got {len(factors)} rows for {len(cfs)} items, expected those that made the queries"
+            f"factors: got {len(factors)} rows for {len(cfs)} items, "
+            "expected those that rendered the queries"
         )
-    if not cfs.row_ids and listed(cfs.ids) != listed(factors.ids):
+    if not cfs.row_ids and to_list(cfs.ids) != to_list(factors.ids):
         raise ValueError(
-            f"factors: ids {listed(factors.ids)[:3]}... are not the items' {listed(cfs.ids)[:3]}..., in their order"
+            f"factors: got ids {to_list(factors.ids)[:3]}..., expected {to_list(cfs.ids)[:3]}..., "
+            "the items' ids in their order"
         )
 
 
-def undefined(cfs: Counterfactuals) -> Tensor:
-    """Items with nothing to explain: the query was the target already, or could not be decided. (B,) bool."""
+def is_undefined(cfs: Counterfactuals) -> Tensor:
+    """Whether there is nothing to explain: the query was the target already, or gave NaN. (B,)"""
     return (cfs.source == cfs.target) | (cfs.source < 0)
-
-
-# ---------------------------------------------------------------- what an oracle reads
 
 
 @dataclass(frozen=True, eq=False)
 class Displacement:
-    """`value` (B, K) in the factors' units; `moved` (B, K): read, and over 2 null sd, so it is no chance; `firm` (B, K): over
-    2 sd of the oracle's error, too, so its size can be trusted; `unread` (B, K): the members disagree."""
+    """What an oracle sees move between B queries and counterfactuals, in K columns."""
 
-    names: tuple[str, ...]
-    value: Tensor
-    moved: Tensor
-    firm: Tensor
-    unread: Tensor
-    undefined: Tensor = field(repr=False)
+    names: tuple[str, ...]  # columns; a categorical factor has one per level, "scene=1"
+    value: Tensor  # (B, K), in the factors' units
+    moved: Tensor  # (B, K) bool, readable and over 2 null standard deviations
+    reliable: Tensor  # (B, K) bool, moved and over 2 standard deviations of the oracle's error
+    unreadable: Tensor  # (B, K) bool, the members of the ensemble disagree
+    undefined: Tensor = field(repr=False)  # (B,) bool, nothing to explain
 
-    def of(self, name: str) -> tuple[Tensor, Tensor]:
-        """(moved (B,), read (B,)) of a factor; of a category: every level read, and any of them moved."""
+    def read_factor(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return whether a factor moved and whether it was readable, both (B,) bool.
+
+        A categorical factor is readable if all its levels are, and moved if any level moved.
+        """
         at = [i for i, column in enumerate(self.names) if oracles.factor_of(column) == name]
         if not at:
-            raise ValueError(
-                f"factor: got {name!r}, expected one of {tuple(dict.fromkeys(map(oracles.factor_of, self.names)))}"
-            )
-        read = ~self.unread[:, at].any(1)
+            known = tuple(dict.fromkeys(map(oracles.factor_of, self.names)))
+            raise ValueError(f"factor: got {name!r}, expected one of {known}")
+        read = ~self.unreadable[:, at].any(1)
         return self.moved[:, at].any(1) & read, read
 
 
-def null_sd(oracle, x: Tensor, unedited: Tensor) -> Tensor:
-    """Root mean square of the displacement (K,) between x and the same images after an edit of nothing (a generator's filter at
-    zero change). [0, inf), smaller is a finer instrument. Every generator has its own; use the method's."""
+def null_sd(oracle: Oracle, x: Tensor, unedited: Tensor) -> Tensor:
+    """Root mean square displacement between images and the same images after a zero edit.
+
+    Smaller means a finer instrument. Use the zero edit of the method under test: each generator
+    leaves its own traces.
+
+    Args: x, unedited (B, 3, H, W). Returns: (K,) >= 0, in the factors' units.
+    """
     return (oracle.read(unedited)[0] - oracle.read(x)[0]).square().mean(0).sqrt()
 
 
-def displacement(cfs: Counterfactuals, oracle, null: Tensor | None = None) -> Displacement:
-    """What the oracle sees move. `null` (K,): `null_sd` of the method's generator, the oracle's own where None.
+def measure(cfs: Counterfactuals, oracle: Oracle, null: Tensor | None = None) -> Displacement:
+    """Read the displacement of each column between queries and counterfactuals.
 
-    Unread: the members' standard deviation, at query or counterfactual, is over 2 sd of the oracle's error on renders.
+    A column is unreadable if the members' standard deviation, at query or counterfactual, exceeds
+    twice the standard deviation of the oracle's error on renders.
+
+    Args: null (K,): `null_sd` of the method's generator; the oracle's own by default.
     """
-    (a, da), (b, db) = oracle.read(cfs.query.float()), oracle.read(cfs.counterfactual.float())
-    sd, null = (one.to(a.device) for one in (oracle.sd, oracle.null if null is None else null))
-    unread = torch.maximum(da, db) > 2 * sd
-    moved = ((b - a).abs() > 2 * null) & ~unread
-    firm = moved & ((b - a).abs() > 2 * sd)
-    return Displacement(tuple(oracle.names), b - a, moved, firm, unread, undefined(cfs))
+    before, spread_before = oracle.read(cfs.query.float())
+    after, spread_after = oracle.read(cfs.counterfactual.float())
+    sd = oracle.sd.to(before.device)
+    null = (oracle.null if null is None else null).to(before.device)
+    unreadable = torch.maximum(spread_before, spread_after) > 2 * sd
+    value = after - before
+    moved = (value.abs() > 2 * null) & ~unreadable
+    reliable = moved & (value.abs() > 2 * sd)
+    return Displacement(tuple(oracle.names), value, moved, reliable, unreadable, is_undefined(cfs))
 
 
-def unread(d: Displacement) -> Tensor:
-    """Share of an item's columns that the oracle could not read. [0, 1] (B,), lower is better; 0 for renders, nearly."""
-    return d.unread.double().mean(1)
+def unreadable_share(displacement: Displacement) -> Tensor:
+    """Share of columns that the oracle could not read. (B,) in [0, 1], lower is better."""
+    return displacement.unreadable.double().mean(1)
 
 
-def used(uses: Mapping[str, Mapping[str, float]], least: float = 0.25) -> tuple[str, ...]:
-    """Factors that alone flip at least this share of images; `uses` is the classifier's `card["quality"]["uses"]`."""
-    return tuple(name for name, row in uses.items() if row["flips"] >= least)
+def used_factors(uses: Uses, min_flips: float = 0.25) -> tuple[str, ...]:
+    """Factors that alone flip at least this share of images, by a classifier's model card."""
+    return tuple(name for name, row in uses.items() if row["flips"] >= min_flips)
 
 
-def unused(uses: Mapping[str, Mapping[str, float]], most: float = 0.05) -> tuple[str, ...]:
-    """Factors that change the probability by less than `most` on average."""
-    return tuple(name for name, row in uses.items() if row["r"] < most)
+def unused_factors(uses: Uses, max_change: float = 0.05) -> tuple[str, ...]:
+    """Factors that change the probability by less than `max_change` on average."""
+    return tuple(name for name, row in uses.items() if row["r"] < max_change)
 
 
-def used_factor_moved(d: Displacement, uses: Mapping, least: float = 0.25) -> Tensor:
-    """Did a factor move that the classifier uses? 1 or 0 (B,), higher is better; NaN: nothing to explain, or none was read.
+def used_factor_moved(displacement: Displacement, uses: Uses, min_flips: float = 0.25) -> Tensor:
+    """Whether a factor moved that the classifier uses. (B,) 0 or 1, higher is better.
 
-    Chance is what an edit of nothing gives: some 0.05 a used column.
+    NaN where there is nothing to explain or no used factor was readable. Compare with a zero edit,
+    which exceeds the null by chance.
     """
-    pairs = [d.of(name) for name in used(uses, least)]
-    if not pairs:
-        raise ValueError(f"uses: no factor flips a share of at least {least}")
-    moved, read = (torch.stack(one).any(0) for one in zip(*pairs, strict=True))
-    return torch.where(read & ~d.undefined, moved.double(), torch.nan)
+    names = used_factors(uses, min_flips)
+    if not names:
+        raise ValueError(f"uses: no factor flips a share of at least {min_flips}")
+    pairs = [displacement.read_factor(name) for name in names]
+    moved, read = (torch.stack(columns).any(0) for columns in zip(*pairs, strict=True))
+    return torch.where(read & ~displacement.undefined, moved.double(), torch.nan)
 
 
-def unused_factor_moved(d: Displacement, uses: Mapping, most: float = 0.05) -> Tensor:
-    """Share of the factors read, among those that the classifier does not use, that moved. [0, 1] (B,), lower is better.
+def unused_factor_moved(displacement: Displacement, uses: Uses, max_change: float = 0.05) -> Tensor:
+    """Share of the readable unused factors that moved. (B,) in [0, 1], lower is better.
 
-    An edit of nothing gives some 0.05. NaN: nothing to explain, or no such factor was read.
+    NaN where there is nothing to explain or no unused factor was readable. Compare with a zero
+    edit, which exceeds the null by chance.
     """
-    pairs = [d.of(name) for name in unused(uses, most)]
-    if not pairs:
-        raise ValueError(f"uses: no factor changes the probability by less than {most}")
-    moved, read = (torch.stack(one).double().sum(0) for one in zip(*pairs, strict=True))
-    return torch.where((read > 0) & ~d.undefined, moved / read.clamp(min=1), torch.nan)
+    names = unused_factors(uses, max_change)
+    if not names:
+        raise ValueError(f"uses: no factor changes the probability by less than {max_change}")
+    pairs = [displacement.read_factor(name) for name in names]
+    moved, read = (torch.stack(columns).double().sum(0) for columns in zip(*pairs, strict=True))
+    return torch.where((read > 0) & ~displacement.undefined, moved / read.clamp(min=1), torch.nan)
 
 
 def semantic_validity(
-    cfs: Counterfactuals, factors: Factors, f: nn.Module, d: Displacement
+    cfs: Counterfactuals, factors: Factors, classifier: nn.Module, displacement: Displacement
 ) -> Tensor:
-    """Does the decision still flip when the renderer makes the change that the oracle read? 1 or 0 (B,), higher is better.
+    """Whether the decision still flips if the renderer makes the change that the oracle read.
 
-    Where a column moved firmly, its displacement is added to the query's true factor, clamped to the scale; the same streams
-    render again. An adversarial change, which moves nothing, does not survive this. 0 where the explanation is not valid; NaN
-    where there was nothing to explain. Its ceiling is what the true counterfactual gets (`anchors.TrueChange`).
+    (B,) 0 or 1, higher is better. Each reliable displacement is added to the query's true factor,
+    clamped to its scale, and the image is rendered again with the same random streams. Adversarial
+    noise moves no factor and scores 0. The reference is the score of `baselines.TrueChange`.
+
+    Args: factors: rows that rendered the queries; displacement: `measure` of `cfs`.
+    Returns: 0 where the explanation is not valid, NaN where there is nothing to explain.
     """
-    check(cfs, factors)
-    rows = (
-        (d.firm.any(1) & cfs.valid & ~d.undefined).cpu().nonzero().flatten()
-    )  # where nothing moved, nothing flips
+    check_factors(cfs, factors)
+    candidates = displacement.reliable.any(1) & cfs.valid & ~displacement.undefined
+    rows = candidates.cpu().nonzero().flatten()
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
-        again = oracles.displaced(factors.take(at), d.names, d.value[at], d.firm[at])
-        x = factors.world.render(again, tuple(cfs.query.shape[2:])).to(cfs.query)
-        flips[at] = (predict(f, x).argmax(1) == cfs.target[at]).double().cpu()
-    return torch.where(d.undefined.cpu(), torch.nan, flips)
+        change, reliable = displacement.value[at], displacement.reliable[at]
+        moved = oracles.displaced(factors.take(at), displacement.names, change, reliable)
+        x = factors.world.render(moved, tuple(cfs.query.shape[2:])).to(cfs.query)
+        flips[at] = (predict(classifier, x).argmax(1) == cfs.target[at]).double().cpu()
+    return torch.where(displacement.undefined.cpu(), torch.nan, flips)

@@ -316,7 +316,7 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
             cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
             if not cfs.valid.any():
                 continue
-            d = displacement.displacement(cfs, model)
+            d = displacement.measure(cfs, model)
             still, most = (
                 ~d.moved[cfs.valid],
                 (d.value.abs() / model.sd)[cfs.valid][:, causes].amax(1).double(),

@@ -135,7 +135,7 @@ class Tuner:
             self.explained(k, rows),
             self.case.uses,
         )
-        d = displacement.displacement(cfs, self.oracle.model, self.null(whole.spacing, whole.steps))
+        d = displacement.measure(cfs, self.oracle.model, self.null(whole.spacing, whole.steps))
         solid = (
             displacement.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d)
             == 1
@@ -146,7 +146,7 @@ class Tuner:
             "semantic_validity": solid.double(),
             "used_factor_moved": displacement.used_factor_moved(d, uses),
             "unused_factor_moved": displacement.unused_factor_moved(d, self.quiet),
-            "mean_change": decision.of_valid(change, cfs.valid),
+            "mean_change": decision.mask_failed(change, cfs.valid),
             "seconds_per_image": seconds,
         }
 
