@@ -124,7 +124,7 @@ def palette(colours: Sequence[Sequence[float]], t: Tensor) -> Tensor:
 
 
 def grid(height: int, width: int) -> tuple[Tensor, Tensor, float]:
-    """Return pixel centres x (1, 1, W), y (1, H, 1) and the pixel size; y runs from -1 (top) to 1."""
+    """Return pixel centres x (1, 1, W) and y (1, H, 1), from -1 (top) to 1, and the pixel size."""
     px = 2 / height
     x = (torch.arange(width) - (width - 1) / 2) * px
     y = (torch.arange(height) - (height - 1) / 2) * px

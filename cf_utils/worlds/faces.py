@@ -1,8 +1,14 @@
-"""Faces with known factors: what a portrait shows, drawn in layers from the wall to the glasses.
+"""Faces with known factors: portraits, drawn in layers from the wall to the glasses.
 
-All factors lie in [0, 1]. Causes have labels and little mass near their thresholds; children belong to a cause; identity
-stays with a person; nuisances are pose, light, background, clothes and camera. The parts are drawn by
-`faces_frame`, `faces_features` and `faces_hair`.
+All factors lie in [0, 1].
+
+- Causes have labels, and little probability mass near the label's threshold.
+- Children follow a cause.
+- Identity factors stay constant for a person.
+- Nuisances are pose, light, background, clothes and camera.
+
+The drawing functions share a namespace p: each factor as (N, 1, 1), coordinates, and the shapes
+that several parts need.
 """
 
 from __future__ import annotations
@@ -12,24 +18,28 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from cf_utils.worlds.draw import inside, paint, tint
-from cf_utils.worlds.faces_features import draw_eye, draw_glasses, draw_head, draw_mouth
+from cf_utils.worlds.faces_features import draw_eye, draw_glasses, draw_mouth
 from cf_utils.worlds.faces_frame import crop, draw_background, draw_body, photograph, place_head
 from cf_utils.worlds.faces_hair import draw_beard, shape_hair
+from cf_utils.worlds.faces_head import draw_head
 from cf_utils.worlds.factors import Factor, Factors
 from cf_utils.worlds.world import Label, World
+
+Knots = tuple[tuple[float, float], ...]
 
 
 def bimodal_quantiles(
     share: float, low: float = 0.38, high: float = 0.62, valley: float = 0.05
-) -> tuple[tuple[float, float], ...]:
-    """Quantiles with `share` of the mass in the upper heap and `valley` between `low` and `high`: few images are undecided."""
+) -> Knots:
+    """Return quantile knots of a distribution with two modes, so that few images are ambiguous.
+
+    share: probability of the upper mode. valley: probability of a value between `low` and `high`.
+    """
     return (0, 0), (1 - share - valley / 2, low), (1 - share + valley / 2, high), (1, 1)
 
 
-def sparse_quantiles(
-    share: float, least: float = 0.55, valley: float = 0.05
-) -> tuple[tuple[float, float], ...]:
-    """Quantiles with nearly nothing for most, and `share` of the mass between `least` and 1."""
+def sparse_quantiles(share: float, least: float = 0.55, valley: float = 0.05) -> Knots:
+    """Return quantile knots of a distribution near 0, with probability `share` above `least`."""
     return (0, 0), (1 - share - valley, 0.08), (1 - share, least), (1, 1)
 
 
@@ -65,10 +75,9 @@ FACTORS = (
             "skin",
         )
     ),
-    Factor(
-        "silver", quantiles=bimodal_quantiles(0.35)
-    ),  # dyed or born with: grey hair alone does not tell the age
-    Factor("freckles"),  # specks as dark and as light as wrinkles: nor does a mottled skin
+    # silver hair and dark freckles at any age: neither colour nor texture reveals the age
+    Factor("silver", quantiles=bimodal_quantiles(0.35)),
+    Factor("freckles"),
     *(
         Factor(name)
         for name in (
@@ -111,7 +120,7 @@ LABELS = (
 
 VARIANTS = {
     "independent": {},
-    "correlated": {  # loosely what a crowd looks like
+    "correlated": {  # roughly as in photographs of people
         "glasses": (("age", 0.5),),
         "hair_length": (("age", -0.3),),
         "fringe": (("hair_length", 0.3),),
@@ -119,15 +128,14 @@ VARIANTS = {
         "beard": (("hair_length", -0.6),),
         "smile": (("makeup", 0.3),),
     },
-    "confounded": {
-        "background": (("smile", 0.995),)
-    },  # for a shortcut: smiling people stand before a warm wall
+    # smiling people stand before a warm wall: a shortcut
+    "confounded": {"background": (("smile", 0.995),)},
     "mixed": {"background": (("smile", 0.8),)},
 }
 
 
 def draw(factors: Factors, height: int, width: int) -> Tensor:
-    """Noise-free portraits (N, 3, height, width)."""
+    """Draw portraits (N, 3, height, width) without camera noise."""
     p = SimpleNamespace(**{name: factors[name][:, None, None] for name in factors.world.names})
     place_head(p, height, width)
     image = draw_background(p, factors)
@@ -139,9 +147,8 @@ def draw(factors: Factors, height: int, width: int) -> Tensor:
     draw_mouth(*crop(p, image, -0.36, 0.36, 0.22, 0.62))
     for side in (-1, 1):
         draw_eye(*crop(p, image, 0.20 * side - 0.34, 0.20 * side + 0.34, -0.30, 0.20), side)
-    tint(
-        image, 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12), (0.45, 0.35, 0.35)
-    )  # its shadow on the forehead
+    shadow_of_hair = 0.35 * p.face * inside(p.hair_front_d - 0.05, 0.12)
+    tint(image, shadow_of_hair, (0.45, 0.35, 0.35))
     paint(image, p.hair_front, p.hair_colour)
     draw_glasses(*crop(p, image, -0.56, 0.56, -0.22, 0.30))
     return photograph(p, image)

@@ -1,8 +1,12 @@
-"""Roads with known causes: what a driver sees, and one thing in it that decides between going on and slowing down.
+"""Roads with known causes: one visible cause decides between driving on and slowing down.
 
-Each scene has exactly one switchable cause: the lead car's brakes, the traffic light, or a pedestrian. The other two kinds of
-cause may be in the picture (a green light, a far car, somebody on the pavement), switched off. Neighbours that brake in the
-right lane, people on the pavement, zebras and red things do not count. The action: slow down where the scene's cause is on.
+Each scene has exactly one cause that can be switched on: the lead car's brakes, the traffic light
+or a pedestrian. The label "action" is "slow down" where the scene's cause is on. The other two
+kinds of cause may be visible, but are switched off: a green light, a far car, a person on the
+pavement. Brakes in the right lane, zebra crossings and red objects do not matter.
+
+The drawing functions share a namespace p: each factor as (N, 1, 1), coordinates, and the colours
+of the weather.
 """
 
 from __future__ import annotations
@@ -28,9 +32,8 @@ HEAPS = ((0, 0), (0.48, 0.38), (0.52, 0.62), (1, 1))
 FACTORS = (
     *(Factor(name, "cause", quantiles=HEAPS) for name in CAUSES),
     Factor("scene", "identity", "category", shares=(0.34, 0.33, 0.33)),
-    Factor(
-        "weather", "nuisance", "category", shares=(0.4, 0.2, 0.2, 0.2)
-    ),  # clear, rain, fog, dusk
+    # clear, rain, fog, dusk
+    Factor("weather", "nuisance", "category", shares=(0.4, 0.2, 0.2, 0.2)),
     *(
         Factor(name, "identity")
         for name in (
@@ -66,29 +69,31 @@ FACTORS = (
             "noise",
         )
     ),
-    Factor("lead", kind="binary", p=0.6),  # a car far ahead, where the scene is not about one
+    Factor("lead", kind="binary", p=0.6),  # a car far ahead, in other scenes
     Factor("right_car", kind="binary", p=0.75),
     Factor("right_braking", kind="binary", p=0.5),
     Factor("oncoming", kind="binary", p=0.6),
-    Factor("light", kind="binary", p=0.4),  # a green light, where the scene is not about one
+    Factor("light", kind="binary", p=0.4),  # a green light, in other scenes
     Factor("zebra", kind="binary", p=0.4),
-    Factor("walker", kind="binary", p=0.5),  # somebody on the pavement
+    Factor("walker", kind="binary", p=0.5),  # a person on the pavement
 )
 
 
 def active_causes(factors: Factors) -> Tensor:
-    """How far each cause is switched on, (N, 3): the factor itself in its own scene, 0 elsewhere."""
+    """Return how far each cause is on, (N, 3): the factor in its own scene, 0 elsewhere."""
+    scene = factors["scene"]
     return torch.stack(
-        [torch.where(factors["scene"] == k, factors[name], 0.0) for k, name in enumerate(CAUSES)], 1
+        [torch.where(scene == k, factors[name], 0.0) for k, name in enumerate(CAUSES)], 1
     )
 
 
 def must_slow_down(factors: Factors) -> Tensor:
+    """Return where the scene's cause is on, bool (N,)."""
     return active_causes(factors).amax(1) >= 0.5
 
 
 def draw(factors: Factors, height: int, width: int) -> Tensor:
-    """Noise-free views (N, 3, height, width)."""
+    """Draw views of the road (N, 3, height, width) without camera noise."""
     p = set_up_camera(factors, height, width)
     p.brakes, p.red, p.crossing = (column[:, None, None] for column in active_causes(factors).T)
     image = draw_sky(p, factors)
@@ -122,10 +127,7 @@ LABELS = (
     Label("dusk", ("day", "dusk"), rule=lambda f: f["weather"] == 3),
 )
 
-SAME = {
-    "red": (("braking", 1.0),),
-    "crossing": (("braking", 1.0),),
-}  # one switch for all scenes: whichever counts
+SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}  # one switch for all scenes
 VARIANTS = {
     "independent": {},
     "correlated": {
