@@ -17,6 +17,7 @@ from torchvision import models
 from cf_utils.evaluation.metrics import features, image, perceptual
 from cf_utils.models import encoders, pretrained
 from cf_utils.models.image_classifiers import IMAGENET_NORM
+from cf_utils.models.weight_files import WeightsFile
 from tests.test_weights import alexnet
 
 
@@ -243,7 +244,7 @@ def test_inception_is_pytorch_fids_with_the_published_file_alone(tmp_path, monke
     )  # the same names
     with pytest.raises(ValueError, match="expected 6726825d"):
         encoders.load("inception")
-    monkeypatch.setitem(pretrained.FILES, "inception", pretrained.Weights(path.name, "FID", "", ""))
+    monkeypatch.setitem(pretrained.FILES, "inception", WeightsFile(path.name, "FID", "", ""))
     net = encoders.load("inception")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     for i, p in enumerate(pictures):

@@ -17,6 +17,7 @@ from torchvision import models
 
 from cf_utils.core import files
 from cf_utils.models import pretrained
+from cf_utils.models.array_pickle import read_arrays
 from cf_utils.models.image_classifiers import IMAGENET_NORM
 from cf_utils.models.weights import fill
 
@@ -31,7 +32,7 @@ class Trunk(nn.Module):
 
     def __init__(self, name: str = "alexnet"):
         super().__init__()
-        state = pretrained.trunk(name)
+        state = pretrained.load_trunk(name)
         with torch.device("meta"):
             layers = getattr(models, name)(weights=None).features[
                 :-1
@@ -80,7 +81,7 @@ class FaceNet(nn.Module):
     def __init__(self):
         super().__init__()
         path = pretrained.find("vggface2")
-        state = pretrained.read_arrays(path.read_bytes())
+        state = read_arrays(path.read_bytes())
         self.net = caffe_resnet50()
         fill(
             self.net,

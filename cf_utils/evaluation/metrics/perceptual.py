@@ -32,7 +32,7 @@ def lpips_network(net: str = "alex") -> nn.Module:
     """
     if net not in _TRUNKS:
         raise ValueError(f"net: got {net!r}, expected one of {tuple(_TRUNKS)}")
-    trunk = pretrained.trunk(_TRUNKS[net])
+    trunk = pretrained.load_trunk(_TRUNKS[net])
     model = _build_without_weights(net)
     import lpips
 
