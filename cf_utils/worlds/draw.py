@@ -25,7 +25,7 @@ def ramp(t: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return step((t - low) / (high - low))
 
 
-def mix(a, b, t):
+def mix(a: Tensor | float, b: Tensor | float, t: Tensor | float) -> Tensor:
     """Interpolate linearly from a (t = 0) to b (t = 1)."""
     return a + (b - a) * t
 
@@ -48,7 +48,7 @@ def stroke(d: Tensor, half: Tensor | float, px: Tensor | float) -> Tensor:
     return inside(d.abs() - wide, px) * (half / wide)
 
 
-def ellipse(x: Tensor, y: Tensor, a, b) -> Tensor:
+def ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     """Return the signed distance to an axis-parallel ellipse with half axes a, b.
 
     It is exact to first order at the edge: the implicit function divided by the norm of its
@@ -59,14 +59,21 @@ def ellipse(x: Tensor, y: Tensor, a, b) -> Tensor:
     return (f - 1) / (2 * (u * u + v * v + 1e-6).sqrt())
 
 
-def box(x: Tensor, y: Tensor, a, b, corner=0.0) -> Tensor:
+def box(x: Tensor, y: Tensor, a: float, b: float, corner: Tensor | float = 0.0) -> Tensor:
     """Return the signed distance to an axis-parallel box, half sizes a, b, with round corners."""
     u, v = x.abs() - a + corner, y.abs() - b + corner
     over = (u.clamp(min=0) * u.clamp(min=0) + v.clamp(min=0) * v.clamp(min=0)).sqrt()
     return over + torch.maximum(u, v).clamp(max=0) - corner
 
 
-def segment(x: Tensor, y: Tensor, x0, y0, x1, y1) -> tuple[Tensor, Tensor]:
+def segment(
+    x: Tensor,
+    y: Tensor,
+    x0: Tensor | float,
+    y0: Tensor | float,
+    x1: Tensor | float,
+    y1: Tensor | float,
+) -> tuple[Tensor, Tensor]:
     """Return the distance to the line between two points, and the position along it in [0, 1]."""
     dx, dy = x1 - x0, y1 - y0
     t = (((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy + 1e-9)).clamp(0, 1)
@@ -74,7 +81,7 @@ def segment(x: Tensor, y: Tensor, x0, y0, x1, y1) -> tuple[Tensor, Tensor]:
     return (u * u + v * v).sqrt(), t
 
 
-def bump(x: Tensor, y: Tensor, a, b) -> Tensor:
+def bump(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     """Return a smooth hill of height 1 over an ellipse with half axes a, b; exactly 0 outside."""
     u, v = x / a, y / b
     q = (1 - u * u - v * v).clamp(min=0)
