@@ -1,32 +1,36 @@
-"""DiME: a diffusion chain from a noised query, each step of which is steered by the classifier; with FastDiME's shortcut.
+"""DiME: a diffusion chain from the noised query, each step guided by the classifier; FastDiME.
 
-Source: Jeanneret, Simon & Jurie, "Diffusion Models for Counterfactual Explanations", ACCV 2022. From z at the level of step tau
-down to 0, with x_k a clean image that z_k leads to, q the query and images in [-1, 1]:
+Source: Jeanneret, Simon & Jurie, "Diffusion Models for Counterfactual Explanations", ACCV 2022.
+From z at the level of step tau down to 0, with q the query and images in [-1, 1]:
 
     z_{k-1} = mu_k(z_k) - Sigma_k(z_k) g + Sigma_k(z_k)^(1/2) eps
     g = grad_x [ s L_class(x_k) + p L_perc(x_k, q) ] / sqrt(abar_k)  +  l1 sign(z_k - q)
 
-A classifier knows clean images only. So x_k comes from a whole unguided chain below each step: 1 + 2 + ... + 60 = 1,830 passes
-instead of 60. The gradient is taken at x_k and carried to z_k by x = (z - sqrt(1 - abar) eps) / sqrt(abar) with the noise held
-fixed: divided by sqrt(abar_k), no pass backwards. Scales s are tried in turn on the items that have not flipped yet.
+The classifier was trained on clean images, so x_k is the clean image that an unguided chain makes
+from z_k: 1 + 2 + ... + tau passes in all. The gradient at x_k is carried to z_k by
+x = (z - sqrt(1 - abar) eps) / sqrt(abar) with eps held fixed, that is, divided by sqrt(abar_k).
+The scales s are tried in turn, each on the items that have not flipped yet.
 
-FastDiME (Weng, Pegios et al., ECCV 2024): `fast` takes for x_k the clean image that the step's own pass guesses; `own_mask` keeps
-the query where that guess differs little from it, from step `warm_up` on, and asks the classifier at the collage.
-`pasted`: ACE's mask, refinement and paste on DiME's result, so that the two searches can be compared on equal terms.
+FastDiME (Weng, Pegios et al., ECCV 2024): `fast` takes as x_k the clean image that the step's own
+pass predicts. From step `warm_up` on, `own_mask` restores the query where that image differs
+little from it. `pasted` (ours) adds ACE's mask and refinement, to compare the two searches.
 
-Decisions, where the paper is silent or its code differs from it:
-* L_class is minus the target's log-odds, which for two classes is the published logit with its sign, at any number of classes.
-* The chain starts at the level that its first step comes from; the code noises one level further than it begins to denoise.
-* Every scale starts from the same noised query and steps with fresh noise, as in the code; for each item its own.
-* The result is clipped to [0, 1] before it is judged: the last step is guided, too, and may leave the range.
-* FastDiME's code steers by the guess of the step before and does not divide; here by the step's own, divided as DiME's.
-* L_perc is the mean squared difference of VGG19's first 18 layers, p = 30 (`metrics.perceptual.VGG19`). No such weights are
-  shipped, so by default there is none: pass a module as `perceptual`.
+Decisions, where the paper is silent or its code differs:
+* L_class is minus the target's log-odds. For two classes this is the published logit.
+* The chain starts at the level of its first step; the code noises one level further.
+* Every scale starts from the same noised query and draws fresh noise per item in its steps.
+* The result is clipped to [0, 1] before it is judged, because the last step is guided, too.
+* FastDiME's code guides by the prediction of the step before and does not divide by sqrt(abar_k).
+* L_perc is the mean squared difference of VGG19's first 18 layers, p = 30
+  (`metrics.perceptual.VGG19`). Its weights are not shipped, so by default there is none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,229 +39,251 @@ from cf_utils.core import (
     NAN,
     Counterfactuals,
     Explainer,
+    Ids,
     PassCounter,
     SearchResult,
     frozen,
     progress,
+    select_ids,
 )
 from cf_utils.explainers.shared.diffusion import (
     NAN_PRIOR,
-    chain_of,
+    build_chain,
+    check_images,
     check_prior,
-    check_taken,
-    counted,
-    taken,
+    check_reuse,
+    count_passes,
+    reuse_results,
 )
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
+from cf_utils.explainers.shared.search import SearchState, log_odds, per_item, target_score
 from cf_utils.models.generators.diffusion import DDPM, noise_of, to_image, to_model
+
+# clean images in [-1, 1] -> their gradient, and which items it is finite for (B,)
+Guide = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(eq=False)
+class _Trials:
+    """What the scales tried so far gave, for all items of the call."""
+
+    path: list[Tensor]  # images (B, C, H, W) after each scale
+    n_tried: Tensor  # int64 (B,), scales tried
+    reason: list[str]  # failure reason per item
+    mask: Tensor  # bool (B, 1, H, W), FastDiME's own mask
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DiME(Explainer):
-    """Counterfactual images by a guided chain of `prior`. x (B, C, H, W) in [0, 1], of the size that the prior was trained on.
+    """Denoise the noised query, and steer every step towards the target.
 
-    A scale costs an item steps (steps + 1) / 2 passes of the prior forward, or `steps` when `fast`, and `steps` of the
-    classifier forward and back. The result's path holds what each scale tried ended in, then the pasted image; its mask, where
-    there is one, what may differ from the query. Defaults are the authors' for CelebA (128 px). Raises ValueError on settings
-    out of range and on images of another size.
+    x: images (B, C, H, W) in [0, 1], of the size that `prior` was trained on. A scale takes
+    steps * (steps + 1) / 2 passes of the prior per item, or `steps` with `fast`. It takes `steps`
+    forward and backward passes of the classifier.
+
+    The result's `path` holds the query, the image after each scale tried, and the pasted image. Its
+    `mask`, if there is one, marks the pixels that may differ from the query.
+    Raises ValueError on settings out of range and on images of another size.
     """
 
     prior: DDPM = field(repr=False)
-    spacing: str = "200"  # the chain's levels (`schedule.spaced`)
-    steps: int = 60  # tau: how many of them, from the least noise: sigma 0.774 of 500 levels
+    spacing: str = "200"  # levels of the re-spaced chain (`schedule.spaced`)
+    steps: int = 60  # tau: its levels that are used, counted from the least noise
     scales: tuple[float, ...] = (8.0, 10.0, 15.0)  # s, in turn
-    l1: float = 0.05
-    perceptual: nn.Module | None = field(
-        default=None, repr=False
-    )  # (x, query), both (B, C, H, W) in [0, 1] -> (B,)
+    l1: float = 0.05  # weight of the pull to the query
+    # L_perc: (x, query), both (B, C, H, W) in [0, 1] -> (B,)
+    perceptual: nn.Module | None = field(default=None, repr=False)
     perceptual_weight: float = 30.0  # p
-    fast: bool = False
-    own_mask: bool = False  # with `fast`
+    fast: bool = False  # FastDiME
+    own_mask: bool = False  # FastDiME's mask; needs `fast`
     warm_up: int = 30  # steps before the own mask
-    pasted: bool = False
-    refine: tuple[str, int] = ("50", 5)  # of the paste: spacing, steps; ACE's for CelebA
+    pasted: bool = False  # ACE's mask and refinement at the end
+    refine: tuple[str, int] = ("50", 5)  # spacing, steps of that refinement
     threshold: float = 0.15  # of either mask, as a share of the largest change
-    dilation: int = 15  # of either mask, pixels, odd
-    bfloat16: bool = False  # the prior in autocast
-    guided: Counterfactuals | None = field(
-        default=None, repr=False
-    )  # with `pasted`: take these results, do not search
+    dilation: int = 15  # of either mask, odd, in pixels
+    bfloat16: bool = False  # run the prior in autocast
+    # An earlier result of DiME: paste its images instead of searching; needs `pasted`.
+    reuse: Counterfactuals | None = field(
+        default=None, repr=False, metadata={"stored_as": "guided"}
+    )
 
-    @classmethod
-    def celeba(cls, prior: DDPM, **changes) -> DiME:
-        return cls(prior=prior, **changes)
+    needs_gradient: ClassVar[bool] = True
 
-    @classmethod
-    def celebahq(cls, prior: DDPM, **changes) -> DiME:
-        """256 px. ACE's authors raised the scale for it (with CelebA's it turns 41 % there) and published no value: as CelebA's,
-        and pasted by ACE's refinement for CelebA-HQ."""
-        return cls(prior=prior, **({"refine": ("25", 5)} | changes))
-
-    @classmethod
-    def bdd(cls, prior: DDPM, **changes) -> DiME:
-        """The number of steps that ACE's authors gave DiME on BDD100k; pasted by ACE's mask and refinement for BDD."""
-        return cls(
-            prior=prior, **({"steps": 45, "refine": ("100", 5), "threshold": 0.05} | changes)
-        )
-
-    @classmethod
-    def fastdime(cls, prior: DDPM, **changes) -> DiME:
-        """FastDiME on CelebA: 60 passes a scale, its own mask after 30 steps."""
-        return cls(prior=prior, **({"fast": True, "own_mask": True, "dilation": 5} | changes))
-
-    @classmethod
-    def faces(cls, prior: DDPM, **changes) -> DiME:
-        """Rendered faces, 64 px: 45 steps and, with `fast`, no mask of its own, which the tuning chose (results/tuning: semantic
-        validity 0.98 of 64 validation faces; as published 0.94, `fast` 0.89). A paste's mask scales with the image."""
-        return cls(prior=prior, **({"steps": 45, "dilation": 7} | changes))
-
-    @classmethod
-    def roads(cls, prior: DDPM, **changes) -> DiME:
-        """Rendered roads, 64 x 128 px: as on BDD, not tuned."""
-        return cls.bdd(prior, **changes)
-
-    def check(self, x, logits):
-        if not (
-            self.scales
-            and all(s >= 0 for s in self.scales)
-            and self.l1 >= 0
-            and self.perceptual_weight >= 0
-        ):
+    def check(self, x: Tensor, logits: Tensor) -> None:
+        """Raise ValueError unless the settings are in range and the prior fits x."""
+        weights = (*self.scales, self.l1, self.perceptual_weight)
+        if not self.scales or not all(weight >= 0 for weight in weights):
             raise ValueError(
-                f"scales, l1, perceptual_weight: got {self.scales}, {self.l1}, {self.perceptual_weight}, expected "
-                "at least one scale and no negative number"
+                f"scales, l1, perceptual_weight: got {self.scales}, {self.l1}, "
+                f"{self.perceptual_weight}, expected at least one scale and no negative number"
             )
         if self.own_mask and not (self.fast and 0 <= self.warm_up < self.steps and not self.pasted):
             raise ValueError(
-                f"own_mask: needs fast=True, pasted=False and warm_up (got {self.warm_up}) from 0 to steps - 1"
+                f"own_mask: got fast={self.fast}, pasted={self.pasted}, warm_up={self.warm_up}, "
+                "expected fast=True, pasted=False and warm_up from 0 to steps - 1"
             )
-        if self.guided is not None and not self.pasted:
-            raise ValueError(
-                "guided: results of another run are only taken to be pasted, expected pasted=True"
-            )
-        check_taken("guided", self.guided, "DiME")
+        if self.reuse is not None and not self.pasted:
+            raise ValueError("reuse: got pasted=False, expected True; a result is reused to paste")
+        check_reuse(self.reuse, "DiME")
         refine = {"refine": self.refine} if self.pasted else {}
         check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
         change_mask(x[:1], x[:1], self.threshold, self.dilation)
 
-    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
-        generator = counted(self.prior, len(x), self.bfloat16)
-        mask = x.new_zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
-        with (
-            frozen(self.prior, *([] if self.perceptual is None else [self.perceptual])),
-            torch.no_grad(),
-        ):
-            if self.guided is None:
-                path, tried, reason = self._search(f, generator, x, target, ids, tau, mask)
+    def search(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> SearchResult:
+        """Try the scales in turn, or reuse a result, and paste if wanted."""
+        generator = count_passes(self.prior, len(x), self.bfloat16)
+        networks = [self.prior] if self.perceptual is None else [self.prior, self.perceptual]
+        with frozen(*networks), torch.no_grad():
+            if self.reuse is None:
+                trials = self._try_scales(f, generator, x, target, ids, tau)
             else:
-                first, reason = taken(
-                    "guided", self.guided, self.guided.counterfactual, ids, x, target
+                images, reason = reuse_results(
+                    self.reuse, self.reuse.counterfactual, ids, x, target
                 )
-                path = [first]
+                trials = self._start_trials(x)
+                trials.path, trials.reason = [images], reason
             if self.pasted:
                 f.flush()
-                result, mask = self._paste(generator, x, path[-1], ids)
-                path.append(result)
-                tried = torch.full((len(x),), len(path))
+                result, trials.mask = self._paste(generator, x, trials.path[-1], ids)
+                trials.path.append(result)
+                trials.n_tried = torch.full((len(x),), len(trials.path))
         return SearchResult(
-            path[-1],
-            mask=mask.expand_as(x) if self.pasted or self.own_mask else None,
-            path=torch.stack(path, 1),
-            path_len=tried,
-            reason=reason,
+            trials.path[-1],
+            mask=trials.mask.expand_as(x) if self.pasted or self.own_mask else None,
+            path=torch.stack(trials.path, 1),
+            path_len=trials.n_tried,
+            reason=trials.reason,
             generator=generator,
         )
 
-    def _search(
-        self, f, generator, x, target, ids, tau, mask
-    ) -> tuple[list[Tensor], Tensor, list[str]]:
-        """The scales in turn: (the images after each, how many each item tried, why it failed); `mask` is written into."""
-        path, tried, reason = [], torch.zeros(len(x), dtype=torch.int64), [""] * len(x)
-        rows, at = (
-            torch.arange(len(x)),
-            torch.arange(len(x), device=x.device),
-        )  # still searched; one on the CPU for counts
-        for j, scale in enumerate(self.scales):
-            own = ids[rows] if isinstance(ids, Tensor) else tuple(ids[i] for i in rows.tolist())
-            y, kept, broken = self._guided(f, generator, x[at], target[at], own, rows, scale, j)
-            logits = f(y, rows)
-            p = logits.softmax(1).gather(1, target[at, None])[:, 0]
-            broken |= ~p.isfinite()
-            done = (logits.argmax(1) == target[at]) & (p >= tau) & ~broken
-            path.append((path[-1] if path else x).clone())
-            path[-1][at] = torch.where(broken.view(-1, 1, 1, 1), x[at], y)
-            if kept is not None:
-                mask[at] = kept & ~broken.view(-1, 1, 1, 1)
-            tried[rows] = j + 1
-            for i, ok in zip(rows.tolist(), done.tolist(), strict=True):
-                reason[i] = (
-                    ""
-                    if ok
-                    else f"not there at the scales {', '.join(f'{s:g}' for s in self.scales)}"
-                )
-            for k in broken.nonzero().flatten().tolist():
-                reason[int(rows[k])] = (
-                    NAN if y[k].isfinite().all() else NAN_PRIOR
-                )  # steered by NaN, a chain stays finite
-            stay = ~(done | broken)
-            rows, at = rows[stay.cpu()], at[stay]
-            if not len(rows):
-                break
-        return path, tried, reason
+    @staticmethod
+    def _start_trials(x: Tensor) -> _Trials:
+        mask = x.new_zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
+        return _Trials([], torch.zeros(len(x), dtype=torch.int64), [""] * len(x), mask)
 
-    def _guided(
-        self, f, generator, x, target, ids, rows, scale: float, number: int
+    def _try_scales(
+        self,
+        f: PassCounter,
+        generator: PassCounter,
+        x: Tensor,
+        target: Tensor,
+        ids: Ids,
+        tau: float,
+    ) -> _Trials:
+        """Run the guided chain at each scale on the items that have not reached tau."""
+        trials, state = self._start_trials(x), SearchState(torch.arange(len(x)))
+        failed = f"target not reached at the scales {', '.join(f'{s:g}' for s in self.scales)}"
+        for number, scale in enumerate(self.scales):
+            rows, at = state.rows, state.rows.to(x.device)
+            guide = partial(self._guide, f, query=x[at], target=target[at], rows=rows, scale=scale)
+            y, mask, finite = self._run_chain(
+                generator, x[at], select_ids(ids, rows), rows, number, guide
+            )
+            logits = f(y, rows)
+            score = target_score(logits, target[at])
+            finite &= score.isfinite()
+            done = (logits.argmax(1) == target[at]) & (score >= tau) & finite
+            trials.path.append((trials.path[-1] if trials.path else x).clone())
+            state.write(trials.path[-1], torch.where(per_item(finite, y), y, x[at]))
+            if mask is not None:
+                state.write(trials.mask, mask & per_item(finite, mask))
+            state.write(trials.n_tried, torch.full((len(state),), number + 1))
+            for k, i in enumerate(rows.tolist()):
+                if finite[k]:
+                    trials.reason[i] = "" if done[k] else failed
+                else:  # guided by NaN, a chain stays finite
+                    trials.reason[i] = NAN if y[k].isfinite().all() else NAN_PRIOR
+            state.keep(finite & ~done)
+            if not len(state):
+                break
+        return trials
+
+    def _run_chain(
+        self,
+        generator: PassCounter,
+        x: Tensor,
+        ids: Ids,
+        rows: Tensor,
+        number: int = 0,
+        guide: Guide | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One chain from noise to image at one scale: (images, own mask or None, which items met a NaN)."""
-        chain = chain_of(self.prior, generator, rows, self.spacing)
-        s, q = chain.schedule, to_model(x)
-        noise, other = (
+        """Denoise the noised x (B, C, H, W), step by step, guided or not.
+
+        `rows` are the items' positions in the counter, `number` selects the noise.
+        Returns images in [0, 1], FastDiME's mask or None, and which items met no NaN (B,).
+        """
+        chain = build_chain(self.prior, generator, rows, self.spacing)
+        schedule, q = chain.schedule, to_model(x)
+        noise, query_noise = (
             noise_of(self.seed, ids, x, f"{name} {number}") for name in ("dime", "query")
         )
-        z = s.noised(q, self.steps - 1, noise_of(self.seed, ids, x, "dime")(self.steps))
-        clean, kept, broken = q, None, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for k in progress(range(self.steps - 1, -1, -1), desc=f"scale {scale:g}", leave=False):
-            mean, log_variance, guess = s.mean_variance(z, k, chain.predict(z, k), chain.clip)
-            if self.fast:
-                clean = guess
-                if self.own_mask and self.steps - 1 - k >= self.warm_up:
-                    kept = change_mask(x, to_image(guess), self.threshold, self.dilation)
-                    clean = torch.where(kept, guess, q)
-            g, fine = self._gradient(f, clean, x, target, rows, scale)
-            broken |= ~fine  # goes on unguided, and is told of at the scale's end
-            g = (
-                torch.where(fine.view(-1, 1, 1, 1), g / s.abar[k].sqrt().item(), 0)
-                + self.l1 * (z - q).sign()
+        start = noise_of(self.seed, ids, x, "dime")(self.steps)
+        z, clean, mask = schedule.noised(q, self.steps - 1, start), q, None
+        finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        levels = range(self.steps - 1, -1, -1)
+        for k in progress(levels, desc=f"scale {number + 1}", leave=False):
+            mean, log_variance, predicted = schedule.mean_variance(
+                z, k, chain.predict(z, k), chain.clip
             )
-            z = mean - log_variance.exp() * g
-            if k:
-                z = z + (log_variance / 2).exp() * noise(k)
-            if k and kept is not None:
-                z = torch.where(kept, z, s.noised(q, k - 1, other(k)))
-            if k and not self.fast:
-                clean = chain.denoise(z, k, noise_of(self.seed, ids, x, f"dime {number} below {k}"))
+            if self.fast:
+                clean = predicted
+                if self.own_mask and self.steps - 1 - k >= self.warm_up:
+                    mask = change_mask(x, to_image(predicted), self.threshold, self.dilation)
+                    clean = torch.where(mask, predicted, q)
+            if guide is not None:
+                gradient, ok = guide(clean)
+                finite &= ok  # such an item goes on unguided and fails at the end of the chain
+                gradient = gradient / schedule.abar[k].sqrt().item()
+                gradient = torch.where(per_item(ok, z), gradient, 0) + self.l1 * (z - q).sign()
+                mean = mean - log_variance.exp() * gradient
+            z = mean + (log_variance / 2).exp() * noise(k) if k else mean
+            if k and mask is not None:
+                z = torch.where(mask, z, schedule.noised(q, k - 1, query_noise(k)))
+            if k and guide is not None and not self.fast:
+                below = noise_of(self.seed, ids, x, f"dime {number} below {k}")
+                clean = chain.denoise(z, k, below)
         y = to_image(z).clamp(0, 1)
-        return (y if kept is None else torch.where(kept, y, x)), kept, broken
+        return (y if mask is None else torch.where(mask, y, x)), mask, finite
 
-    def _gradient(
-        self, f: PassCounter, clean: Tensor, x: Tensor, target: Tensor, rows: Tensor, scale: float
+    def _guide(
+        self,
+        f: PassCounter,
+        clean: Tensor,
+        query: Tensor,
+        target: Tensor,
+        rows: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
-        """Of s L_class + p L_perc, at clean images in [-1, 1]; and for which items it and the logits are finite (B,)."""
+        """Return the gradient of s L_class + p L_perc at clean images, and where it is finite."""
         with torch.enable_grad():
             z = clean.detach().requires_grad_(True)
-            y, t = to_image(z), target[:, None]
+            y = to_image(z)
             logits = f(y, rows)
-            odds = logits.gather(1, t)[:, 0] - logits.scatter(1, t, -torch.inf).logsumexp(1)
-            loss = -scale * odds
+            loss = -scale * log_odds(logits, target)
             if self.perceptual is not None:
-                loss = loss + self.perceptual_weight * self.perceptual(y, x)
-            g = f.grad(loss.sum(), z)
-        return g, g.flatten(1).isfinite().all(1) & logits.detach().isfinite().all(1)
+                loss = loss + self.perceptual_weight * self.perceptual(y, query)
+            gradient = f.grad(loss.sum(), z)
+        finite = gradient.flatten(1).isfinite().all(1) & logits.detach().isfinite().all(1)
+        return gradient, finite
 
-    def _paste(self, generator: PassCounter, x: Tensor, y: Tensor, ids) -> tuple[Tensor, Tensor]:
-        """ACE's last stage on the images y: (result, mask (B, 1, H, W))."""
+    def _paste(
+        self, generator: PassCounter, x: Tensor, edited: Tensor, ids: Ids
+    ) -> tuple[Tensor, Tensor]:
+        """Return ACE's refinement of edited images, and its mask (B, 1, H, W)."""
         spacing, steps = self.refine
-        mask = change_mask(x, y, self.threshold, self.dilation)
-        chain = chain_of(self.prior, generator, torch.arange(len(x)), spacing)
-        noise, other = (noise_of(self.seed, ids, x, name) for name in ("refine", "query"))
-        return inpaint(chain, x, y, mask, steps, noise, other), mask
+        mask = change_mask(x, edited, self.threshold, self.dilation)
+        chain = build_chain(self.prior, generator, torch.arange(len(x)), spacing)
+        noise, query_noise = (noise_of(self.seed, ids, x, name) for name in ("refine", "query"))
+        return inpaint(chain, x, edited, mask, steps, noise, query_noise), mask
+
+    @torch.no_grad()
+    def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
+        """Return the images of the unguided chain from the noised x, pasted if `pasted`."""
+        ids = check_images(x, ids, self.bounds)
+        self.check(x, logits=x)  # no classifier takes part
+        generator = count_passes(self.prior, len(x), self.bfloat16)
+        with frozen(self.prior):
+            y, _, _ = self._run_chain(generator, x, ids, torch.arange(len(x)))
+            return self._paste(generator, x, y, ids)[0] if self.pasted else y

@@ -1,28 +1,39 @@
-"""What the methods that search through a diffusion prior share: checks, counted passes, images taken from another run."""
+"""Tools of methods that search with a diffusion prior: checks, counted passes, reused results."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cf_utils.core import NAN, Counterfactuals, PassCounter
-from cf_utils.core.checks import listed
+from cf_utils.core import NAN, Counterfactuals, Ids, PassCounter, check_query
+from cf_utils.core.checks import to_list
 from cf_utils.models.generators.diffusion import DDPM, Chain
 
+NAN_PRIOR = "prior returned NaN"
 
-def check_prior(prior: DDPM, x: Tensor, bounds, **chains: tuple[str, int]) -> None:
-    """ValueError unless the prior knows images like x (B, C, H, W) in [0, 1], and each (spacing, steps) of `chains`, by the
-    argument's name, is some of the prior's levels."""
+
+def check_prior(
+    prior: DDPM, x: Tensor, bounds: tuple[Any, Any] | None, **chains: tuple[str, int]
+) -> None:
+    """Raise ValueError unless the prior models images like x (B, C, H, W) in [0, 1].
+
+    Args:
+        prior, x: the prior, and images that it should model.
+        bounds: the explainer's range of x, which must be (0, 1).
+        chains: (spacing, steps) per argument name; the prior must have that many levels.
+    """
     if bounds is None or tuple(bounds) != (0, 1):
         raise ValueError(
-            f"bounds: got {bounds}, expected (0, 1): the prior knows images of that range"
+            f"bounds: got {bounds}, expected (0, 1); a diffusion prior models that range alone"
         )
     size = (prior.channels, *prior.size)
     if tuple(x.shape[1:]) != size:
         raise ValueError(
-            f"x: got shape {tuple(x.shape)}, this prior was trained on (B, {', '.join(map(str, size))})"
+            f"x: got shape {tuple(x.shape)}, expected (B, {', '.join(map(str, size))}); "
+            "this prior was trained on images of that size"
         )
     for name, (spacing, steps) in chains.items():
         levels = len(prior.schedule.respaced(spacing))
@@ -32,59 +43,77 @@ def check_prior(prior: DDPM, x: Tensor, bounds, **chains: tuple[str, int]) -> No
             )
 
 
-NAN_PRIOR = "prior returned NaN"
+def check_images(x: Tensor, ids: Ids | None, bounds: tuple[Any, Any] | None) -> Ids:
+    """Raise ValueError unless x (B, C, H, W) and ids are valid; return the ids, or row numbers."""
+    return check_query(x, torch.zeros(len(x), dtype=torch.int64), ids, bounds)
 
 
-def counted(prior: DDPM, n: int, bfloat16: bool = False) -> PassCounter:
-    """The prior as a black box of pairs (z, t), whose passes for n items are counted; bfloat16: in autocast."""
+class _Autocast(nn.Module):
+    """A prior that takes z and t as one pair, in bfloat16 autocast if wanted."""
 
-    def passes(zt: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(zt[0].device.type, torch.bfloat16, enabled=bfloat16):
-            return prior(*zt)
+    def __init__(self, prior: DDPM, bfloat16: bool):
+        super().__init__()
+        self.prior, self.bfloat16 = prior, bfloat16
 
-    return PassCounter(passes, n)
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast(pair[0].device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.prior(*pair)
 
 
-def chain_of(
-    prior: DDPM, generator: PassCounter, rows: Tensor, spacing: str | None, **settings
+def count_passes(prior: DDPM, n: int, bfloat16: bool = False) -> PassCounter:
+    """Return a counter of the prior's passes for n items. It takes pairs (z, t)."""
+    return PassCounter(_Autocast(prior, bfloat16), n)
+
+
+def build_chain(
+    prior: DDPM, counter: PassCounter, rows: Tensor, spacing: str | None, **settings: Any
 ) -> Chain:
-    """The prior's chain for the items `rows`, its passes booked by `generator` (of `counted`)."""
-    return dataclasses.replace(
-        prior.chain(spacing, **settings), model=lambda z, t: generator((z, t), rows)
-    )
+    """Return the prior's chain for the items `rows` (B,); `counter` counts its passes."""
+    chain = prior.chain(spacing, **settings)
+    return dataclasses.replace(chain, model=lambda z, t: counter((z, t), rows))
 
 
-def check_taken(name: str, cfs: Counterfactuals | None, method: str) -> None:
-    """ValueError, by the argument's name, unless cfs is None or a result of this method with its path."""
+def check_reuse(cfs: Counterfactuals | None, method: str) -> None:
+    """Raise ValueError unless cfs is None or a result of `method` with its path."""
     if cfs is not None and (cfs.settings.get("method") != method or cfs.path is None):
         raise ValueError(
-            f"{name}: got a result of {cfs.settings.get('method')}, expected one of {method} with its path"
+            f"reuse: got a result of {cfs.settings.get('method')}, expected one of {method} with "
+            "its path"
         )
 
 
-def taken(
-    name: str, cfs: Counterfactuals, images: Tensor, ids, x: Tensor, target: Tensor
+def reuse_results(
+    cfs: Counterfactuals, images: Tensor, ids: Ids, x: Tensor, target: Tensor
 ) -> tuple[Tensor, list[str]]:
-    """The rows of `images`, one an item of `cfs`, that belong to the queries x with these `ids` and targets, and whose NaN each
-    had met there, or "": such an item stays failed. ValueError, by the argument's name, where one lacks or was another query."""
-    at, own = {i: k for k, i in enumerate(listed(cfs.ids))}, listed(ids)
-    if missing := [i for i in own if i not in at]:
-        raise ValueError(f"{name}: has no item {missing[:5]}")
-    rows = [at[i] for i in own]
+    """Return the images and failure reasons that an earlier result holds for some queries.
+
+    Args:
+        cfs: the earlier result, matched by id.
+        images: (N, C, H, W), one per item of `cfs`.
+        ids, x, target: the queries (B, ...), which must be among those of `cfs`.
+
+    Returns images (B, C, H, W) and, per item, its reason if it failed by NaN, else "".
+    Raises ValueError if an item is missing, or had another query or target.
+    """
+    position, own = {i: k for k, i in enumerate(to_list(cfs.ids))}, to_list(ids)
+    if missing := [i for i in own if i not in position]:
+        raise ValueError(f"reuse: has no item {missing[:5]}; explain these items first")
+    rows = [position[i] for i in own]
     if cfs.query.shape[1:] != x.shape[1:]:
         raise ValueError(
-            f"{name}: its queries have shape {tuple(cfs.query.shape[1:])}, got x of {tuple(x.shape[1:])}"
+            f"reuse: got queries of shape {tuple(cfs.query.shape[1:])}, expected "
+            f"{tuple(x.shape[1:])}, the shape of x"
         )
-    alike = {
-        "query": (cfs.query[rows].to(x) == x).flatten(1).all(1),
-        "target": cfs.target[rows].to(target) == target,
-    }
-    for what, same in alike.items():
-        if not same.all():
-            others = [i for i, ok in zip(own, same.tolist(), strict=True) if not ok]
-            raise ValueError(
-                f"{name}: its {what} of item {others[:5]} is another one than the one asked for here"
-            )
-    return images[rows].to(x), [
-        why if (why := cfs.reason[k]) in (NAN, NAN_PRIOR) else "" for k in rows
-    ]
+    _check_same("query", (cfs.query[rows].to(x) == x).flatten(1).all(1), own)
+    _check_same("target", cfs.target[rows].to(target) == target, own)
+    reasons = [cfs.reason[k] for k in rows]
+    return images[rows].to(x), [why if why in (NAN, NAN_PRIOR) else "" for why in reasons]
+
+
+def _check_same(name: str, same: Tensor, ids: list) -> None:
+    """Raise ValueError that lists the items where `same`, bool (B,), is False."""
+    if not same.all():
+        others = [i for i, ok in zip(ids, same.tolist(), strict=True) if not ok]
+        raise ValueError(
+            f"reuse: got another {name} for items {others[:5]}, expected the one of this call"
+        )
