@@ -24,11 +24,7 @@ from _side import Passes, one_by_one, report, timed
 from cf_utils import core
 from cf_utils.core import files
 from cf_utils.datasets import credit
-from cf_utils.explainers.cem import CEM
-from cf_utils.explainers.gradual import GradualConstruction, mean_logits
-from cf_utils.explainers.growing_spheres import GrowingSpheres
-from cf_utils.explainers.lore import LORE
-from cf_utils.explainers.wachter import Wachter
+from cf_utils.explainers import mean_logits, presets
 from cf_utils.models import checkpoints, classifiers
 
 
@@ -79,15 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     ids, target = torch.arange(len(x)), 1 - classifiers.predict(model, x).argmax(1)
     limits, prototypes = test.constraints(), mean_logits(model, train.x, seed=args.seed)
     common = dict(tau=0.5, seed=args.seed, bounds=None)
+    mad = core.median_absolute_deviation(train.x)
+    gradual, constrained = (presets.get("gradual", name, v) for v in (None, "constrained"))
+    rivals = {k: presets.get(k, name) for k in ("wachter", "cem", "growing_spheres", "lore")}
     methods = {
-        "gradual": GradualConstruction.tables(prototypes, patience=20, seed=args.seed),
-        "gradual_clamped": GradualConstruction.recommended_tables(
-            prototypes, limits, seed=args.seed
-        ),
-        "wachter": Wachter.tables(core.median_absolute_deviation(train.x), **common),
-        "cem": CEM.tables(**common),
-        "growing_spheres": GrowingSpheres.tables(**common),
-        "lore": LORE(train.x, **common),
+        "gradual": gradual.build(prototypes, patience=20, seed=args.seed),
+        "gradual_clamped": constrained.build(prototypes, constraints=limits, seed=args.seed),
+        "wachter": rivals["wachter"].build(mad=mad, **common),
+        "cem": rivals["cem"].build(**common),
+        "growing_spheres": rivals["growing_spheres"].build(**common),
+        "lore": rivals["lore"].build(train.x, **common),
     }
     figures: dict[str, float] = {}
     for key, explain in methods.items():

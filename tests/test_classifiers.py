@@ -9,7 +9,7 @@ from torch import nn
 
 from cf_utils import core
 from cf_utils.datasets import mnist
-from cf_utils.explainers.gradual import mean_logits
+from cf_utils.explainers.shared.prototypes import mean_logits
 from cf_utils.models import checkpoints, classifiers
 from cf_utils.models.classifiers import HogSVM, JudgeCNN, MnistCNN, OneOutput, majority, predict
 

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cf_utils.core import Constraints, PassCounter, block_index
+from cf_utils.explainers import presets
 from cf_utils.explainers.gradual import GradualConstruction
+from cf_utils.explainers.shared.ranking import rank_by_probe
 from tests.conftest import make_net
 
 F = 5
+FREE, PROBING = (presets.get("gradual", "table", v) for v in (None, "constrained"))
 
 
 def flags(*on, n=F):
@@ -79,7 +82,9 @@ def test_a_value_outside_the_range_stays_or_comes_in_and_stops_nowhere_between()
         c.snap(torch.tensor([[-0.15]]), x).item() == x.item()
         and c.snap(torch.tensor([[-0.05]]), x).item() == 0.0
     )
-    assert not c.allows(torch.tensor([[-0.05]]), x).any() and c.allows(torch.tensor([[0.3]]), x).all()
+    assert (
+        not c.allows(torch.tensor([[-0.05]]), x).any() and c.allows(torch.tensor([[0.3]]), x).all()
+    )
     never = replace(c, only_down=torch.tensor([True]))
     assert (
         never.snap(torch.tensor([[-0.5]]), x).item()
@@ -130,15 +135,11 @@ def make_case(n=12, seed=2):
     return net, x, target, 3.0 * torch.eye(2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", ["paper", "recommended"])
-def test_gradual_keeps_them_exactly_and_still_flips(form):
+@pytest.mark.parametrize("variant", [None, "constrained"])
+def test_gradual_keeps_them_exactly_and_still_flips(variant):
     net, x, target, proto = make_case()
     c = make_constraints()
-    explain = (
-        GradualConstruction.tables(proto, constraints=c, steps=60)
-        if form == "paper"
-        else (GradualConstruction.recommended_tables(proto, c, steps=60))
-    )
+    explain = presets.get("gradual", "table", variant).build(proto, constraints=c, steps=60)
     cfs = explain(net, x, target)
     assert c.allows(cfs.counterfactual, x).all() and torch.equal(cfs.counterfactual[:, 0], x[:, 0])
     assert not cfs.mask[:, 0].any()
@@ -152,26 +153,24 @@ def test_gradual_keeps_them_exactly_and_still_flips(form):
 def test_a_row_that_may_not_change_comes_back_with_its_reason():
     net, x, target, proto = make_case()
     nothing = replace(Constraints.none(F), immutable=flags(*range(F)))
-    cfs = GradualConstruction.recommended_tables(proto, nothing, steps=5)(net, x, target)
+    cfs = PROBING.build(proto, constraints=nothing, steps=5)(net, x, target)
     assert torch.equal(cfs.counterfactual, x) and set(cfs.reason) == {"nothing in it may change"}
 
 
 def test_a_probe_is_the_best_single_feature_by_brute_force():
     net, x, target, proto = make_case()
     net.eval()
-    explain = GradualConstruction.recommended_tables(proto, make_constraints(), steps=5)
-    index, n = block_index((F,), (1,))
-    best, start = explain._probe(
-        PassCounter(net, len(x)), x, x, target, torch.arange(len(x)), index, n
-    )
+    limits, blocks = make_constraints(), block_index((F,), (1,))
+    f, rows = PassCounter(net, len(x)), torch.arange(len(x))
+    best, start = rank_by_probe(f, x, target, rows, blocks, x, limits)
     for i in range(len(x)):
         for j in range(F):
-            low, high = (b[i, j] for b in explain.constraints.box(x))
+            low, high = (b[i, j] for b in limits.box(x))
             scores = {}
             for level in range(9):
                 z = x[i : i + 1].clone()
                 z[0, j] = low + (high - low) * level / 8
-                z = explain.constraints.snap(z, x[i : i + 1])
+                z = limits.snap(z, x[i : i + 1])
                 scores[float(z[0, j])] = float(net(z).log_softmax(1)[0, target[i]])
             assert float(best[i, j]) == pytest.approx(max(scores.values()), abs=1e-12)
             assert scores[float(start[i, j, j])] == pytest.approx(max(scores.values()), abs=1e-12)
@@ -183,7 +182,7 @@ def test_a_method_that_does_not_know_them_says_so_and_shapes_are_checked():
     net, x, target, proto = make_case()
     assert not ABELE.keeps_constraints
     with pytest.raises(ValueError, match="limits on 5 features for x of shape"):
-        GradualConstruction.tables(proto, constraints=make_constraints())(net, x[:, :4], target)
+        FREE.build(proto, constraints=make_constraints())(net, x[:, :4], target)
 
 
 class Drifts(GradualConstruction):
@@ -195,16 +194,15 @@ class Drifts(GradualConstruction):
 
 def test_a_method_that_breaks_them_is_stopped():
     net, x, target, proto = make_case()
+    settings = PROBING.settings | {"constraints": make_constraints(), "steps": 3}
+    drifts = Drifts(proto, **settings)
     with pytest.raises(RuntimeError, match="broke a constraint"):
-        Drifts.recommended_tables(proto, make_constraints(), steps=3)(net, x, target)
+        drifts(net, x, target)
 
 
 def test_where_nothing_is_constrained_nothing_changes():
     net, x, target, proto = make_case()
     wide = replace(Constraints.none(F, -1e6, 1e6))
-    free, loose = (
-        GradualConstruction.tables(proto, steps=40, constraints=c)(net, x, target)
-        for c in (None, wide)
-    )
+    free, loose = (FREE.build(proto, steps=40, constraints=c)(net, x, target) for c in (None, wide))
     torch.testing.assert_close(free.counterfactual, loose.counterfactual, atol=1e-9, rtol=0)
     assert isinstance(net, nn.Module) and free.valid.sum() >= 10

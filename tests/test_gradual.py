@@ -20,8 +20,10 @@ from cf_utils.core import (
     item_noise,
     total_variation,
 )
-from cf_utils.explainers.gradual import GradualConstruction, mean_logits
+from cf_utils.explainers import mean_logits, presets
+from cf_utils.explainers.gradual import GradualConstruction
 from cf_utils.explainers.shared import objective
+from cf_utils.explainers.shared.ranking import rank_by_gradient
 from cf_utils.models.classifiers import OneOutput
 from tests.conftest import make_explainer, make_net, make_queries
 from tests.small import assert_rows_are_on_their_own
@@ -127,17 +129,17 @@ def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, be
     )
     weight = torch.tensor([1.0, -2.0, 0.5]).double()
     (slope,) = torch.autograd.grad((weight * plain).sum(), z)
-    ours, g = objective.pull(z.detach(), x, lam, eta, beta)
+    ours, g = objective.proximity_term(z.detach(), x, lam, eta, beta)
     torch.testing.assert_close(ours, plain.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(weight.view(-1, 1, 1, 1) * g, slope, rtol=1e-12, atol=1e-14)
     with torch.no_grad():
-        assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta)[1], g)
-    nothing, same = objective.pull(z.detach(), x, lam, eta, beta, value=False)
+        assert torch.equal(objective.proximity_term(z.detach(), x, lam, eta, beta)[1], g)
+    nothing, same = objective.proximity_term(z.detach(), x, lam, eta, beta, with_value=False)
     assert nothing is None and torch.equal(same, g)
     room = torch.full_like(x, torch.nan)
-    assert torch.equal(objective.pull(z.detach(), x, lam, eta, beta, out=room)[1], g)
+    assert torch.equal(objective.proximity_term(z.detach(), x, lam, eta, beta, out=room)[1], g)
     assert torch.equal(room, g)  # no new memory
-    value, none = objective.pull(x.clone(), x, lam)
+    value, none = objective.proximity_term(x.clone(), x, lam)
     assert (
         torch.equal(none, torch.zeros_like(x)) and not value.any()
     )  # where z = x, no pull and no NaN
@@ -185,9 +187,8 @@ def test_terms_add_up():
 def test_rank_gives_the_order_of_eq_5(net, queries):
     """Eq. 5 ranks by the gradient of the probability; ours by that of its logarithm: one positive factor an item."""
     x, target = queries
-    order = make_explainer(block=(2, 3), tau=0.999)
     index, n = block_index((1, 6, 6), (2, 3))
-    rank = order._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n)
+    rank = rank_by_gradient(PassCounter(net, len(x)), x, target, torch.arange(len(x)), (index, n))
     for i in range(len(x)):
         z = x[i : i + 1].clone().requires_grad_(True)
         (g,) = torch.autograd.grad(net(z).softmax(1)[0, target[i]], z)
@@ -433,9 +434,8 @@ def test_path_grows_by_one_block_a_step(net, queries):
     (x, target), e = queries, make_explainer(tau=0.999, max_blocks=6)
     cfs = e(net, x, target)
     index, n = block_index(x.shape[1:], e.block)
-    rank = e._rank(PassCounter(net, len(x)), x, target, torch.arange(len(x)), index, n).argsort(
-        dim=1, descending=True
-    )
+    f, rows = PassCounter(net, len(x)), torch.arange(len(x))
+    rank = rank_by_gradient(f, x, target, rows, (index, n)).argsort(dim=1, descending=True)
     assert cfs.path_len.max() > 2
     for i in range(len(x)):
         for k in range(1, int(cfs.path_len[i])):
@@ -717,8 +717,9 @@ def test_noise_is_common_or_by_item(net, queries):
 
 def test_presets(net):
     proto = torch.eye(10)
-    paper, rec = GradualConstruction(proto), GradualConstruction.recommended(proto)
-    off = GradualConstruction.official(proto, eta=0.0)
+    paper, rec, off = (
+        presets.get("gradual", "mnist", v).build(proto) for v in (None, "recommended", "official")
+    )
     assert (paper.steps, paper.lr, paper.lam, paper.eta, paper.beta) == (1000, 0.1, 0.3, 0.3, 2.0)
     assert (paper.block, paper.tau) == ((4, 4), 0.9)
     assert (paper.init, paper.clamp, paper.term, paper.ranking) == (
@@ -734,7 +735,7 @@ def test_presets(net):
         "mean_abs",
         4.0,
         True,
-        0.0,
+        4 / 784,
     )
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cf_utils.datasets import glove, imdb
-from cf_utils.explainers.gradual_words import predict_texts
 from cf_utils.models import checkpoints, classifiers
+from cf_utils.models.texts import predict_texts
 from cf_utils.viz.markup import mark_edits
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"

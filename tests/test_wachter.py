@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
+from cf_utils.explainers import presets
 from cf_utils.explainers.wachter import Wachter
 from tests.small import (
     TAU,
@@ -20,6 +21,7 @@ from tests.small import (
     tables,
 )
 
+TABLES = presets.get("wachter", "table", mad=None)
 WIDE = {"bounds": (-5.0, 5.0), "tau": TAU}
 FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="log_odds")
 
@@ -199,7 +201,7 @@ def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_fou
     net, x, target, limits = table(
         rows=24, step=[0.25] * 6, immutable=[], only_up=[], only_down=[], high=[1] * 6
     )
-    explain, asked = Wachter.tables(None, tau=0.7, constraints=limits), []
+    explain, asked = TABLES.build(tau=0.7, constraints=limits), []
     net.register_forward_pre_hook(lambda m, i: asked.append(i[0].detach()))
     cfs = explain(net, x, target)
     assert all(torch.equal(a, (a * 4).round() / 4) for a in asked)
@@ -220,18 +222,18 @@ def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_fou
 def test_any_constraints_hold_exactly(case):
     net, x, target, limits = case
     assert_kept(
-        Wachter.tables(None, constraints=limits, steps=15, rounds=6)(net, x, target), limits
+        TABLES.build(constraints=limits, steps=15, rounds=6)(net, x, target), limits
     )
 
 
 def test_rows_that_can_flip_inside_their_constraints_do_and_others_say_why():
     net, x, target, limits = table(rows=24)
-    cfs = Wachter.tables(None, constraints=limits)(net, x, target)
+    cfs = TABLES.build(constraints=limits)(net, x, target)
     assert_kept(cfs, limits)
     assert cfs.reached.float().mean() > 0.8  # measured 0.958
     assert all("inside the constraints" in r for r in cfs.reason if r)
-    still = Wachter.tables(
-        None, steps=5, constraints=table(immutable=range(6), only_up=[], only_down=[])[3]
+    still = TABLES.build(
+        steps=5, constraints=table(immutable=range(6), only_up=[], only_down=[])[3]
     )(net, x, target)
     assert (
         torch.equal(still.counterfactual, x)

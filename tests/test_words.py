@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cf_utils.core import NAN
-from cf_utils.explainers.gradual import at_score
-from cf_utils.explainers.gradual_words import GradualWords, nearest, replacements
+from cf_utils.explainers import presets, truncate_at_tau
+from cf_utils.explainers.gradual_words import GradualWords, find_nearest, list_replacements
 from cf_utils.models import classifiers
 
 D, V = 4, 12
@@ -39,8 +39,8 @@ def make_case(n=6, **changes):
     net, (x, rows) = make_reader().eval(), reviews(n)
     with torch.no_grad():
         target = 1 - net(x).argmax(1)
-    explain = GradualWords.recommended(
-        4.0 * torch.eye(2).double() - 2, vocabulary(), tau=0.8, shortlist=5, **changes
+    explain = presets.get("gradual_words", "imdb", "recommended").build(
+        4.0 * torch.eye(2).double() - 2, vectors=vocabulary(), tau=0.8, shortlist=5, **changes
     )
     return net, x, rows, target, explain
 
@@ -111,7 +111,7 @@ def test_every_changed_word_is_a_word_and_padding_stays():
             and (cfs.counterfactual[:, 7:] == 0).all()
             and not cfs.mask[:, 7:].any()
         )
-        for i, changed in enumerate(replacements(cfs, vocabulary())):
+        for i, changed in enumerate(list_replacements(cfs, vocabulary())):
             for p, old, new in changed:
                 assert rows[i, p] == old != new
                 assert torch.equal(vocabulary()[new], cfs.counterfactual[i, p])
@@ -195,7 +195,7 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
         lam=0.0,
     )
     low = next(
-        s for s in range(50) if e.with_(seed=s)._composite(x, [0], (None, None))[0, 0, 0] < 0.5
+        s for s in range(50) if e.with_(seed=s)._draw_composite(x, [0], (None, None))[0, 0, 0] < 0.5
     )
     stuck = e.with_(seed=low)(net, x, torch.tensor([1]))
     assert (
@@ -221,8 +221,8 @@ def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
         ("cosine", lambda p, w: -torch.dot(p, w) / w.norm()),
     ):
         plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
-        assert nearest(points, table, metric).tolist() == plain
-    assert nearest(points[:0], table).shape == (0,)
+        assert find_nearest(points, table, metric).tolist() == plain
+    assert find_nearest(points[:0], table).shape == (0,)
 
 
 def test_gains_in_small_parts_are_the_same(monkeypatch):
@@ -254,9 +254,9 @@ def test_a_review_of_nothing_comes_back_with_its_reason(compose):
 
 def test_a_lower_score_is_not_read_off_vectors():
     net, x, _, target, e = make_case()
-    assert at_score(e(net, x, target), net, 0.5).valid.all()
+    assert truncate_at_tau(e(net, x, target), net, 0.5).valid.all()
     with pytest.raises(ValueError, match="holds vectors, not words"):
-        at_score(e.with_(compose="embedding", steps=5)(net, x, target), net, 0.5)
+        truncate_at_tau(e.with_(compose="embedding", steps=5)(net, x, target), net, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,25 @@
-"""Counterfactuals after Wachter et al.: the nearest input with the wanted score, the score's weight raised until it is met.
+"""Counterfactuals after Wachter et al.: the nearest input of the wanted score, by annealing.
 
-Source: Wachter, Mittelstadt & Russell, "Counterfactual Explanations Without Opening the Black Box", Harvard J. Law & Tech. 2017:
+Source: Wachter, Mittelstadt & Russell, "Counterfactual Explanations Without Opening the Black Box",
+Harvard J. Law & Tech. 2017:
 
     min_x' max_lam  lam (f_t(x') - y')^2 + d(x, x')        Eq. 2
-    d(x, x') = sum_k |x_k - x'_k| / MAD_k                   Eq. 4; unweighted L1 where no `mad` is given
+    d(x, x') = sum_k |x_k - x'_k| / MAD_k                  Eq. 4; plain L1 without `mad`
 
-Minimise by Adam for a fixed lam, raise lam, go on from there, until |f_t(x') - y'| <= tolerance. The paper gives no lam, no
-step size and no tolerance; the numbers here are ours. Decisions:
-* All methods here are compared at an equal final score, so the tolerance is laid on one side: y' = tau + tolerance (at most
-  halfway from tau to 1), and an item is done when a round ends with the target decided and its score at tau or above.
-* What comes back is the nearest state met on the way with that decision and score, not the last one.
-* f_t is the softmax probability, literally. On a saturated network its gradient carries p (1 - p), about 1e-8 for a clear
-  digit: nothing moves until lam is of the inverse order, then everything moves at once and too far, and raising lam can no
-  longer bring it back. `term="log_odds"` lays the squared error on log(p / (1 - p)) instead, with y' there too (the same
-  decision, f being any score in the paper). It is an option, not the default: on 30 embedded digits at 60 steps a round it
-  reached tau = 0.9 for all with a mean L1 of 23, the literal term for 28 with 87.
-* The step size falls linearly to zero within a round, for a round is to end in a minimum: under a constant one each of n
-  features goes on jumping by lr, which the L1 distance counts n times. `decay=False` leaves it constant.
-* Values are kept inside `bounds` (`clamp`); the paper discusses only fixed features. With `constraints` the classifier is
-  asked at the allowed point next to the free variable and its gradient there is applied to that variable (straight through),
-  so that a whole number can cross from one to the next. Distance pulls on the free variable; what is kept is the allowed point.
+Minimise with Adam for a fixed lam, raise lam, continue from there, until f_t(x') is close to y'.
+The paper gives no lam, no step size and no tolerance; these numbers are ours. Decisions:
+* The tolerance lies on one side, because methods are compared at an equal final score:
+  y' = tau + tolerance, at most halfway from tau to 1. An item is done when a round ends with the
+  target decided at a score of tau or more.
+* The result is the nearest state on the way with that decision and score, not the last state.
+* f_t is the softmax probability. Its gradient vanishes on a saturated network, where lam must
+  become very large before anything moves. `term="log_odds"` puts the squared error on
+  log(p / (1 - p)) instead, with y' on that scale.
+* The step size falls linearly to 0 within a round, so that a round ends in a minimum;
+  `decay=False` keeps it constant.
+* Values stay within `bounds` (`clamp`). With `constraints`, the classifier sees the allowed point
+  nearest to x', and its gradient there is applied to x' (straight-through), so that a whole number
+  can cross to the next one. The distance of the loss is that of x'; the result is allowed.
 """
 
 from __future__ import annotations
@@ -30,215 +30,184 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cf_utils.core import NAN, Explainer, PassCounter, SearchResult
+from cf_utils.core import NAN, Explainer, Ids, PassCounter, SearchResult, target_score
+from cf_utils.explainers.shared.search import Adam, SearchState, log_odds, per_item
 
 TERMS, DISTANCES = ("probability", "log_odds"), ("l1", "l2")
 
 
+@dataclass(eq=False)
+class _State(SearchState):
+    """The items still being searched."""
+
+    query: Tensor  # x (B, ...)
+    target: Tensor  # t (B,)
+    z: Tensor  # x' (B, ...)
+    nearest: Tensor  # (B, ...), the nearest state so far that reached tau
+    distance: Tensor  # (B,), how far that is; inf if there is none
+
+    def update_nearest(self, point: Tensor, logits: Tensor, distance: Tensor, tau: float) -> Tensor:
+        """Keep the points that reach tau nearer than before; return which reach it, (B,) bool."""
+        reached = logits.argmax(1) == self.target
+        reached &= target_score(logits, self.target) >= tau
+        nearer = reached & (distance < self.distance)
+        torch.where(per_item(nearer, point), point, self.nearest, out=self.nearest)
+        torch.where(nearer, distance, self.distance, out=self.distance)
+        return reached
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Wachter(Explainer):
-    """The nearest input found whose target probability is at least tau, by annealed lam. x (B, ...) of any shape.
+    """Find the nearest input whose target probability is at least tau. x (B, ...) has any shape.
 
-    At most rounds * steps gradient passes an item; an item that is done leaves at the end of its round. `path` holds the
-    state at the end of each round, so its length says how often lam was raised; its last entry is the result. An item that
-    fails comes back in its last state. Raises ValueError on settings out of range or a `mad` that does not fit x.
+    At most rounds * steps gradient passes per item; an item leaves at the end of the round in which
+    it is done. `path` holds the state at the end of each round; its last entry is the result. A
+    failed item keeps its last state.
     """
 
-    steps: int = 200  # Adam steps for each lam
-    rounds: int = 16  # values of lam at most
-    lam: float = 1.0  # the first one
-    factor: float = 10.0  # lam is multiplied by it while the score is not met
+    steps: int = 200  # Adam steps per round
+    rounds: int = 16  # the most values of lam
+    lam: float = 1.0  # weight of the squared error in the first round
+    factor: float = 10.0  # lam is multiplied by it after each round
     tolerance: float = 0.02  # y' = tau + tolerance, in units of probability
-    lr: float = 0.02  # Adam step, in units of x, at the start of a round
+    lr: float = 0.02  # Adam step at the start of a round, in units of x
     decay: bool = True  # lr falls linearly to 0 within a round
-    term: str = "probability"  # squared error of what: probability, or log_odds
+    term: str = "probability"  # what the squared error is of: probability or log_odds
     distance: str = "l1"  # l1: sum |x' - x|; l2: sum (x' - x)^2
-    mad: Tensor | None = field(
-        default=None, repr=False
-    )  # (...) > 0: differences are divided by it, feature by feature
-    clamp: bool = True  # keep x' inside bounds
+    mad: Tensor | None = field(default=None, repr=False)  # (...) > 0, divides differences
+    clamp: bool = True  # keep x' within bounds
 
     keeps_constraints: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = True
 
-    @classmethod
-    def recommended(cls, **changes) -> Wachter:
-        """For digits: log-odds and 60 steps a round, about 260 passes an item (487 at most)."""
-        return cls(
-            **(
-                {
-                    "term": "log_odds",
-                    "steps": 60,
-                    "rounds": 8,
-                    "lam": 0.1,
-                    "factor": 4.0,
-                    "lr": 0.05,
-                }
-                | changes
-            )
-        )
-
-    @classmethod
-    def tables(cls, mad: Tensor | None, **changes) -> Wachter:
-        """For tables (B, F): L1 in units of `mad` (core.median_absolute_deviation of the scaled training rows).
-
-        480 passes a row on a credit MLP of 23 features (UCI, 300 test rows: all valid, 1.5 features changed by 0.001 or more;
-        with 60 steps of 0.05, as for digits, Adam's last jumps leave 9.5).
-        Without `bounds` values are free: the range comes by `constraints`, or there is none, as in the paper.
-        """
-        own = {
-            "mad": mad,
-            "bounds": None,
-            "clamp": changes.get("bounds") is not None,
-            "term": "log_odds",
-            "steps": 100,
-            "rounds": 12,
-            "lam": 0.3,
-            "factor": 3.0,
-            "lr": 0.02,
-        }
-        return cls(**(own | changes))
-
-    def check(self, x, logits):
+    def check(self, x: Tensor, logits: Tensor) -> None:
+        """Raise ValueError if the settings are out of range or do not fit x."""
         for name, known in (("term", TERMS), ("distance", DISTANCES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {known}")
-        if self.steps < 1 or self.rounds < 1:
-            raise ValueError(f"steps, rounds: got {self.steps}, {self.rounds}, expected at least 1")
-        if self.lam <= 0 or self.lr <= 0 or self.factor <= 1 or self.tolerance <= 0:
-            raise ValueError(
-                f"lam, lr, tolerance, factor: got {self.lam}, {self.lr}, {self.tolerance}, {self.factor}, "
-                "expected positive ones and a factor over 1"
-            )
+        for name, least in (("steps", 1), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+        for name, least in (("lam", 0), ("lr", 0), ("tolerance", 0), ("factor", 1)):
+            if getattr(self, name) <= least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected more than {least}")
         if self.clamp and self.bounds is None and self.constraints is None:
             raise ValueError(
-                "bounds: None, but clamp needs a range (or clamp=False, or constraints)"
+                "bounds: got None, expected a range for clamp=True; pass bounds, constraints or "
+                "clamp=False"
             )
         if self.mad is not None:
-            try:
-                fits = torch.broadcast_shapes(self.mad.shape, x.shape[1:]) == x.shape[1:]
-            except RuntimeError:
-                fits = False
-            if not fits or not (self.mad.isfinite() & (self.mad > 0)).all():
-                raise ValueError(
-                    f"mad: got shape {tuple(self.mad.shape)}, smallest {self.mad.min():.3g}, expected finite, > 0 "
-                    f"and for items of shape {tuple(x.shape[1:])}"
-                )
+            self._check_mad(self.mad, x)
 
-    def search(self, f: PassCounter, x: Tensor, target: Tensor, ids, tau: float) -> SearchResult:
-        aim = min(tau + self.tolerance, (1 + tau) / 2)
-        goal = (
-            torch.logit(torch.tensor(aim, dtype=torch.float64)).item()
-            if self.term == "log_odds"
-            else aim
-        )
-        scale = None if self.mad is None else self.mad.to(x)
-        low, high = self._walls(x)
-        wide = (-1, *[1] * (x.ndim - 1))
+    @staticmethod
+    def _check_mad(mad: Tensor, x: Tensor) -> None:
+        try:
+            fits = torch.broadcast_shapes(mad.shape, x.shape[1:]) == x.shape[1:]
+        except RuntimeError:
+            fits = False
+        if not fits or not (mad.isfinite() & (mad > 0)).all():
+            raise ValueError(
+                f"mad: got shape {tuple(mad.shape)}, smallest {mad.min():.3g}, expected finite "
+                f"values above 0 for items of shape {tuple(x.shape[1:])}; compute them with "
+                "core.median_absolute_deviation"
+            )
 
-        result, n_rounds, reason = x.clone(), torch.ones(len(x), dtype=torch.int64), [""] * len(x)
-        path, within = [], "" if self.constraints is None else ", inside the constraints"
-        rows = torch.arange(len(x))  # still searched; all below is theirs
-        q, t, z = x, target[:, None], x.clone()
-        best, nearest = x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+    def search(
+        self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
+    ) -> SearchResult:
+        """Minimise Eq. 2 over x' for one lam after another."""
+        rows, none = torch.arange(len(x)), torch.full_like(x.flatten(1).sum(1), torch.inf)
+        state = _State(rows, x, target, x.clone(), x.clone(), none)
+        result, n_rounds, reason = x.clone(), torch.ones_like(rows), [""] * len(x)
+        path: list[Tensor] = []
         lam = self.lam
         for r in range(self.rounds):
-            m, v = torch.zeros_like(z), torch.zeros_like(z)
-            for k in range(1, self.steps + 1):
-                z.requires_grad_(True)
-                y = self._asked(z, q)
-                logits = f(y, rows)
-                dist = self._distance(z, q, scale)
-                g = f.grad((lam * (self._score(logits, t) - goal).square() + dist).sum(), z)
-                z, y = z.detach(), y.detach()
-                away = dist.detach() if self.constraints is None else self._distance(y, q, scale)
-                _keep(y, logits.detach(), away, t, tau, best, nearest, wide)
-                m.lerp_(g, 0.1)
-                v.mul_(0.999).addcmul_(g, g, value=0.001)
-                size = self.lr * (1 - (k - 1) / self.steps if self.decay else 1) / (1 - 0.9**k)
-                z = z.addcdiv(m, (v / (1 - 0.999**k)).sqrt_().add_(1e-8), value=-size)
-                if low is not None:
-                    z = torch.maximum(torch.minimum(z, high), low)
-            with torch.no_grad():  # the state that this lam's minimisation ended in
-                y = self._asked(z, q)
-                logits = f(y, rows)
-                done = _keep(y, logits, self._distance(y, q, scale), t, tau, best, nearest, wide)
-            broken = ~(logits.isfinite().all(1) & z.flatten(1).isfinite().all(1))
+            self._minimise(f, state, lam, tau)
+            point, done, broken = self._end_round(f, state, tau)
             path.append((path[-1] if path else x).clone())
-            path[-1][rows.to(x.device)] = y
-            n_rounds[rows] = r + 1
+            state.write(path[-1], point)
+            state.write(n_rounds, torch.full_like(state.rows, r + 1))
             leave = done | broken if r + 1 < self.rounds else torch.ones_like(done)
             if leave.any():
-                found = nearest.isfinite()
-                back = torch.where(found.view(wide), best, torch.where(broken.view(wide), q, y))
-                out = rows[leave.cpu()]
-                result[out.to(x.device)] = path[-1][out.to(x.device)] = back[leave]
-                for i, ok, bad in zip(
-                    out.tolist(), found[leave].tolist(), broken[leave].tolist(), strict=True
-                ):
-                    reason[i] = (
-                        ""
-                        if ok
-                        else NAN
-                        if bad
-                        else (
-                            f"score below tau after {r + 1} values of lam, the last {lam:.3g}{within}"
-                        )
-                    )
-                stay = ~leave
-                rows, (q, t, z, best, nearest) = (
-                    rows[stay.cpu()],
-                    (s[stay] for s in (q, t, z, best, nearest)),
-                )
-                if self.constraints is not None:
-                    low, high = low[stay], high[stay]
-                if not len(rows):
-                    break
+                found = state.distance.isfinite()
+                last = torch.where(per_item(broken, x), state.query, point)
+                back = torch.where(per_item(found, x), state.nearest, last)
+                for out in (result, path[-1]):
+                    state.write(out, back[leave], leave)
+                why = f"score below tau after {r + 1} values of lam, the last {lam:.3g}"
+                why += "" if self.constraints is None else ", inside the constraints"
+                for j in leave.nonzero().flatten().tolist():
+                    reason[int(state.rows[j])] = "" if found[j] else NAN if broken[j] else why
+                state.keep(~leave)
+            if not len(state):
+                break
             lam *= self.factor
         return SearchResult(result, path=torch.stack(path, 1), path_len=n_rounds, reason=reason)
 
-    def _walls(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Lowest and highest value: (), (F,) or like one row where only bounds hold, (B, F) under constraints; None: no walls."""
+    def _minimise(self, f: PassCounter, state: _State, lam: float, tau: float) -> None:
+        """Run one round of Adam on lam (f_t(x') - y')^2 + d(x, x')."""
+        y = self._aim(tau)
+        low, high = self._find_limits(state.query)
+        decay = self.decay
+        lr = [self.lr * (1 - k / self.steps if decay else 1) for k in range(self.steps)]
+        adam = Adam(state.z, lr, self.steps)
+        for _ in range(self.steps):
+            z = state.z.requires_grad_(True)
+            point = self._allow(z, state.query)
+            logits = f(point, state.rows)
+            distance = self._distance(z, state.query)
+            error = (self._score(logits, state.target) - y).square()
+            gradient = f.grad((lam * error + distance).sum(), z)
+            state.z, point, distance = z.detach(), point.detach(), distance.detach()
+            if self.constraints is not None:
+                distance = self._distance(point, state.query)
+            state.update_nearest(point, logits.detach(), distance, tau)
+            adam.step_(state.z, gradient)
+            if low is not None:
+                state.z = torch.maximum(torch.minimum(state.z, high), low)
+
+    def _end_round(
+        self, f: PassCounter, state: _State, tau: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where the round ended (B, ...), whether it reaches tau, and whether it is NaN."""
+        with torch.no_grad():
+            point = self._allow(state.z, state.query)
+            logits = f(point, state.rows)
+            distance = self._distance(point, state.query)
+            done = state.update_nearest(point, logits, distance, tau)
+        finite = logits.isfinite().all(1) & state.z.flatten(1).isfinite().all(1)
+        return point, done, ~finite
+
+    def _aim(self, tau: float) -> float:
+        """Return y' on the scale of the term."""
+        y = min(tau + self.tolerance, (1 + tau) / 2)
+        if self.term == "probability":
+            return y
+        return torch.logit(torch.tensor(y, dtype=torch.float64)).item()
+
+    def _find_limits(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the lowest and highest values, which broadcast against x; None without limits."""
         low = high = None
         if self.clamp and self.bounds is not None:
             low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
         if self.constraints is None:
             return low, high
         least, most = self.constraints.box(x)
-        return (
-            (least, most) if low is None else (torch.maximum(least, low), torch.minimum(most, high))
-        )
+        if low is None:
+            return least, most
+        return torch.maximum(least, low), torch.minimum(most, high)
 
-    def _asked(self, z: Tensor, x: Tensor) -> Tensor:
-        """Where the classifier is asked: at z, or at the allowed point next to it, with the gradient passed straight through."""
-        return (
-            z if self.constraints is None else self.snap(z.detach(), x) + (z - z.detach())
-        )  # the bracket is exactly 0
+    def _allow(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the allowed point nearest to z, with the gradient passed straight through."""
+        if self.constraints is None:
+            return z
+        return self.snap(z.detach(), x) + (z - z.detach())  # the bracket is exactly 0
 
-    def _score(self, logits: Tensor, t: Tensor) -> Tensor:
-        """f_t (B,): the target's probability, or its log-odds z_t - log sum_{i != t} exp z_i, which do not saturate."""
-        if self.term == "probability":
-            return logits.softmax(1).gather(1, t)[:, 0]
-        return logits.gather(1, t)[:, 0] - logits.scatter(1, t, -torch.inf).logsumexp(1)
+    def _score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return f_t (B,) on the scale of the term."""
+        return (target_score if self.term == "probability" else log_odds)(logits, target)
 
-    def _distance(self, z: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
-        """d(x, x') of each item (B,)."""
-        away = z - x if scale is None else (z - x) / scale
+    def _distance(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return d(x, x') per item, (B,)."""
+        away = z - x if self.mad is None else (z - x) / self.mad.to(x)
         return (away.abs() if self.distance == "l1" else away.square()).flatten(1).sum(1)
-
-
-def _keep(
-    z: Tensor,
-    logits: Tensor,
-    dist: Tensor,
-    t: Tensor,
-    tau: float,
-    best: Tensor,
-    nearest: Tensor,
-    wide,
-) -> Tensor:
-    """Which rows decide the target at tau or above (B,); those nearer than ever are written into `best` and `nearest`."""
-    hit = (logits.argmax(1) == t[:, 0]) & (logits.softmax(1).gather(1, t)[:, 0] >= tau)
-    nearer = hit & (dist < nearest)
-    torch.where(nearer.view(wide), z, best, out=best)
-    torch.where(nearer, dist, nearest, out=nearest)
-    return hit

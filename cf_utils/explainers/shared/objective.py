@@ -1,6 +1,6 @@
-"""What gradual construction minimises: Eqs. 7, 8 and 12 of Jung et al. (2022), each value with its gradient in closed form.
+"""The loss of gradual construction: Eqs. 7, 8 and 12 of Jung et al. (2022), with closed gradients.
 
-A search asks for both in every step, and autograd runs thrice the kernels for them; only the classifier's own part is left to it.
+A search needs value and gradient in each step. Only the classifier's gradient is left to autograd.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cf_utils.core import total_variation
+from cf_utils.explainers.shared.search import per_item
 
 TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 
@@ -16,49 +17,72 @@ TERMS = ("logits", "literal", "mean_abs", "log_probability", "probability")
 def distance(
     z: Tensor, x: Tensor, weight: float = 1.0, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """weight ||z - x||_2 of each item (B,), and its gradient in z (B, ...), 0 where z = x. `out`: memory for the gradient."""
-    g = torch.sub(z, x, out=out)
-    far = torch.linalg.vector_norm(g.flatten(1), dim=1)
-    scale = far.clamp(min=torch.finfo(far.dtype).tiny).reciprocal_().mul_(weight)
-    return weight * far, g.mul_(scale.view(-1, *[1] * (z.ndim - 1)))
+    """Return weight ||z - x||_2 per item, (B,), and its gradient in z (B, ...), 0 where z = x.
+
+    `out`: memory for the gradient.
+    """
+    gradient = torch.sub(z, x, out=out)
+    length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    scale = length.clamp(min=torch.finfo(length.dtype).tiny).reciprocal_().mul_(weight)
+    return weight * length, gradient.mul_(per_item(scale, z))
 
 
-def pull(
+def proximity_term(
     z: Tensor,
     x: Tensor,
     lam: float,
     eta: float = 0.0,
     beta: float = 2.0,
     out: Tensor | None = None,
-    value: bool = True,
+    with_value: bool = True,
 ) -> tuple[Tensor | None, Tensor]:
-    """lam ||z - x||_2 + eta total_variation(z) of each item (B,), or None where no `value` is asked for; and its gradient in
-    z (B, ...): what holds a search near x. eta is for images (B, C, H, W)."""
-    far, g = distance(z, x, lam, out)
+    """Return lam ||z - x||_2 + eta total_variation(z, beta) per item, and its gradient in z.
+
+    Args:
+        z, x: inputs (B, ...); images (B, C, H, W) if eta > 0.
+        out: memory for the gradient.
+        with_value: False saves the value's time; None is returned in its place.
+
+    Returns: value (B,) or None; gradient (B, ...).
+    """
+    value, gradient = distance(z, x, lam, out)
     if eta and beta == 2:
-        ends, starts = (slice(1, None), slice(None)), (slice(None, -1), slice(None))
-        for last, first in (
-            ((..., *ends[::-1]), (..., *starts[::-1])),
-            ((..., *ends), (..., *starts)),
-        ):
-            d = z[last] - z[first]
-            if value:
-                far.add_(torch.linalg.vector_norm(d.flatten(1), dim=1).square_(), alpha=eta)
-            g[last].add_(d, alpha=2 * eta)
-            g[first].sub_(d, alpha=2 * eta)
+        _add_squared_differences(z, eta, gradient, value if with_value else None)
     elif eta:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)
-            rough = eta * total_variation(leaf, beta)
-        far += rough.detach()
-        g += torch.autograd.grad(rough, leaf, torch.ones_like(rough))[0]
-    return far if value else None, g
+            roughness = eta * total_variation(leaf, beta)
+        value += roughness.detach()
+        gradient += torch.autograd.grad(roughness, leaf, torch.ones_like(roughness))[0]
+    return value if with_value else None, gradient
+
+
+def _add_squared_differences(z: Tensor, eta: float, gradient: Tensor, value: Tensor | None) -> None:
+    """Add eta times the total variation for beta = 2 to `value`, and its gradient to `gradient`."""
+    after, before, every = slice(1, None), slice(None, -1), slice(None)
+    for last, first in (
+        ((..., every, after), (..., every, before)),  # along rows
+        ((..., after, every), (..., before, every)),  # along columns
+    ):
+        difference = z[last] - z[first]
+        if value is not None:
+            norm = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+            value.add_(norm.square_(), alpha=eta)
+        gradient[last].add_(difference, alpha=2 * eta)
+        gradient[first].sub_(difference, alpha=2 * eta)
 
 
 def class_term(term: str, logits: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """How far logits (B, K) are from the target's: an entry an item (B,), and its gradient (B, K). `mean` (B, K): the target's
-    mean logits. One of `TERMS`: Eq. 7's norm over the class vector, the same as printed, the mean absolute difference of the
-    official code, Eq. 12's probability as its log or literally."""
+    """Return how far logits (B, K) are from the target's, (B,), and the gradient (B, K).
+
+    Args:
+        term: `logits`, Eq. 7 with the norm over the class vector; `literal`, Eq. 7 as printed;
+            `mean_abs`, the mean absolute difference of the official code; `log_probability`,
+            minus the log of Eq. 12's probability; `probability`, minus that probability.
+        logits: of the current inputs, (B, K).
+        mean: the target's mean logits, (B, K).
+        target: wanted class per item, (B,).
+    """
     if term == "logits":
         return distance(logits, mean)
     with torch.enable_grad():

@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 from cf_utils.core import files
 from cf_utils.datasets import glove, imdb
-from cf_utils.explainers.gradual import mean_of_logits
-from cf_utils.explainers.gradual_words import predict_texts
+from cf_utils.explainers.shared.prototypes import average_by_class
 from cf_utils.models import classifiers
+from cf_utils.models.texts import predict_texts
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import recipe
 
@@ -82,7 +82,7 @@ def _review_quality(model: nn.Module, vectors: glove.Glove, splits: dict, seed: 
         return predict_texts(model, vectors, reviews.texts)
 
     test, embedded = splits["test"], imdb.load("", "test")
-    mean = mean_of_logits(logits(splits["train"]), seed=seed)
+    mean = average_by_class(logits(splits["train"]), seed=seed)
     return {
         "test_accuracy": (logits(test).argmax(1) == test.y).double().mean().item(),
         "test_n": len(test),
