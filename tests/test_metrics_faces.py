@@ -314,7 +314,7 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
         PublishedOracle(kind)(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
     )
     if kind == "celebahq":
-        other = PublishedOracle(kind, twice=True)(x)
+        other = PublishedOracle(kind, normalise_twice=True)(x)
         assert (
             (other - expected).norm() / expected.norm()
         ) > 0.1  # measured 1.1: the mistake gives another scale
@@ -323,7 +323,7 @@ def test_the_published_oracles_layer_by_layer(kind, tmp_path, monkeypatch):
         )
         with pytest.raises(ValueError, match=r"0\.layer4\.2\.bn1\.bias: file absent"):
             PublishedOracle(kind)
-    with pytest.raises(ValueError, match="kind, twice"):
+    with pytest.raises(ValueError, match="kind, normalise_twice"):
         PublishedOracle("bdd")
 
 

@@ -301,7 +301,7 @@ def test_lpips_against_a_second_implementation(net, monkeypatch):
                 torch.randn(b, a, 3, 3, generator=gen) * (2 / (9 * a)) ** 0.5
             )
             state[f"features.{i}.bias"] = torch.randn(b, generator=gen) * 0.1
-        monkeypatch.setattr(pretrained, "trunk", lambda name: state)
+        monkeypatch.setattr(pretrained, "load_trunk", lambda name: state)
     x, y = torch.rand(2, 3, 3, 40, 40, generator=gen)
     model = perceptual.lpips_network(net)
     assert (

@@ -1,7 +1,8 @@
-"""The black boxes of the papers, and the judges that are not explained.
+"""Classifiers of digits, reviews and tables, wrappers, and functions that apply any classifier.
 
-Every classifier maps x to logits (B, K >= 2) and holds its own normalisation. What captum's LRP must run on uses Conv2d,
-ReLU, MaxPool2d and Linear modules, none twice, and `flatten(1)` in forward.
+Every classifier maps x to logits (B, K), K >= 2, and holds its own normalisation. A classifier that
+captum's LRP explains uses Conv2d, ReLU, MaxPool2d and Linear modules, none of them twice, and
+`flatten(1)` in `forward`. Paper: Gradual Construction (Jung et al., Pattern Recognition 2022).
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from torch import Tensor, nn
 from cf_utils import core
 
 
-def digits(x: Tensor) -> Tensor:
-    """x itself; ValueError where it is not (B, 1, 28, 28): other sizes near 28 would pass through a network unnoticed."""
+def check_digits(x: Tensor) -> None:
+    """Raise ValueError unless x is (B, 1, 28, 28).
+
+    A network would accept other sizes near 28 without an error.
+    """
     if x.shape[1:] != (1, 28, 28):
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected digits (B, 1, 28, 28)")
-    return x
 
 
 class MnistCNN(nn.Module):
-    """Gradual Construction, section 4.3.1: two conv-conv-pool sets, then three fully connected layers. The paper gives no
-    widths; these were chosen for a short pass (0.12 ms a digit in a batch of 64 on two cores)."""
+    """Digit classifier of the paper, section 4.3.1: two convolution sets, three linear layers.
+
+    A set is conv-conv-pool. The paper gives no widths; `a` and `b` are the channels of the sets.
+    """
 
     def __init__(self, a: int = 8, b: int = 16, hidden: int = 128):
         super().__init__()
@@ -51,60 +56,69 @@ class MnistCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(digits(x)).flatten(1))
+        """Return the logits (B, 10) of digits x (B, 1, 28, 28) in [0, 1]."""
+        check_digits(x)
+        return self.head(self.features(x).flatten(1))
 
 
 class JudgeCNN(nn.Module):
-    """A judge's network: unlike MnistCNN in kernel size, strided convolutions, batch norm, SiLU and average pooling."""
+    """Digit classifier that judges counterfactuals and is never explained.
+
+    It shares no design with MnistCNN: strided convolutions, batch norm, SiLU, average pooling.
+    """
 
     def __init__(self, width: int = 24):
         super().__init__()
-        sizes = [
-            (1, width, 5, 2),
-            (width, 2 * width, 3, 1),
-            (2 * width, 2 * width, 3, 2),
-            (2 * width, 4 * width, 3, 1),
-        ]
         self.layers = nn.Sequential(
-            *(
-                m
-                for i, o, k, s in sizes
-                for m in (nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.SiLU())
-            )
+            *_convolution(1, width, 5, 2),
+            *_convolution(width, 2 * width, 3, 1),
+            *_convolution(2 * width, 2 * width, 3, 2),
+            *_convolution(2 * width, 4 * width, 3, 1),
         )
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(digits(x)).mean((2, 3)))
+        """Return the logits (B, 10) of digits x (B, 1, 28, 28) in [0, 1]."""
+        check_digits(x)
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.SiLU()]
 
 
 class HogSVM(nn.Module):
-    """A judge without gradients: one-against-rest linear SVM on HOG features (skimage), so nothing in it was ever tuned by
-    back-propagation to pixels."""
+    """Judge without gradients to pixels: one-against-rest linear SVM on HOG features (skimage)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.svm = nn.Linear(self.features(torch.zeros(1, 1, 28, 28)).shape[1], 10)
 
     @staticmethod
     def features(x: Tensor) -> Tensor:
-        """(B, 1, 28, 28) -> (B, 441): 9 orientations, 4 x 4 cells, normalised over the whole image (normalised block by block,
-        faint noise on black weighs as much as a stroke, which no reader would say)."""
+        """Return HOG features (B, 441) of digits (B, 1, 28, 28): 9 orientations, 4 x 4 cells.
+
+        They are normalised over the whole image, so that faint noise weighs less than a stroke.
+        """
         images = x.detach().clamp(0, 1).cpu().numpy().astype(np.float64)[:, 0]
-        rows = [
-            hog(i, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(7, 7)) for i in images
-        ]
-        return torch.from_numpy(np.stack(rows)).float()
+        settings = {"orientations": 9, "pixels_per_cell": (4, 4), "cells_per_block": (7, 7)}
+        return torch.from_numpy(np.stack([hog(image, **settings) for image in images])).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.svm.weight
-        return self.svm(self.features(digits(x)).to(w.device, w.dtype))
+        """Return the decision values (B, 10) of digits x (B, 1, 28, 28) in [0, 1]."""
+        check_digits(x)
+        weight = self.svm.weight
+        return self.svm(self.features(x).to(weight.device, weight.dtype))
 
 
 class TextCNN(nn.Module):
-    """Gradual Construction, section 4.2.1: three convolution widths over word vectors, each max-pooled over the review, dropout,
-    one fully connected layer. x (B, L, d) word vectors, zero after the last word; every review ends in at least five zero rows
-    (`glove.embed`), so that how far it is padded changes nothing. 100 filters a width as in the authors' code."""
+    """Review classifier of the paper, section 4.2.1: max-pooled convolutions over word vectors.
+
+    Each of the `widths` has `filters` filters, as in the authors' code. Dropout and one linear
+    layer follow. Input x (B, L, d) holds word vectors, zero after the last word. Every review must
+    end in at least five zero rows (`glove.embed`); the logits then do not depend on the padding.
+    """
 
     def __init__(
         self,
@@ -114,56 +128,61 @@ class TextCNN(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(d, filters, (1, w)) for w in widths
-        )  # d channels: faster than one
+        # d channels and height 1: faster than one channel of height d
+        self.convolutions = nn.ModuleList(nn.Conv2d(d, filters, (1, w)) for w in widths)
         self.rectifiers = nn.ModuleList(nn.ReLU() for _ in widths)
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(filters * len(widths), 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, 2) of word vectors x (B, L, d)."""
         x = x.transpose(1, 2).unsqueeze(2)  # (B, d, 1, L)
-        pooled = [
-            relu(conv(x)).amax((2, 3))
-            for conv, relu in zip(self.convolutions, self.rectifiers, strict=True)
-        ]
+        layers = zip(self.convolutions, self.rectifiers, strict=True)
+        pooled = [relu(convolution(x)).amax((2, 3)) for convolution, relu in layers]
         return self.head(self.dropout(torch.cat(pooled, 1)))
 
 
 class TabularMLP(nn.Module):
-    """Gradual Construction, section 4.4.1: five fully connected layers on a table's scaled features. The paper gives no widths
-    (its code ties one layer of 10 x 10 three times); here each layer has its own weights."""
+    """Table classifier of the paper, section 4.4.1: five linear layers on scaled features.
+
+    The paper gives no widths. Its code shares one layer three times; here each layer has its own.
+    """
 
     def __init__(self, n_features: int, hidden: Sequence[int] = (64, 64, 64, 64)):
         super().__init__()
         if len(hidden) != 4:
             raise ValueError(
-                f"hidden: got {list(hidden)}, expected the widths of 4 layers; the fifth gives the logits"
+                f"hidden: got {list(hidden)}, expected the widths of 4 layers; the fifth gives the "
+                "logits"
             )
-        sizes = [n_features, *hidden]
-        self.layers = nn.Sequential(
-            *(m for i, o in zip(sizes, hidden, strict=False) for m in (nn.Linear(i, o), nn.ReLU())),
-            nn.Linear(hidden[-1], 2),
-        )
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip([n_features, *hidden], hidden, strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, 2) of rows x (B, n_features)."""
         return self.layers(x)
 
     @torch.no_grad()
     def fold(self, mean: Tensor, std: Tensor) -> None:
-        """Make the network of z = (x - mean) / std one of x, in place: normalisation ends up inside the first layer."""
+        """Turn the network of z = (x - mean) / std into one of x, in place, by its first layer."""
         first = self.layers[0]
         first.weight.div_(std)
         first.bias.sub_(first.weight @ mean)
 
 
 class OneOutput(nn.Module):
-    """Turn output `i` of a sigmoid or multi-label model into logits (0, z): probability of class 1 is sigmoid(z)."""
+    """Binary classifier from output `i` of a sigmoid or multi-label model.
+
+    Its logits are (0, z), where z is the chosen output, so class 1 has probability sigmoid(z).
+    """
 
     def __init__(self, model: nn.Module, i: int = 0):
         super().__init__()
         self.model, self.i = model, i
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, 2); the model may give (B, outputs) or (B,)."""
         z = self.model(x)
         z = z[:, self.i] if z.ndim == 2 else z
         return torch.stack([torch.zeros_like(z), z], 1)
@@ -171,18 +190,25 @@ class OneOutput(nn.Module):
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
-    """Logits (N, K) in eval mode, batch by batch on the model's device; they come back on that of x."""
+    """Return the logits (N, K) in eval mode, batch by batch on the model's device.
+
+    They come back on the device of x. The mode of every submodule is restored.
+    """
     device = core.device_of(model, x.device)
     with core.eval_mode(model):
         return torch.cat([model(batch.to(device)).to(x.device) for batch in x.split(batch_size)])
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of x (N, ...) that the model assigns to its label y (N,)."""
     return (predict(model, x).argmax(1) == y).float().mean().item()
 
 
 def majority(votes: Tensor) -> Tensor:
-    """Majority of judges' decisions (J, N) -> (N,); -1 where no label has more than half of the votes."""
+    """Return the majority label (N,) of J judges' decisions (J, N); -1 without a majority.
+
+    A majority has more than half of the votes.
+    """
     counts = F.one_hot(votes, int(votes.max()) + 1).sum(0)  # (N, K)
-    top, label = counts.max(1)
-    return torch.where(2 * top > len(votes), label, -1)
+    most, label = counts.max(1)
+    return torch.where(2 * most > len(votes), label, -1)

@@ -1,13 +1,13 @@
-"""Frozen encoders of images, whose features metrics compare.
+"""Frozen image encoders, whose features metrics compare.
 
-A metric has its official name (FID, FVA, S3, ...) only through the network that defines it, with its published weights from
-data/weights (`models.pretrained` says how to get them): `official_for` lists those names. Encoders map images (B, 3, H, W) in
-[0, 1] to (B, D); each docstring says how the encoder prepares an image.
+An encoder maps images (B, 3, H, W) in [0, 1] to features (B, D). A metric has its official name
+(FID, FVA, S3, ...) only through the network that defines it, with its published weights in
+data/weights. `official_for` lists the metrics that an encoder defines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import torch
@@ -22,10 +22,21 @@ from cf_utils.models.image_classifiers import IMAGENET_NORM
 from cf_utils.models.weights import fill
 
 
-class Trunk(nn.Module):
-    """ImageNet's AlexNet (D = 256) or VGG16 (D = 512): the last rectified layer, averaged over the picture.
+class _Encoder(nn.Module):
+    """Base of encoders that normalise with constants `mean` and `std` (1, 3, 1, 1)."""
 
-    A picture whose shorter side has under 128 pixels is enlarged to that (bilinear, shape kept): at 64 AlexNet sees 3 x 3 places.
+    mean: Tensor
+    std: Tensor
+
+    def _register_norm(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+
+class Trunk(_Encoder):
+    """ImageNet's AlexNet (D = 256) or VGG16 (D = 512): the last ReLU layer, averaged over places.
+
+    An image whose shorter side is below 128 pixels is enlarged to 128 (bilinear, aspect kept).
     """
 
     official_for: tuple[str, ...] = ()
@@ -34,76 +45,75 @@ class Trunk(nn.Module):
         super().__init__()
         state = pretrained.load_trunk(name)
         with torch.device("meta"):
-            layers = getattr(models, name)(weights=None).features[
-                :-1
-            ]  # without the pooling at the end
-        layers.load_state_dict(
-            {k.removeprefix("features."): v for k, v in state.items()}, assign=True
-        )
-        self.layers = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers))
-        _constants(self, *IMAGENET_NORM)
+            layers = getattr(models, name)(weights=None).features[:-1]  # without the last pooling
+        state = {key.removeprefix("features."): value for key, value in state.items()}
+        layers.load_state_dict(state, assign=True)
+        out_of_place = (nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers)
+        self.layers = nn.Sequential(*out_of_place)
+        self._register_norm(*IMAGENET_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, D) of images x."""
         if (short := min(x.shape[2:])) < 128:
-            size = [round(s * 128 / short) for s in x.shape[2:]]
+            size = [round(side * 128 / short) for side in x.shape[2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return self.layers((x - self.mean) / self.std).mean((2, 3))
 
 
 class Inception(nn.Module):
-    """pytorch-fid's InceptionV3 (D = 2048), stretched to 299 x 299 and scaled by its own code. Only the published file fits."""
+    """pytorch-fid's InceptionV3 (D = 2048), which resizes to 299 x 299 and scales images itself."""
 
     official_for = ("fid", "kid", "sfid")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        from pytorch_fid import inception  # here: only those who have the file need it
+        from pytorch_fid import inception  # imported here: only this encoder needs it
 
         state = files.read_published(pretrained.find("inception"))
-        # its constructor loads the weights from the network, unchecked; it gets those of the checked file instead
+        # the constructor would download its weights; it gets those of the verified file
         with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
             self.net = inception.InceptionV3([3])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, 2048) of images x."""
         return self.net(x)[0].flatten(1)
 
 
-class FaceNet(nn.Module):
-    """VGGFace2's ResNet-50 in the layout of `resnet50_ft` (D = 2048, pool5): FVA and FS, verified above a cosine of 0.5.
+class FaceNet(_Encoder):
+    """VGGFace2's ResNet-50, `resnet50_ft` (D = 2048, pool5).
 
-    The shorter side is resized to 224; BGR in 0 to 255 less the means (91.4953, 103.8827, 131.0912). The network is Caffe's:
-    strides in the first convolution of a block, pooling that rounds up. ACE's code resizes in 8 bits, we in float.
+    The shorter side is resized to 224. The channels are BGR from 0 to 255 minus VGGFace2's means.
+    ACE's code resizes 8-bit images; here the images are floats. Two images count as one person
+    above a cosine of `threshold`.
     """
 
     official_for = ("fva", "fs")
     threshold = 0.5
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         path = pretrained.find("vggface2")
-        state = read_arrays(path.read_bytes())
-        self.net = caffe_resnet50()
-        fill(
-            self.net,
-            {k: torch.tensor(v) for k, v in state.items() if not k.startswith("fc.")},
-            path,
-        )
-        _constants(self, [m / 255 for m in (91.4953, 103.8827, 131.0912)], [1 / 255] * 3)
+        arrays = read_arrays(path.read_bytes())
+        self.net = build_caffe_resnet50()
+        state = {k: torch.tensor(v) for k, v in arrays.items() if not k.startswith("fc.")}
+        fill(self.net, state, f"{path} does not hold VGGFace2's ResNet-50")
+        means = (91.4953, 103.8827, 131.0912)
+        self._register_norm([m / 255 for m in means], [1 / 255] * 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, 2048) of images x."""
         short = min(x.shape[2:])
-        x = F.interpolate(
-            x,
-            [s * 224 // short for s in x.shape[2:]],
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
+        size = [side * 224 // short for side in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
         return self.net((x.flip(1) - self.mean) / self.std)
 
 
-def caffe_resnet50() -> nn.Module:
-    """VGGFace2's ResNet-50 up to pool5 (D = 2048), on meta: `fill` it. Torchvision's names, Caffe's strides and pooling."""
+def build_caffe_resnet50() -> nn.Module:
+    """Build VGGFace2's ResNet-50 up to pool5 (D = 2048) on the meta device, to be filled.
+
+    It has torchvision's names, and Caffe's strides (in the first convolution of a block) and
+    pooling (which rounds up).
+    """
     with torch.device("meta"):
         net = models.resnet50(weights=None)
     net.fc, net.maxpool = nn.Identity(), nn.MaxPool2d(3, 2, 0, ceil_mode=True)
@@ -112,42 +122,42 @@ def caffe_resnet50() -> nn.Module:
     return net
 
 
-class SimSiam(nn.Module):
-    """SimSiam's ResNet-50 with its projector's output z (D = 2048), at the image's own size: S3.
+class SimSiam(_Encoder):
+    """SimSiam's ResNet-50 with its projector (D = 2048), at the image's own size.
 
-    The published file of 100 epochs at batch size 256, whose predictor and optimiser are left out.
+    The published file of 100 epochs at batch size 256. Its predictor and optimiser are not used.
     """
 
     official_for = ("s3",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         path = pretrained.find("simsiam")
         content = files.read_published(path)
-        state = {
-            k.removeprefix("module.").removeprefix("encoder."): v
-            for k, v in content.get("state_dict", content).items()
-        }
         with torch.device("meta"):
             self.net = models.resnet50(weights=None)
-            self.net.fc = nn.Sequential(
-                nn.Linear(2048, 2048, bias=False),
-                nn.BatchNorm1d(2048),
-                nn.ReLU(),
-                nn.Linear(2048, 2048, bias=False),
-                nn.BatchNorm1d(2048),
-                nn.ReLU(),
-                nn.Linear(2048, 2048),
-                nn.BatchNorm1d(2048, affine=False),
-            )
-        fill(self.net, {k: v for k, v in state.items() if not k.startswith("predictor.")}, path)
-        _constants(self, *IMAGENET_NORM)
+            self.net.fc = _build_projector()
+        state = {}
+        for name, value in content.get("state_dict", content).items():
+            name = name.removeprefix("module.").removeprefix("encoder.")
+            if not name.startswith("predictor."):
+                state[name] = value
+        fill(self.net, state, f"{path} does not hold SimSiam's ResNet-50")
+        self._register_norm(*IMAGENET_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, 2048) of images x."""
         return self.net((x - self.mean) / self.std)
 
 
-ENCODERS = {
+def _build_projector() -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.Linear(2048, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(2048, 2048), nn.BatchNorm1d(2048, affine=False))
+
+
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "alexnet": Trunk,
     "vgg16": lambda: Trunk("vgg16"),
     "inception": Inception,
@@ -157,12 +167,11 @@ ENCODERS = {
 
 
 def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """A frozen encoder in eval mode. FileNotFoundError names the missing file, the metrics that it is for and how to get it."""
+    """Load a frozen encoder in eval mode, one of `ENCODERS`.
+
+    Raises FileNotFoundError that names the missing file, the metrics that need it, and how to get
+    it. Raises ValueError for an unknown name.
+    """
     if name not in ENCODERS:
         raise ValueError(f"name: got {name!r}, expected one of {tuple(ENCODERS)}")
     return ENCODERS[name]().eval().requires_grad_(False).to(device)
-
-
-def _constants(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-    for name, values in (("mean", mean), ("std", std)):
-        module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)

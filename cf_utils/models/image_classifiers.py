@@ -1,17 +1,15 @@
-"""Classifiers of images: DenseNet-121 as the papers explain, a small one for the rendered worlds, ResNet-50 for ImageNet.
+"""Image classifiers: DenseNet-121 as the papers explain it, a small DenseNet, and ResNet-50.
 
-All map x (B, 3, H, W) in [0, 1] to (B, outputs); normalisation is inside. An output of the DenseNets is the logit of one
-yes-or-no label: `classifiers.OneOutput(model, i)` makes label i the two-class classifier that methods take.
-
-`load_published` reads the weights that DiME, ACE and STEEX gave out: DiVE's CelebA classifier with 40 outputs ("celeba"), STEEX's
-for CelebAMask-HQ (Male, Smiling, Young: "celebahq") and BDD-OIA (four actions: "bdd"), torchvision's ResNet-50 ("imagenet"). The
-three DenseNets expect (x - 0.5) / 0.5. Which crop of CelebA the first was trained on is not known: measure its accuracy on both.
+All map x (B, 3, H, W) in [0, 1] to (B, outputs) and hold their normalisation. An output of a
+DenseNet is the logit of one label: `classifiers.OneOutput(model, i)` makes label i the binary
+classifier that methods take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cf_utils.core import files
-from cf_utils.models.weights import channels_last, mismatches
+from cf_utils.models.weights import channels_last, fill
 
-IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PUBLISHED = {  # kind -> the outputs, in the order of the published head
+Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
+IMAGENET_NORM: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF_NORM: Norm = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PUBLISHED: dict[str, int | tuple[str, ...]] = {  # kind -> outputs, in the order of the head
     "celeba": 40,
     "celebahq": ("Male", "Smiling", "Young"),
     "bdd": ("forward", "stop", "left", "right"),
@@ -32,18 +31,20 @@ PUBLISHED = {  # kind -> the outputs, in the order of the published head
 
 
 class _Normalised(nn.Module):
-    """Holds `net` and passes it (x - mean) / std."""
+    """Network `net` behind the normalisation (x - mean) / std."""
 
-    def __init__(self, net: nn.Module, norm: tuple[tuple[float, ...], tuple[float, ...]]):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, norm: Norm):
         super().__init__()
         self.net = net
         for name, values in zip(("mean", "std"), norm, strict=True):
-            value = torch.tensor(values, device="cpu").view(
-                1, -1, 1, 1
-            )  # a constant: in no file, never on meta
+            value = torch.tensor(values, device="cpu").view(1, -1, 1, 1)  # never on meta
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (B, outputs) of images x (B, 3, H, W) in [0, 1]."""
         if x.ndim != 4 or x.shape[1] != self.mean.shape[1]:
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, expected images (B, {self.mean.shape[1]}, H, W)"
@@ -52,24 +53,24 @@ class _Normalised(nn.Module):
 
 
 class ImageDenseNet(_Normalised):
-    """torchvision's DenseNet-121 (Huang et al., 2017) without its ImageNet weights: 7.0 M parameters."""
+    """torchvision's DenseNet-121 (Huang et al., 2017) without pretrained weights."""
 
     def __init__(self, outputs: int = 1):
         super().__init__(models.densenet121(weights=None, num_classes=outputs), HALF_NORM)
 
 
 class ImageResNet(_Normalised):
-    """torchvision's ResNet-50: 25.6 M parameters, 1,000 classes; `datasets.imagenet_pairs.IMAGENET` says which are whose."""
+    """torchvision's ResNet-50; `datasets.imagenet_pairs.IMAGENET` lists which output is which."""
 
     def __init__(self, outputs: int = 1000):
         super().__init__(models.resnet50(weights=None, num_classes=outputs), IMAGENET_NORM)
 
 
 class SmallDenseNet(_Normalised):
-    """A DenseNet of three blocks for 64 x 64 faces and 128 x 64 roads: 0.36 M parameters, 8 x 8 at the end for 64 pixels.
+    """DenseNet of few blocks for rendered images, 64 x 64 or 128 x 64 pixels.
 
-    SiLU and average pooling instead of ReLU and maximum: a search follows its gradient, which then has no jumps. `pool`: the
-    first block sees 16 x 16 instead of 32 x 32, for a quarter of the time.
+    SiLU and average pooling replace ReLU and maximum, so that its gradient is continuous. `pool`
+    halves the resolution before the first block, which saves three quarters of the time.
     """
 
     def __init__(
@@ -81,9 +82,8 @@ class SmallDenseNet(_Normalised):
         pool: bool = False,
     ):
         net = models.DenseNet(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
-        net.features.conv0 = nn.Conv2d(
-            3, first, 5, 2, 2, bias=False
-        )  # small pictures: no stride of 4 before all else
+        # small images: a stride of 2 instead of 4 before the first block
+        net.features.conv0 = nn.Conv2d(3, first, 5, 2, 2, bias=False)
         net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
         for module in net.modules():
             for name, child in module.named_children():
@@ -92,53 +92,53 @@ class SmallDenseNet(_Normalised):
         super().__init__(net, HALF_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (B, outputs) of images x (B, 3, H, W) in [0, 1]."""
         features, classifier = self.net.features, self.net.classifier
         return classifier(F.silu(features((x - self.mean) / self.std)).mean((2, 3)))
 
 
-def load_published(path: str | Path, kind: str, device: torch.device | str = "cpu") -> nn.Module:
-    """The published classifier in `path` (.pt, .pth, .tar or .safetensors), all its outputs, in eval mode.
+def load_published(
+    path: str | Path, kind: str, device: torch.device | str = "cpu"
+) -> ImageDenseNet | ImageResNet:
+    """Load the published classifier in `path` with all its outputs, in eval mode.
 
-    Raises FileNotFoundError, or ValueError that lists the names and shapes that do not fit. Nothing in the file is run.
+    Args:
+        path: a .pt, .pth, .tar or .safetensors file. Nothing in it is run.
+        kind: `celeba` (DiVE's classifier, 40 outputs), `celebahq` (STEEX's), `bdd` (BDD-OIA) or
+            `imagenet` (torchvision's ResNet-50). On which crop of CelebA the first was trained is
+            not known; measure its accuracy on both.
+
+    Raises FileNotFoundError. Raises ValueError that lists the names and shapes that do not fit.
     """
     if kind not in PUBLISHED:
         raise ValueError(f"kind: got {kind!r}, expected one of {tuple(PUBLISHED)}")
-    outputs = PUBLISHED[kind] if isinstance(PUBLISHED[kind], int) else len(PUBLISHED[kind])
+    head = PUBLISHED[kind]
+    outputs = head if isinstance(head, int) else len(head)
     content = files.read_published(path)
-    with torch.device("meta"):  # no time lost on first weights that the file replaces
+    with torch.device("meta"):  # no time for initial weights that the file replaces
         model = ImageResNet(outputs) if kind == "imagenet" else ImageDenseNet(outputs)
-    own = model.net.state_dict()
-    state = {
-        _name(k): v.to(own[_name(k)].dtype) if _name(k) in own else v for k, v in _flat(content)
-    }
-    for k, v in own.items():  # a counter that inference does not use, and old files lack
-        if k.endswith("num_batches_tracked"):
-            state.setdefault(k, torch.zeros(v.shape, dtype=v.dtype))
-    if wrong := mismatches(state, own):
-        raise ValueError(
-            f"{path} is no {kind} classifier, {len(wrong)} names do not fit: "
-            + "; ".join(wrong[:8])
-            + ("; ..." if len(wrong) > 8 else "")
-        )
-    model.net.load_state_dict(state, assign=True)
+    state = {_torchvision_name(name): value for name, value in _tensors_in(content)}
+    fill(model.net, state, f"{path} is no {kind} classifier")
     return channels_last(model).eval().to(device)
 
 
-def _flat(content: dict, before: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) of a state dict that may lie beside an optimiser's (STEEX) or in two parts (DiVE)."""
+def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield (dotted name, tensor) of a state dict.
+
+    STEEX stores it beside the optimiser's state. DiVE stores two parts, and other things as well.
+    """
+    parts = ("feat_extract", "classifier")
     if "model_state_dict" in content:
         content = content["model_state_dict"]
-    elif isinstance(content.get("feat_extract"), dict) and isinstance(
-        content.get("classifier"), dict
-    ):
-        content = {k: content[k] for k in ("feat_extract", "classifier")}
-    for k, v in content.items():
-        if isinstance(v, dict):
-            yield from _flat(v, f"{before}{k}.")
-        elif isinstance(v, Tensor):
-            yield f"{before}{k}", v
+    elif all(isinstance(content.get(part), dict) for part in parts):
+        content = {part: content[part] for part in parts}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _tensors_in(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
 
 
-def _name(key: str) -> str:
-    """torchvision's name: both codes wrap DenseNet-121 twice and put a head of their own beside it."""
-    return key.removeprefix("module.").replace("feat_extract.feat_extract.", "", 1)
+def _torchvision_name(name: str) -> str:
+    """Both codes wrap DenseNet-121 twice and put a head of their own beside it."""
+    return name.removeprefix("module.").replace("feat_extract.feat_extract.", "", 1)

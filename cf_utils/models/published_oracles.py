@@ -1,12 +1,13 @@
-"""The attribute oracles behind the papers' MNAC and CD: VGGFace2's ResNet-50, fine-tuned on the 40 attributes of CelebA.
+"""Attribute oracles behind the papers' MNAC and CD: VGGFace2's ResNet-50, fine-tuned on CelebA.
 
-"celeba" is DiVE's (Rodriguez et al., ICCV 2021), "celebahq" STEEX's (Jacob et al., ECCV 2022); ACE uses both. They give logits
-(B, 40) in CelebA's order of attributes for images (B, 3, H, W) in [0, 1], enlarged to 224 x 224 by bicubic interpolation.
+`celeba` is DiVE's (Rodriguez et al., ICCV 2021), `celebahq` STEEX's (Jacob et al., ECCV 2022). ACE
+uses both.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from cf_utils.core import files
 from cf_utils.models import pretrained
-from cf_utils.models.encoders import caffe_resnet50
+from cf_utils.models.encoders import build_caffe_resnet50
 from cf_utils.models.weights import fill
 
-_PARTS = {
+_CAFFE_NAMES = {  # Caffe's name of a layer in a block -> torchvision's
     "1x1_reduce": "conv1",
     "1x1_reduce_bn": "bn1",
     "3x3": "conv2",
@@ -30,70 +31,76 @@ _PARTS = {
 
 
 class PublishedOracle(nn.Module):
-    """`kind`: celeba (BGR less VGGFace2's means in RGB's order, over 255; a layer of 128) or celebahq ((x - 0.5) / 0.5, RGB).
+    """Logits (B, 40) of CelebA's attributes for images (B, 3, H, W) in [0, 1].
 
-    `twice`: normalise CelebA-HQ's images a second time, as ACE's MNAC (not its CD) does by mistake, to stand beside its values.
+    Images are normalised and then resized to 224 x 224 (bicubic). `celeba` subtracts VGGFace2's
+    means, in RGB order from BGR channels, as the published code does. `celebahq` uses
+    (x - 0.5) / 0.5.
+
+    Args:
+        kind: `celeba` or `celebahq`.
+        normalise_twice: normalise CelebA-HQ's images a second time. ACE's MNAC does so by mistake,
+            its CD does not.
+
     Raises FileNotFoundError that says how to get the file, ValueError that lists what does not fit.
     """
 
     official_for = ("mnac", "cd")
+    mean: Tensor
 
-    def __init__(self, kind: str, twice: bool = False):
-        if kind not in ("celeba", "celebahq") or (twice and kind == "celeba"):
+    def __init__(self, kind: str, normalise_twice: bool = False):
+        if kind not in ("celeba", "celebahq") or (normalise_twice and kind == "celeba"):
             raise ValueError(
-                f"kind, twice: got {kind!r}, {twice}, expected 'celeba' without twice, or 'celebahq'"
+                f"kind, normalise_twice: got {kind!r}, {normalise_twice}, expected 'celeba' with "
+                "False, or 'celebahq'"
             )
         super().__init__()
-        self.kind, self.twice = kind, twice
+        self.kind, self.normalise_twice = kind, normalise_twice
         path = pretrained.find(f"{kind}_oracle")
-        content = files.read_published(path)
-        if kind == "celeba":
-            state = {
-                f"{part}.{k}": v
-                for part in ("feat_extract", "classifier")
-                for k, v in content.get(part, {}).items()
-            }
-        else:
-            state = content.get("model_state_dict", content)
         with torch.device("meta"):
-            head = (
-                [nn.Linear(2048, 128, bias=False), nn.Linear(128, 40)]
-                if kind == "celeba"
-                else [nn.Linear(2048, 40)]
-            )
-        self.net = nn.Sequential(caffe_resnet50(), *head)
-        state = {_name(k, len(head)): v for k, v in state.items()}
-        fill(
-            self.net,
-            {k: v.flatten(1) if k == "1.weight" and v.ndim == 4 else v for k, v in state.items()},
-            path,
-        )
-        self.register_buffer(
-            "mean",
-            torch.tensor([131.0912, 103.8827, 91.4953]).view(1, 3, 1, 1) / 255,
-            persistent=False,
-        )
+            head = [nn.Linear(2048, 40)]
+            if kind == "celeba":
+                head = [nn.Linear(2048, 128, bias=False), nn.Linear(128, 40)]
+        self.net = nn.Sequential(build_caffe_resnet50(), *head)
+        state = _read_state(files.read_published(path), kind)
+        state = {_own_name(name, len(head)): value for name, value in state.items()}
+        if "1.weight" in state and state["1.weight"].ndim == 4:  # a 1 x 1 convolution
+            state["1.weight"] = state["1.weight"].flatten(1)
+        fill(self.net, state, f"{path} is no oracle of {kind}")
+        means = torch.tensor([131.0912, 103.8827, 91.4953]).view(1, 3, 1, 1)
+        self.register_buffer("mean", means / 255, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, 40), in CelebA's order of attributes."""
         if self.kind == "celeba":
             x = x.flip(1) - self.mean
         else:
-            for _ in range(1 + self.twice):
+            for _ in range(1 + self.normalise_twice):
                 x = (x - 0.5) / 0.5
         return self.net(F.interpolate(x, (224, 224), mode="bicubic", align_corners=False))
 
 
-def _name(key: str, heads: int) -> str:
-    """Caffe's name of a tensor, as 'feat_extract.conv3_2_1x1_reduce_bn.weight', in `net`: '0.layer2.1.bn1.weight'."""
-    module, _, kind = key.removeprefix("feat_extract.").rpartition(".")
+def _read_state(content: dict[str, Any], kind: str) -> dict[str, Tensor]:
+    if kind == "celebahq":
+        return content.get("model_state_dict", content)
+    parts = ("feat_extract", "classifier")
+    return {f"{part}.{k}": v for part in parts for k, v in content.get(part, {}).items()}
+
+
+def _own_name(name: str, n_head: int) -> str:
+    """Translate Caffe's name of a tensor into that of `PublishedOracle.net`.
+
+    `feat_extract.conv3_2_1x1_reduce_bn.weight` becomes `0.layer2.1.bn1.weight`.
+    """
+    module, _, kind = name.removeprefix("feat_extract.").rpartition(".")
     if module == "classifier":
-        return f"{heads}.{kind}"
+        return f"{n_head}.{kind}"
     if module == "feat_extract":
         return f"1.{kind}"
     if module.startswith("conv1_7x7_s2"):
         return f"0.{'bn1' if module.endswith('_bn') else 'conv1'}.{kind}"
     found = re.fullmatch(r"conv(\d)_(\d)_(\w+)", module)
-    if not found or found[3] not in _PARTS:
-        return key  # `fill` will list it
-    return f"0.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{_PARTS[found[3]]}.{kind}"
+    if not found or found[3] not in _CAFFE_NAMES:
+        return name  # `fill` will list it
+    return f"0.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{_CAFFE_NAMES[found[3]]}.{kind}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -42,21 +41,17 @@ def _shape(state: Mapping[str, object], name: str) -> object:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+def fill(module: nn.Module, state: Mapping[str, Tensor], error: str) -> None:
     """Assign a published state dict to a module that was built on the meta device.
 
     Counters of batch norm (`num_batches_tracked`), which inference never reads, may be absent.
-    `source` names the file in errors. Raises ValueError with the names and shapes that differ.
+    `error` begins the message of the ValueError that lists the names and shapes that differ.
     """
     own, state = module.state_dict(), dict(state)
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     if wrong := mismatches(state, own):
-        more = "; ..." if len(wrong) > 8 else ""
-        raise ValueError(
-            f"{source} does not fit {type(module).__name__}, {len(wrong)} names differ: "
-            + "; ".join(wrong[:8])
-            + more
-        )
+        listed = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
+        raise ValueError(f"{error}, {len(wrong)} names do not fit: {listed}")
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=True)
