@@ -1,14 +1,14 @@
-"""The one training loop: accelerate from one core to many GPUs, EMA, resume after a kill, progress.
+"""The training loop of all models, from one CPU core to many GPUs (by accelerate).
 
-A training is a list of `Part`s: each has its own parameters, optimiser and loss, and is stepped in turn on every batch (one
-part for a classifier, three for an adversarial autoencoder).
+A training is a list of `Part`s. Each part has its own parameters, optimiser and loss. The parts are
+stepped in turn on every batch: one part for a classifier, three for an adversarial autoencoder.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from cf_utils import core
-from cf_utils.core import files
+from cf_utils.training import fingerprint
+from cf_utils.training.progress import report
+from cf_utils.training.state import StateFile
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """`loss(module, batch) -> scalar`, minimised over `parameters(module)` by AdamW with a one-cycle (cosine) schedule."""
+    """A loss and the parameters that AdamW updates to minimise it.
+
+    loss: (module, batch) -> scalar. lr: learning rate, the highest one of the schedule.
+    parameters: module -> the parameters of this part.
+    schedule: use a one-cycle schedule with cosine annealing; False keeps the rate constant.
+    """
 
     loss: Callable[[nn.Module, Any], Tensor]
     lr: float
@@ -49,19 +57,163 @@ def fit(
     stop: Callable[[nn.Module, int], bool] | None = None,
     workers: int = 0,
     device: str = "auto",
-) -> dict:
-    """Train `module` in place; return {"seconds", "steps", "epochs", "losses"} (losses: mean of each part, an entry an epoch).
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train `module` in place, leave it in eval mode, and return the log.
 
-    ema: decay of an exponential moving average, whose weights the module has at the end; a short training forgets its first
-    weights sooner: the decay after n steps is at most (1 + n) / (10 + n). folder: state is saved there after
-    each epoch, and a training that finds one goes on; the order of batches depends on (seed, epoch) alone, so a killed and
-    resumed training ends where an uninterrupted one does. Under `torchrun` (or `accelerate launch`) the processes share each
-    batch of `batch_size`, which their number must divide. workers: processes that read `data` ahead, where its items are files.
-    stop(module, step): asked after every step; True ends the training.
+    Args:
+        batch_size: items per step over all processes, which share each batch; the number of
+            processes (`torchrun`, `accelerate launch`) must divide it.
+        seed: with the epoch, it determines the order of batches and all random draws.
+        ema: decay of an exponential moving average, whose weights the module has at the end. After
+            n steps the decay is at most (1 + n) / (10 + n).
+        folder: where the state is saved after each epoch. A later call with equal arguments resumes
+            from it and ends with the weights of an uninterrupted training.
+        clip: largest norm of the gradient of a part.
+        stop: (module, number of steps) -> whether to end the training, called after every step.
+        workers: processes that load `data` in advance; for data sets that read files.
+        settings: what else the training depends on, such as the augmentation inside a loss. They
+            are compared, like all other arguments, before a saved state is resumed.
+
+    Returns: {"seconds", "steps", "epochs", "losses"}; losses holds the mean loss of each part, per
+    epoch.
+    Raises ValueError if the state in `folder` is unreadable or belongs to another training.
     """
-    accelerator = Accelerator(
-        cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True)
+    state = None
+    if folder:
+        values = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+            "ema": ema,
+            "clip": clip,
+        }
+        values = _describe(module, data, parts, values | {"settings": settings or {}})
+        state = StateFile(Path(folder) / "state.pt", values)
+    training = _prepare(module, data, parts, epochs, batch_size, workers, device)
+    if ema:
+        training.start_average(ema)
+    if state and (saved := state.read(training.accelerator.device)):
+        training.restore(saved)
+    log = training.log
+    began = time.perf_counter() - log["seconds"]
+    for epoch in range(log["epochs"], epochs):
+        if training.stopped:
+            break
+        training.seed(seed * 100_003 + epoch)
+        losses = training.run_epoch(f"epoch {epoch + 1}/{epochs}", clip, stop)
+        log["epochs"], log["seconds"] = epoch + 1, time.perf_counter() - began
+        log["losses"].append(losses)
+        if training.accelerator.is_main_process:
+            if state:
+                state.write(training.save())
+            text = ", ".join(f"{loss:.4g}" for loss in losses)
+            report(f"epoch {epoch + 1}/{epochs}: loss {text}, {log['seconds']:.0f} s")
+    training.finish()
+    return log
+
+
+@dataclass(eq=False)
+class _Training:
+    """Everything that a training changes, and the steps that change it."""
+
+    accelerator: Accelerator
+    owner: nn.Module  # the caller's module
+    module: nn.Module  # the same, wrapped by accelerate
+    parts: list[Part]
+    loader: DataLoader
+    order: torch.Generator  # of the batches
+    optimisers: list[Any]
+    schedules: list[Any]
+    average: AveragedModel | None = None
+    stopped: bool = False  # by `stop`
+    log: dict[str, Any] = field(
+        default_factory=lambda: {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
     )
+
+    def start_average(self, decay: float) -> None:
+        """Average the weights and buffers from now on."""
+        update = partial(_update_average, decay=decay)
+        self.average = AveragedModel(self.owner, multi_avg_fn=update, use_buffers=True)
+
+    def seed(self, seed: int) -> None:
+        """Seed the order of batches, equal in all processes, and all other draws, which differ."""
+        self.order.manual_seed(seed)
+        torch.manual_seed(seed + 10**12 * self.accelerator.process_index)
+
+    def run_epoch(
+        self, title: str, clip: float | None, stop: Callable[[nn.Module, int], bool] | None
+    ) -> list[float]:
+        """Train on each batch once, or until `stop`; return the mean loss of each part."""
+        self.module.train()
+        sums = torch.zeros(len(self.parts))
+        average, owner = self.average, self.owner
+        for batch in core.progress(self.loader, desc=title, leave=False):
+            for i in range(len(self.parts)):
+                sums[i] += self.step(i, batch, clip)
+            if average is not None:
+                average.update_parameters(owner)
+            self.log["steps"] += 1
+            if stop and stop(owner, self.log["steps"]):
+                self.stopped = True
+                break
+        return (sums / len(self.loader)).tolist()
+
+    def step(self, i: int, batch: Any, clip: float | None) -> float:
+        """Update the parameters of part i on a batch; return its loss."""
+        part, optimiser, schedule = self.parts[i], self.optimisers[i], self.schedules[i]
+        optimiser.zero_grad(set_to_none=True)
+        loss = part.loss(self.module, batch)
+        self.accelerator.backward(loss)
+        if clip:
+            self.accelerator.clip_grad_norm_(part.parameters(self.owner), clip)
+        optimiser.step()
+        if schedule:
+            schedule.step()
+        return loss.item()
+
+    def save(self) -> dict[str, Any]:
+        """Return everything that `restore` needs."""
+        return {
+            "module": self.owner.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "schedules": [schedule and schedule.state_dict() for schedule in self.schedules],
+            "average": self.average and self.average.state_dict(),
+            "stopped": self.stopped,
+            "log": self.log,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from what `save` returned."""
+        self.owner.load_state_dict(saved["module"])
+        for name in ("optimisers", "schedules"):
+            for own, content in zip(getattr(self, name), saved[name], strict=True):
+                if own is not None:
+                    own.load_state_dict(content)
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.stopped = saved["stopped"]
+        self.log.update(saved["log"])
+
+    def finish(self) -> None:
+        """Give the module the averaged weights, if there are any, and set it to eval mode."""
+        if self.average is not None:
+            self.owner.load_state_dict(self.average.module.state_dict())
+        self.owner.eval()
+
+
+def _prepare(
+    module: nn.Module,
+    data: Dataset,
+    parts: list[Part],
+    epochs: int,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> _Training:
+    """Build the loader, optimisers and schedules, and move everything to the device."""
+    config = DataLoaderConfiguration(split_batches=True)
+    accelerator = Accelerator(cpu=device == "cpu", dataloader_config=config)
     order = torch.Generator()
     loader = DataLoader(
         data,
@@ -71,90 +223,50 @@ def fit(
         drop_last=True,
         num_workers=workers,
     )
-    owner = module
     optimisers = [
         torch.optim.AdamW(
-            list(p.parameters(module)), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay
+            list(part.parameters(module)),
+            lr=part.lr,
+            betas=part.betas,
+            weight_decay=part.weight_decay,
         )
-        for p in parts
+        for part in parts
     ]
+    owner = module
     module, loader, *optimisers = accelerator.prepare(module, loader, *optimisers)
-    total = epochs * len(loader)
-    rise = 0.2 if total >= 10 else 0.5  # OneCycleLR divides by a rise of one step
+    steps = epochs * len(loader)
+    rise = 0.2 if steps >= 10 else 0.5  # OneCycleLR divides by zero if the rise is one step
     schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(o, p.lr, max(total, 4), pct_start=rise)
-        if p.schedule
+        torch.optim.lr_scheduler.OneCycleLR(optimiser, part.lr, max(steps, 4), pct_start=rise)
+        if part.schedule
         else None
-        for o, p in zip(optimisers, parts, strict=True)
+        for optimiser, part in zip(optimisers, parts, strict=True)
     ]
-    average = None
-    if ema:
-        average = torch.optim.swa_utils.AveragedModel(
-            owner, multi_avg_fn=partial(_towards, decay=ema), use_buffers=True
-        )
-    state = Path(folder) / "state.pt" if folder else None
-    log: dict[str, Any] = {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
-    if state and state.exists():
-        saved = torch.load(state, weights_only=True, map_location=accelerator.device)
-        owner.load_state_dict(saved["module"])
-        for keep, objects in ((saved["optimisers"], optimisers), (saved["schedules"], schedules)):
-            for s, o in zip(keep, objects, strict=True):
-                if o is not None:
-                    o.load_state_dict(s)
-        if average is not None:
-            average.load_state_dict(saved["average"])
-        log = saved["log"]
-    began, done, stopped = time.perf_counter() - log["seconds"], log["epochs"], False
-    for epoch in range(done, epochs):
-        order.manual_seed(seed * 100_003 + epoch)
-        torch.manual_seed(
-            seed * 100_003 + epoch + 10**12 * accelerator.process_index
-        )  # augmentation, dropout, noise
-        module.train()
-        sums = torch.zeros(len(parts))
-        for batch in core.progress(loader, desc=f"epoch {epoch + 1}/{epochs}", leave=False):
-            for i, (part, optimiser, schedule) in enumerate(
-                zip(parts, optimisers, schedules, strict=True)
-            ):
-                optimiser.zero_grad(set_to_none=True)
-                loss = part.loss(module, batch)
-                accelerator.backward(loss)
-                if clip:
-                    accelerator.clip_grad_norm_(part.parameters(owner), clip)
-                optimiser.step()
-                if schedule:
-                    schedule.step()
-                sums[i] += loss.item()
-            if average is not None:
-                average.update_parameters(owner)
-            log["steps"] += 1
-            if stop and stop(owner, log["steps"]):
-                stopped = True
-                break
-        log["epochs"], log["seconds"] = epoch + 1, time.perf_counter() - began
-        log["losses"].append((sums / len(loader)).tolist())
-        if state and accelerator.is_main_process:
-            with files.whole_file(state) as part_file:
-                torch.save(
-                    {
-                        "module": owner.state_dict(),
-                        "optimisers": [o.state_dict() for o in optimisers],
-                        "schedules": [s and s.state_dict() for s in schedules],
-                        "average": average and average.state_dict(),
-                        "log": log,
-                    },
-                    part_file,
-                )
-        if stopped:
-            break
-    if average is not None:
-        owner.load_state_dict(average.module.state_dict())
-    owner.eval()
-    return log
+    return _Training(accelerator, owner, module, parts, loader, order, optimisers, schedules)
 
 
-def _towards(averages: list[Tensor], now: list[Tensor], n: Tensor, decay: float) -> None:
-    """One step of the average, in place, after n steps."""
+def _describe(
+    module: nn.Module, data: Dataset, parts: list[Part], values: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the fingerprint of a training: its arguments, its parts, its module and its data."""
+    values["module"] = fingerprint.describe_module(module)
+    values["data"] = fingerprint.hash_dataset(data)
+    for i, part in enumerate(parts):
+        values[f"part {i}"] = {
+            "loss": fingerprint.describe_function(part.loss),
+            "lr": part.lr,
+            "weight_decay": part.weight_decay,
+            "betas": part.betas,
+            "schedule": part.schedule,
+        }
+    return fingerprint.flatten(values)
+
+
+def _update_average(averages: list[Tensor], now: list[Tensor], n: Tensor, decay: float) -> None:
+    """Move the average towards the weights, in place, after n steps."""
     share = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
-    for a, b in zip(averages, now, strict=True):
-        a.lerp_(b.to(a.dtype), share) if a.is_floating_point() else a.copy_(b)
+    for average, value in zip(averages, now, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value.to(average.dtype), share)
+        else:
+            average.copy_(value)
