@@ -1,4 +1,4 @@
-"""Metrics on texts against counting by hand, scikit-learn's naive Bayes and VADER's own reader."""
+"""Metrics on texts against counts by hand, scikit-learn's naive Bayes and VADER's own reader."""
 
 import importlib.util
 import math
@@ -19,103 +19,93 @@ from cf_utils.evaluation.metrics import decision, words
 NAN = float("nan")
 LEXICON = {"good": 1.5, "superb": 3.0, "bad": -2.0, "dull": -0.1, "film": 0.0}
 CHANGES = [
-    [("bad", "good"), ("the", "superb"), ("a", "dull")],  # two of three for class 1
-    [("good", "good"), ("bad", "zxq")],  # one change, not found
+    [("bad", "good"), ("the", "superb"), ("a", "dull")],  # two of three speak for class 1
+    [("good", "good"), ("bad", "zxq")],  # one change, not in the lexicon
     [("superb", "bad")],
     [],
-    [("bad", "film"), ("bad", "superb")],
-]  # film says nothing
+    [("bad", "film"), ("bad", "superb")],  # "film" is neutral
+]
 TARGET = torch.tensor([1, 1, 0, 0, 0])
 
 
-def same(a, b):
-    torch.testing.assert_close(
-        a, torch.tensor(b, dtype=torch.float64), equal_nan=True, rtol=1e-12, atol=0
-    )
+def assert_values(found, expected):
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-12, atol=0)
 
 
-def test_a_word_that_falls_back_to_itself_is_no_change():
+def test_word_that_snaps_back_to_itself_is_no_change():
     assert words.words_changed(CHANGES).tolist() == [3, 1, 1, 0, 2]
     moved = torch.zeros(1, 4, 3)
     moved[0, 1, 2], moved[0, 3] = -0.5, 0.2
-    assert decision.blocks_changed(torch.zeros(1, 4, 3), moved, block=(1, -1)).tolist() == [
-        2
-    ]  # before snapping
+    before_snapping = decision.blocks_changed(torch.zeros(1, 4, 3), moved, block=(1, -1))
+    assert before_snapping.tolist() == [2]
 
 
-def test_mean_sd_and_median_as_the_statistics_module():
+def test_summary_equals_the_statistics_module():
     v = [1.0, 2.0, 2.0, 57.0]
-    assert words.mean_sd(torch.tensor([*v, NAN])) == pytest.approx(
-        {
-            "mean": statistics.mean(v),
-            "sd": statistics.stdev(v),
-            "median": statistics.median(v),
-            "n": 4,
-        }
-    )
-    assert words.mean_sd(torch.tensor([3]))["n"] == 1 and math.isnan(
-        words.mean_sd(torch.tensor([3]))["sd"]
-    )
-    assert all(math.isnan(words.mean_sd(torch.tensor([NAN]))[k]) for k in ("mean", "sd", "median"))
+    expected = {
+        "mean": statistics.mean(v),
+        "sd": statistics.stdev(v),
+        "median": statistics.median(v),
+        "n": 4,
+    }
+    assert words.mean_sd(torch.tensor([*v, NAN])) == pytest.approx(expected)
+    one_item, no_item = words.mean_sd(torch.tensor([3])), words.mean_sd(torch.tensor([NAN]))
+    assert one_item["n"] == 1 and math.isnan(one_item["sd"])
+    assert all(math.isnan(no_item[k]) for k in ("mean", "sd", "median"))
 
 
-def test_target_words_by_hand():
-    got = words.target_word_share(CHANGES, TARGET, LEXICON)
-    same(got.share, [2 / 3, NAN, 1.0, NAN, 0.0])
-    assert got.found.tolist() == [3, 0, 1, 0, 1]
-    assert got.new.tolist() == words.words_changed(CHANGES).tolist()
+def test_target_word_share_equals_counts_by_hand():
+    found = words.target_word_share(CHANGES, TARGET, LEXICON)
+    assert_values(found.share, [2 / 3, NAN, 1.0, NAN, 0.0])
+    assert found.found.tolist() == [3, 0, 1, 0, 1]
+    assert found.new.tolist() == words.words_changed(CHANGES).tolist()
+
+
+WORD_PAIRS = st.tuples(*[st.sampled_from([*LEXICON, "zxq"])] * 2)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.tuples(*[st.sampled_from([*LEXICON, "zxq"])] * 2), max_size=6), max_size=6
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_sides_orders_and_signs(changes, shuffler):
+@given(st.lists(st.lists(WORD_PAIRS, max_size=6), max_size=6), st.randoms(use_true_random=False))
+def test_target_word_share_under_other_targets_orders_and_signs(changes, shuffler):
     target = torch.arange(len(changes)) % 2
-    got = words.target_word_share(changes, target, LEXICON)
+    found = words.target_word_share(changes, target, LEXICON)
     other = words.target_word_share(changes, 1 - target, LEXICON)
-    turned = words.target_word_share(changes, 1 - target, {w: -v for w, v in LEXICON.items()})
-    some = got.found > 0
-    torch.testing.assert_close(
-        got.share[some] + other.share[some], torch.ones(int(some.sum())).double()
-    )
-    torch.testing.assert_close(turned.share, got.share, equal_nan=True)
-    assert (got.found <= got.new).all() and torch.equal(got.share.isnan(), ~some)
+    negated = {w: -v for w, v in LEXICON.items()}
+    both_turned = words.target_word_share(changes, 1 - target, negated)
+    some = found.found > 0
+    ones = torch.ones(int(some.sum())).double()
+    torch.testing.assert_close(found.share[some] + other.share[some], ones)
+    torch.testing.assert_close(both_turned.share, found.share, equal_nan=True)
+    assert (found.found <= found.new).all() and torch.equal(found.share.isnan(), ~some)
     order = shuffler.sample(range(len(changes)), len(changes))
-    mixed = words.target_word_share(
-        [shuffler.sample(changes[i], len(changes[i])) for i in order], target[order], LEXICON
-    )
-    torch.testing.assert_close(mixed.share, got.share[order], equal_nan=True)
+    shuffled = [shuffler.sample(changes[i], len(changes[i])) for i in order]
+    again = words.target_word_share(shuffled, target[order], LEXICON)
+    torch.testing.assert_close(again.share, found.share[order], equal_nan=True)
 
 
-def test_two_methods_are_compared_where_both_found_words():
+def test_methods_are_compared_on_items_where_both_have_rated_words():
     a = words.target_word_share(CHANGES, TARGET, LEXICON).share
-    b = words.target_word_share(
-        [[("x", "bad")], [("x", "good")], [("x", "good")], [], [("x", "dull")]], TARGET, LEXICON
-    ).share
-    got = decision.paired_difference(a, b)
-    assert got["n"] == 3  # items 0, 2 and 4
-    assert got["mean"] == pytest.approx((2 / 3 - 0 + 1 - 0 + 0 - 1) / 3)
-    assert got["low"] < got["mean"] < got["high"]
+    others = [[("x", "bad")], [("x", "good")], [("x", "good")], [], [("x", "dull")]]
+    b = words.target_word_share(others, TARGET, LEXICON).share
+    found = decision.paired_difference(a, b)
+    assert found["n"] == 3  # items 0, 2 and 4
+    assert found["mean"] == pytest.approx((2 / 3 - 0 + 1 - 0 + 0 - 1) / 3)
+    assert found["low"] < found["mean"] < found["high"]
 
 
-def test_valid_after_snapping():
+def test_valid_after_snapping_requires_the_decision_and_tau():
     logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [2.0, 0.0], [NAN, 1.0]])
     ones = torch.ones(4, dtype=torch.int64)
     assert words.valid_after_snapping(logits, ones).tolist() == [True, True, False, False]
     assert words.valid_after_snapping(logits, ones, tau=0.9).tolist() == [True, False, False, False]
-    three = torch.tensor([[1.0, 1.2, 1.1]])  # decided with 0.37: valid unless tau is asked
-    assert (
-        words.valid_after_snapping(three, ones[:1]).item()
-        and not words.valid_after_snapping(three, ones[:1], 0.5).item()
-    )
+    three = torch.tensor([[1.0, 1.2, 1.1]])  # decided with a probability of 0.37
+    assert words.valid_after_snapping(three, ones[:1]).item()
+    assert not words.valid_after_snapping(three, ones[:1], 0.5).item()
 
 
-def reviews(n=60, seed=0):
-    """Classes of different sizes and lengths, words of different frequency."""
+def make_reviews(n=60, seed=0):
+    """Texts of two classes that differ in size, length and word frequencies."""
     draw = random.Random(seed)
     vocabulary = [f"w{i}" for i in range(40)]
     texts, labels = [], []
@@ -127,54 +117,47 @@ def reviews(n=60, seed=0):
 
 
 @pytest.mark.parametrize("min_count", [1, 20])
-def test_log_odds_as_scikit_learns_naive_bayes(min_count):
-    texts, labels = reviews()
+def test_log_odds_equal_naive_bayes_of_scikit_learn(min_count):
+    texts, labels = make_reviews()
     vectorizer = CountVectorizer(analyzer=lambda t: t)
     bayes = MultinomialNB().fit(vectorizer.fit_transform(texts), labels)
-    names, odds = (
-        vectorizer.get_feature_names_out(),
-        bayes.feature_log_prob_[1] - bayes.feature_log_prob_[0],
-    )
-    seen = Counter(w for t in texts for w in t)
-    expected = {w: v for w, v in zip(names, odds, strict=True) if seen[w] >= min_count}
-    got = words.log_odds(texts, labels, min_count)
-    assert got == pytest.approx(expected, abs=1e-12)
-    assert {1: len(seen), 20: 13}[min_count] == len(got)
+    names = vectorizer.get_feature_names_out()
+    odds = bayes.feature_log_prob_[1] - bayes.feature_log_prob_[0]
+    counts = Counter(w for t in texts for w in t)
+    expected = {w: v for w, v in zip(names, odds, strict=True) if counts[w] >= min_count}
+    found = words.log_odds(texts, labels, min_count)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert {1: len(counts), 20: 13}[min_count] == len(found)
 
 
-def test_log_odds_in_another_order_and_with_the_labels_turned():
-    texts, labels = reviews()
-    got = words.log_odds(texts, torch.tensor(labels), 5)
-    assert words.log_odds(texts[::-1], labels[::-1], 5) == got
-    assert list(got) == list(words.log_odds(texts[::-1], labels[::-1], 5))
+def test_log_odds_ignore_the_order_and_change_sign_with_the_labels():
+    texts, labels = make_reviews()
+    found = words.log_odds(texts, torch.tensor(labels), 5)
+    backwards = words.log_odds(texts[::-1], labels[::-1], 5)
+    assert backwards == found and list(backwards) == list(found)
     turned = words.log_odds(texts, [1 - i for i in labels], 5)
-    assert {w: -v for w, v in turned.items()} == pytest.approx(got)
+    assert {w: -v for w, v in turned.items()} == pytest.approx(found)
 
 
-def test_log_odds_of_many_words_in_seconds():
+def test_log_odds_of_many_words_take_seconds():
     draw = random.Random(0)
     pool = [f"w{int(draw.paretovariate(0.6))}" for _ in range(20_000)]
-    texts = [
-        pool[i : i + 230] for i in (draw.randrange(19_000) for _ in range(2_500))
-    ]  # a tenth of the training reviews
+    starts = [draw.randrange(19_000) for _ in range(2_500)]
+    texts = [pool[i : i + 230] for i in starts]  # a tenth of the training reviews
     start = time.process_time()
     words.log_odds(texts, [i % 2 for i in range(2_500)])
     assert time.process_time() - start < 3  # measured 0.07 s
 
 
-def test_vader_as_its_own_reader_has_it(monkeypatch):
+def test_vader_lexicon_equals_that_of_its_own_reader(monkeypatch):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     lexicon = words.load_vader()
     assert dict(lexicon) == SentimentIntensityAnalyzer().lexicon
-    assert (
-        len(lexicon) > 7000
-        and lexicon["great"] > 2
-        and lexicon["dreadful"] < -1
-        and "truly" in lexicon
-    )
+    assert len(lexicon) > 7000 and "truly" in lexicon
+    assert lexicon["great"] > 2 and lexicon["dreadful"] < -1
     with pytest.raises(TypeError):
-        lexicon["great"] = -1  # it is shared: nobody may change it
+        lexicon["great"] = -1  # cached and shared, therefore read-only
     words.load_vader.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install vaderSentiment"):
@@ -182,7 +165,7 @@ def test_vader_as_its_own_reader_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (
             lambda: words.target_word_share(CHANGES, TARGET[:2], LEXICON),
@@ -195,6 +178,6 @@ def test_vader_as_its_own_reader_has_it(monkeypatch):
         (lambda: words.log_odds(["a b", "c"], [1, 0]), "texts: got a plain string"),
     ],
 )
-def test_bad_input_is_named(call, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Figures that do more than draw: the knobs, which a headless run must not open, and the mosaic, one panel for many images."""
+"""Behaviour beyond drawing: controls in headless runs, and a mosaic of many images."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ import numpy as np
 import pytest
 import torch
 
+from cf_utils import core
 from cf_utils.viz import knobs, plots
 
 
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("headless", [False, True])
-def test_knobs_open_a_widget_only_where_somebody_watches(monkeypatch, manual, headless):
+def test_controls_open_a_widget_unless_the_run_is_headless(monkeypatch, manual, headless):
     opened = []
-    monkeypatch.setattr(knobs.core, "headless", lambda: headless)
+    monkeypatch.setattr(core, "headless", lambda: headless)
     for name in ("interact", "interact_manual"):
-        monkeypatch.setattr(
-            ipywidgets, name, lambda f, /, name=name, **controls: opened.append((name, f, controls))
-        )
+
+        def record(draw, /, name=name, **controls):
+            opened.append((name, draw, controls))
+
+        monkeypatch.setattr(ipywidgets, name, record)
     assert knobs.interact(print, manual=manual, step=(0, 3), draw=1) is None
-    assert opened == (
-        []
-        if headless
-        else [("interact_manual" if manual else "interact", print, {"step": (0, 3), "draw": 1})]
-    )
+    name = "interact_manual" if manual else "interact"
+    assert opened == ([] if headless else [(name, print, {"step": (0, 3), "draw": 1})])
 
 
-def test_a_mosaic_shows_every_image_in_its_place():
-    """Ten grey images of different levels, four in a row: what is drawn at the middle of each place is its level."""
+def test_mosaic_shows_every_image_in_its_place():
+    """Ten uniform images, four per row: the drawn pixel at the centre of each place is its grey."""
     images = torch.linspace(0.1, 0.9, 10)[:, None, None, None].expand(10, 3, 32, 64)
     fig = plots.mosaic(images, 4, 0.8)
     fig.canvas.draw()
     drawn = np.asarray(fig.canvas.buffer_rgba())[..., 0] / 255
-    high, wide = drawn.shape
-    assert (
-        abs(wide / high - 4 * 64 / (3 * 32)) < 0.15 and len(fig.axes) == 1
-    )  # and the white between
+    height, width = drawn.shape
+    assert len(fig.axes) == 1
+    assert abs(width / height - 4 * 64 / (3 * 32)) < 0.15  # the gaps change the proportion
     for k, level in enumerate(images[:, 0, 0, 0].tolist()):
-        at = drawn[int((k // 4 + 0.5) * high / 3), int((k % 4 + 0.5) * wide / 4)]
-        assert abs(at - level) < 0.01, k
+        row, column = (k // 4 + 0.5) * height / 3, (k % 4 + 0.5) * width / 4
+        assert abs(drawn[int(row), int(column)] - level) < 0.01, k

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cf_utils.core import Counterfactuals
 from cf_utils.core.checks import to_list
-from cf_utils.models import oracles
+from cf_utils.models import oracle_columns
 from cf_utils.models.classifiers import predict
 from cf_utils.worlds import Factors
 
@@ -76,9 +76,9 @@ class Displacement:
 
         A categorical factor is readable if all its levels are, and moved if any level moved.
         """
-        at = [i for i, column in enumerate(self.names) if oracles.factor_of(column) == name]
+        at = [i for i, column in enumerate(self.names) if oracle_columns.factor_of(column) == name]
         if not at:
-            known = tuple(dict.fromkeys(map(oracles.factor_of, self.names)))
+            known = tuple(dict.fromkeys(map(oracle_columns.factor_of, self.names)))
             raise ValueError(f"factor: got {name!r}, expected one of {known}")
         read = ~self.unreadable[:, at].any(1)
         return self.moved[:, at].any(1) & read, read
@@ -175,7 +175,7 @@ def semantic_validity(
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
         change, reliable = displacement.value[at], displacement.reliable[at]
-        moved = oracles.displaced(factors.take(at), displacement.names, change, reliable)
+        moved = oracle_columns.displace(factors.take(at), displacement.names, change, reliable)
         x = factors.world.render(moved, tuple(cfs.query.shape[2:])).to(cfs.query)
         flips[at] = (predict(classifier, x).argmax(1) == cfs.target[at]).double().cpu()
     return torch.where(displacement.undefined.cpu(), torch.nan, flips)
