@@ -1,7 +1,8 @@
-"""What the notebooks on images explain: queries, a classifier of two classes, its prior, and the presets of the methods for them.
+"""Cases: queries, a classifier of two classes, and a diffusion prior that fits both.
 
-The embedded cases are renders with the shipped networks. The official ones read the data from a folder and the published weights
-from data/weights (`weights.FILES` says which file, and how to get it); nothing stands in for a file that is missing.
+A rendered case holds renders of a world and the shipped networks. An official case reads images
+from a folder, and the published networks from data/weights (`pretrained.FILES` lists the files and
+how to get them). Nothing replaces a missing file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,41 +20,47 @@ from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, rendered
 from cf_utils.datasets.base import InMemory
 from cf_utils.evaluation.metrics import perceptual
 from cf_utils.evaluation.metrics.attributes import correlations
-from cf_utils.explainers.ace import ACE
-from cf_utils.explainers.dime import DiME
 from cf_utils.models import checkpoints, classifiers, image_classifiers, pretrained
 from cf_utils.models.cards import Card
 from cf_utils.models.generators import guided_diffusion
 from cf_utils.models.generators.diffusion import DDPM
 
-ATTRIBUTES = {"smile": "Smiling", "age": "Young"}  # ours -> CelebA's
-LABELS = 4000  # rows of a world's training labels, for their correlations
-SPLITS = {
+ATTRIBUTES = {"smile": "Smiling", "age": "Young"}  # label of a case -> attribute of the data
+SPLITS = {  # the splits that ACE's code explains
     "celeba": "validation",
     "celebahq": "test",
     "bdd": "validation",
     "bdd100k": "validation",
     "imagenet": "validation",
-}  # as ACE's code
+}
+N_LABELS = 4000  # training rows of a world, from which correlations of its labels are measured
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is known about a rendered case."""
+
+    factors: Any  # the queries' factors, as `worlds` sampled them
+    uses: Mapping[str, Any]  # per factor, how much it moves the classifier's probability
+    oracle: Card  # model card of the world's factor oracle
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """`data`: the queries with their labels y; `dime`, `fastdime`: ACE's rivals; `uses`: of an embedded classifier, what it uses
-    (its card), None otherwise. `training` (A,): how the attribute asked for goes with each one among the data's training labels
-    (`metrics.attributes.correlations`, for CD), `attribute` its column; None where there are no such labels."""
+    """What an image method explains, and with which networks."""
 
-    name: str
-    data: InMemory
-    classifier: nn.Module  # x (B, 3, H, W) in [0, 1] -> two logits
+    name: str  # to print
+    dataset: str  # key of `explainers.presets`
+    data: InMemory  # the queries x, with labels y and ids
+    classifier: nn.Module  # x (B, 3, H, W) in [0, 1] -> logits (B, 2)
     prior: DDPM
-    ace: ACE
-    dime: DiME
-    fastdime: DiME
-    uses: Mapping | None = None
-    training: Tensor | None = None
+    truth: Truth | None = None  # of a rendered case
+    card: Card | None = None  # model card of a shipped classifier
+    # For CD: correlations (A,) of the explained attribute with each attribute over the training
+    # labels, and its column; None without such labels.
+    correlations: Tensor | None = None
     attribute: int | None = None
-    card: Card | None = None  # of an embedded classifier
+    perceptual: nn.Module | None = None  # DiME's perceptual term, if its weights are present
 
 
 def rendered_case(
@@ -65,29 +73,34 @@ def rendered_case(
     device: torch.device | str = "cpu",
     variant: str = "independent",
 ) -> Case:
-    """The first n renders of a split (of a variant of the world) with the classifier `<world>_<label>_<kind>` (causal, shortcut,
-    mixed)."""
+    """Return the first n renders of a split with one of the world's shipped classifiers.
+
+    Args:
+        world: faces or roads.
+        label: of the world; what the classifier decides.
+        kind: of classifier: causal, shortcut or mixed.
+        n, split, variant: which renders.
+        seed: of the training labels from which correlations are measured.
+        device: of the networks.
+    """
     net, card = checkpoints.load(f"{world}_{label}_{kind}", device)
     prior = checkpoints.load(f"{world}_ddpm", device).model
-    ace, dime = (ACE.faces, DiME.faces) if world == "faces" else (ACE.roads, DiME.roads)
-    labels, made = (
-        [one.name for one in worlds.get(world).labels],
-        worlds.get(world).sample(LABELS, "train", variant, seed),
-    )
-    values = torch.stack([one(made) for one in worlds.get(world).labels], 1)
+    labels = worlds.get(world).labels
+    sampled = worlds.get(world).sample(N_LABELS, "train", variant, seed)
+    values = torch.stack([one(sampled) for one in labels], 1)
+    attribute = [one.name for one in labels].index(label)
     data = rendered.load(world, split, n=n, variant=variant, label=label)
+    oracle = checkpoints.read_card(f"{world}_oracle")
     return Case(
         f"{world} (embedded)",
+        world,
         data,
         classifiers.OneOutput(net).eval(),
         prior,
-        ace(prior, seed=seed),
-        dime(prior, seed=seed),
-        dime(prior, seed=seed, fast=True),
-        card.quality["uses"],
-        correlations(values, labels.index(label)),
-        labels.index(label),
-        card,
+        truth=Truth(data.factors, card.quality["uses"], oracle),
+        card=card,
+        correlations=correlations(values, attribute),
+        attribute=attribute,
     )
 
 
@@ -96,92 +109,111 @@ def official_case(
     root: str,
     label: str,
     n: int,
-    seed: int = 0,
     device: torch.device | str = "cpu",
     crop: int = 178,
     broken: str = "error",
 ) -> Case:
-    """The first n images of the split that ACE's code takes, with the published classifier and prior.
+    """Return the first n images that ACE's code explains, with the published networks.
 
-    `dataset`: celeba, celebahq (label smile or age), bdd (BDD-OIA), bdd100k (the same networks on images without labels, y -1;
-    both label action), imagenet (label: a key of `imagenet_pairs.PAIRS`). `crop`: of CelebA, 178 or 150; `broken`: "skip" leaves
-    out images that are cut off, "error" says which one is. Raises FileNotFoundError that names the missing file
-    and says how to get it, ValueError on what does not fit. DiME has its perceptual term where VGG19's file lies in data/weights.
+    Args:
+        dataset: celeba, celebahq, bdd (BDD-OIA), bdd100k (no labels, so y is -1) or imagenet.
+        root: folder of the data set.
+        label: smile or age for faces, action for roads, a key of `imagenet_pairs.PAIRS`.
+        n: queries.
+        device: of the networks.
+        crop: side of CelebA's crop in pixels, 178 or 150.
+        broken: "error" names an image file that is cut off, "skip" leaves it out.
+
+    Raises FileNotFoundError that says how to get a missing file, and ValueError on unknown names.
     """
     if dataset not in SPLITS:
         raise ValueError(f"dataset: got {dataset!r}, expected one of {tuple(SPLITS)}")
-    known = {
-        "imagenet": tuple(imagenet_pairs.PAIRS),
-        "bdd": ("action",),
-        "bdd100k": ("action",),
-        "celebahq": (*ATTRIBUTES, *image_classifiers.PUBLISHED["celebahq"]),
-    }.get(dataset, (label,))
-    if label not in known:
-        raise ValueError(f"label: got {label!r}, expected one of {known} for {dataset}")
-    split, called, training, attribute = SPLITS[dataset], dataset, None, None
-    if dataset in ("celeba", "celebahq"):
-        name, source = (
-            ATTRIBUTES.get(label, label),
-            partial(celeba.load, crop=crop) if dataset == "celeba" else celebahq.load,
-        )
-        source = partial(source, broken=broken)
-        data = source(root, split, name)
-        attribute, training = together(source, root, name)
-        columns = (
-            source(root, split, None).class_names
-            if dataset == "celeba"
-            else image_classifiers.PUBLISHED["celebahq"]
-        )
-        output = columns.index(name)
-    elif dataset in ("bdd", "bdd100k"):
-        data, output = (
-            bdd.load(root, split, "oia" if dataset == "bdd" else "100k", broken=broken),
-            0,
-        )
-        dataset = "bdd"
-    else:
-        data, output = imagenet_pairs.load(root, split, label, broken=broken), None
-    net = image_classifiers.load_published(
-        pretrained.find(f"{dataset}_classifier"), dataset, device
-    )
-    prior = guided_diffusion.load(pretrained.find(f"{dataset}_ddpm"), dataset, device)
-    if output is None:
-        of = [imagenet_pairs.IMAGENET[c][1] for c in imagenet_pairs.PAIRS[label]]
-        net = Pair(net, *of)
-    else:
-        net = classifiers.OneOutput(net, output)
-    dime, term = {"bdd": DiME.bdd, "celebahq": DiME.celebahq}.get(dataset, DiME.celeba), {}
-    if (pretrained.FOLDER / pretrained.FILES["vgg19"].file).exists():
-        term = {"perceptual": perceptual.VGG19().to(device)}
+    read = {"bdd": _read_roads, "bdd100k": _read_roads, "imagenet": _read_pairs}
+    queries = read.get(dataset, _read_faces)(dataset, root, label, crop, broken)
+    key = dataset.removesuffix("100k")
+    net = image_classifiers.load_published(pretrained.find(f"{key}_classifier"), key, device)
+    prior = guided_diffusion.load(pretrained.find(f"{key}_ddpm"), key, device)
+    one_output = len(queries.outputs) == 1
+    net = (classifiers.OneOutput if one_output else Pair)(net, *queries.outputs)
+    vgg19 = pretrained.FOLDER / pretrained.FILES["vgg19"].file
     return Case(
-        called,
-        data.take(range(min(n, len(data)))).in_memory(),
+        dataset,
+        key,
+        queries.data.take(range(min(n, len(queries.data)))).in_memory(),
         net.eval(),
         prior,
-        getattr(ACE, dataset)(prior, seed=seed),
-        dime(prior, seed=seed, **term),
-        DiME.fastdime(prior, seed=seed, **term),
-        training=training,
-        attribute=attribute,
+        correlations=queries.correlations,
+        attribute=queries.attribute,
+        perceptual=perceptual.VGG19().to(device) if vgg19.exists() else None,
     )
 
 
-def together(source: Callable, root: str, name: str) -> tuple[int | None, Tensor | None]:
-    """(column of an attribute, its correlation with each over the training labels): CD alone needs them, so where the training
-    images are not there the rest goes on without."""
+@dataclass(frozen=True)
+class _Queries:
+    """A split of an official data set, and what the case asks of the published classifier."""
+
+    data: Any
+    outputs: tuple[int, ...]  # one sigmoid output, or two outputs that compete
+    attribute: int | None = None
+    correlations: Tensor | None = None
+
+
+def _read_faces(dataset: str, root: str, label: str, crop: int, broken: str) -> _Queries:
+    if dataset == "celeba":
+        load = partial(celeba.load, crop=crop, broken=broken)
+    else:
+        load = partial(celebahq.load, broken=broken)
+        _check_label(label, (*ATTRIBUTES, *image_classifiers.PUBLISHED["celebahq"]), dataset)
+    name, split = ATTRIBUTES.get(label, label), SPLITS[dataset]
+    data = load(root, split, name)
+    column, linked = attribute_correlations(load, root, name)
+    if dataset == "celeba":
+        outputs = load(root, split, None).class_names
+    else:
+        outputs = image_classifiers.PUBLISHED["celebahq"]
+    return _Queries(data, (outputs.index(name),), column, linked)
+
+
+def _read_roads(dataset: str, root: str, label: str, crop: int, broken: str) -> _Queries:
+    _check_label(label, ("action",), dataset)
+    part = "oia" if dataset == "bdd" else "100k"
+    return _Queries(bdd.load(root, SPLITS[dataset], part, broken=broken), (0,))
+
+
+def _read_pairs(dataset: str, root: str, label: str, crop: int, broken: str) -> _Queries:
+    _check_label(label, tuple(imagenet_pairs.PAIRS), dataset)
+    pair = tuple(imagenet_pairs.IMAGENET[c][1] for c in imagenet_pairs.PAIRS[label])
+    return _Queries(imagenet_pairs.load(root, SPLITS[dataset], label, broken=broken), pair)
+
+
+def _check_label(label: str, known: tuple[str, ...], dataset: str) -> None:
+    if label not in known:
+        raise ValueError(f"label: got {label!r}, expected one of {known} for {dataset}")
+
+
+def attribute_correlations(
+    load: Callable[..., Any], root: str, attribute: str
+) -> tuple[int | None, Tensor | None]:
+    """Return an attribute's column, and its correlations (A,) over the training labels.
+
+    `load(root, split, attribute)` reads the data set. Returns (None, None) if the training images
+    are missing: only the metric CD needs them.
+    """
     try:
-        seen = source(root, "train", None)
+        train = load(root, "train", None)
     except (FileNotFoundError, ValueError):
         return None, None
-    return (column := seen.class_names.index(name)), correlations(seen.y, column)
+    column = train.class_names.index(attribute)
+    return column, correlations(train.y, column)
 
 
 class Pair(nn.Module):
-    """Two outputs of a classifier of many classes as a classifier of two: the question is which of these it is."""
+    """A classifier of two classes: two outputs of a classifier of many."""
 
     def __init__(self, model: nn.Module, first: int, second: int):
         super().__init__()
         self.model, self.of = model, (first, second)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the two logits, (B, 2)."""
         return self.model(x)[:, self.of]

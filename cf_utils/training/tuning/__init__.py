@@ -1,4 +1,5 @@
-"""The tuning rule: a method's settings for renders are chosen on validation queries by one rule, the same for all rivals.
+"""The tuning rule: choose each method's settings on validation renders, alike for all methods.
 
-grids: what is tried, 24 settings a method. tuner: how one is measured. record: the rule, and the file that holds what came of it.
+`grids` lists the settings that are tried, `tuner` measures one, `record` holds the rule and the
+result, `session` runs it from the command line.
 """

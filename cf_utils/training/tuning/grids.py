@@ -1,14 +1,14 @@
-"""What is tried: the settings of each method, 24 each, declared before they are measured.
+"""Grids: the settings that the tuning rule tries, 24 per world and method.
 
 Decisions:
-* Setting 0 is the paper's: what the authors' scripts have, but that a mask's dilation scales with the image, as a length does.
-* What comes after a search (mask, refinement) is varied without a new search: 24 settings of ACE are 6 attacks, those of
-  DiME pasted are 4 searches, which DiME's own grid holds, too.
-* scales and l1 are the published ones and others that allow for a small image, whose fewer values have larger gradients; lam and
-  the step are the published ones and a pair that lets the attack go on after the decision has turned.
-* On roads, whose causes are small, gradient descent is tried beside signed steps, which move every pixel alike. It came into
-  that grid after 24 of the 64 validation roads had been looked at; all else was declared before. All attacks have 50 iterations
-  (the paper gives gradient descent 100), so that no setting takes longer than another.
+* Setting 0 is the paper's: the values of the authors' scripts, except that the dilation of the mask
+  scales with the image.
+* Settings that differ in mask or refinement alone share one search, so the 24 settings of ACE take
+  6 attacks. The 4 searches of pasted DiME are in the grid of DiME, too.
+* Scales and l1 also have values for small images, whose fewer pixels have larger gradients. lam and
+  step also have a pair that continues the attack after the decision has flipped.
+* Roads, whose causes are small, also have gradient descent, since signed steps move every pixel.
+* All attacks have 50 iterations, so that no setting takes longer than another.
 """
 
 from __future__ import annotations
@@ -16,97 +16,109 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cf_utils.core import Explainer
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.models.generators.diffusion import DDPM
 
-PAPER = 0  # the paper's setting, in each grid
-FINISH = ("threshold", "dilation", "refine")  # what the search itself does not depend on
-Grid = Sequence[Mapping]
+Grid = Sequence[Mapping[str, Any]]
+
+PAPER = 0  # number of the paper's setting in each grid
+AFTER_SEARCH = ("threshold", "dilation", "refine")  # settings that the search does not depend on
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a setting becomes an explainer: `make(**fixed, **setting)`. `takes`: the field for the result of a search that settings
-    which differ in FINISH alone share, `make(**search, **setting)` without FINISH; None: nothing to share."""
+    """How a setting becomes an explainer, and which searches are shared."""
 
-    make: type[Explainer]
-    floor: float  # of the flip rate
-    fixed: Mapping = field(default_factory=dict)
-    takes: str | None = None
-    search: Mapping = field(default_factory=dict)
+    explainer: type[Explainer]
+    floor: float  # lowest flip rate that the rule accepts
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # added to every setting
+    # Changes that make the explainer of a shared search; None: nothing is shared.
+    search: Mapping[str, Any] | None = None
 
-    def explainers(
-        self, prior: DDPM, seed: int, setting: Mapping
+    def build(
+        self, prior: DDPM, seed: int, setting: Mapping[str, Any]
     ) -> tuple[Explainer | None, Explainer]:
-        """(the shared search or None, the method itself, which does not take its result yet)."""
-        whole = self.make(prior=prior, seed=seed, **self.fixed, **setting)
-        own = {name: v for name, v in setting.items() if name not in FINISH}
-        return self.make(
-            prior=prior, seed=seed, **self.search, **own
-        ) if self.takes else None, whole
+        """Return the explainer of the shared search, or None, and that of the whole setting.
+
+        Settings that differ in `AFTER_SEARCH` alone have equal searches. Pass a search's result to
+        the whole explainer as `reuse`.
+        """
+        whole = self.explainer(prior=prior, seed=seed, **self.fixed, **setting)
+        if self.search is None:
+            return None, whole
+        shared = {name: value for name, value in setting.items() if name not in AFTER_SEARCH}
+        return self.explainer(prior=prior, seed=seed, **self.search, **shared), whole
 
 
 METHODS = {
-    "ace": Method(ACE, 0.95, takes="attacked", search={"stage": "pre"}),
+    "ace": Method(ACE, 0.95, search={"stage": "pre"}),
     "dime": Method(DiME, 0.90),
     "fastdime": Method(DiME, 0.90, {"fast": True}),
-    "dime_pasted": Method(DiME, 0.90, {"pasted": True}, takes="guided"),
+    "dime_pasted": Method(DiME, 0.90, {"pasted": True}, search={}),
 }
 
 
-def crossed(*axes: Grid) -> Grid:
-    """Every combination of one entry an axis, the last axis fastest."""
-    return tuple(
-        {k: v for part in one for k, v in part.items()} for one in itertools.product(*axes)
-    )
+def combine(*axes: Grid) -> Grid:
+    """Return every combination of one entry per axis; the last axis varies fastest."""
+    grid = []
+    for entries in itertools.product(*axes):
+        grid.append({name: value for entry in entries for name, value in entry.items()})
+    return tuple(grid)
 
 
-def _each(name: str, *values) -> Grid:
-    return tuple({name: v} for v in values)
+def _vary(name: str, *values: Any) -> Grid:
+    """Return an axis on which one setting takes several values."""
+    return tuple({name: value} for value in values)
 
 
-def _grids(
+def _build_grids(
     attacks: Grid,
     spacings: Sequence[str],
     masks: Sequence[tuple[float, int]],
-    starts: Sequence[int],
-) -> dict:
-    """A world's grids from its values of each setting, the paper's first. `attacks`: of ACE, six; `spacings`: of DiME's
-    refinement; `masks`: (threshold, dilation)."""
-    finish = [{"threshold": t, "dilation": d} for t, d in masks]
-    scales, l1 = ((8.0, 10.0, 15.0), (2.0, 2.5, 3.75), (16.0, 20.0, 30.0)), _each("l1", 0.05, 0.2)
-    own = ({"own_mask": True, "dilation": 3}, {"own_mask": False})
+    steps: Sequence[int],
+) -> dict[str, Grid]:
+    """Return a world's grids from the values of each setting, the paper's first.
+
+    Args:
+        attacks: six attacks of ACE.
+        spacings: of the refinement of pasted DiME.
+        masks: four pairs (threshold, dilation).
+        steps: four numbers of steps of DiME.
+    """
+    finish = [{"threshold": threshold, "dilation": dilation} for threshold, dilation in masks]
+    scales = _vary("scales", (8.0, 10.0, 15.0), (2.0, 2.5, 3.75), (16.0, 20.0, 30.0))
+    l1 = _vary("l1", 0.05, 0.2)
+    own_masks = ({"own_mask": True, "dilation": 3}, {"own_mask": False})
+    refine = _vary("refine", *((spacing, 5) for spacing in spacings))
+    start = _vary("steps", *steps)
     return {
-        "ace": crossed(attacks, finish),
-        "dime": crossed(_each("steps", *starts), _each("scales", *scales), l1),
-        "fastdime": crossed(_each("steps", 60, 45, 34), _each("scales", *scales[:2]), l1, own),
-        "dime_pasted": crossed(
-            _each("steps", *starts),
-            _each("refine", *((s, 5) for s in spacings)),
-            finish[: 6 // len(spacings)],
-        ),
+        "ace": combine(attacks, finish),
+        "dime": combine(start, scales, l1),
+        "fastdime": combine(_vary("steps", 60, 45, 34), scales[:2], l1, own_masks),
+        "dime_pasted": combine(start, refine, finish[: 6 // len(spacings)]),
     }
 
 
-FAR = {"lam": 1e-6, "step": 2 / 255}  # signed steps that go on after the decision has turned
-DESCENT = {"attack": "gd", "lam": 1e-6, "step": 0.3}  # against the gradient itself
+FURTHER = {"lam": 1e-6, "step": 2 / 255}  # goes on after the decision has flipped
+DESCENT = {"attack": "gd", "lam": 1e-6, "step": 0.3}
 
-# The sigma that a search starts from, of 500 levels: 0.14, 0.27, 0.39, 0.51 by five steps of "100", "50", "33", "25"; 0.27, 0.51,
-# 0.63, 0.77 by 17, 34, 45, 60 of DiME's "200".
+# First noise levels (standard deviation, 500 levels): five steps of spacing "100", "50", "33", "25"
+# start at 0.14, 0.27, 0.39, 0.51; 17, 34, 45, 60 steps of "200" at 0.27, 0.51, 0.63, 0.77.
 GRIDS = {
-    "faces": _grids(
-        crossed(_each("spacing", "50", "33", "25"), ({"lam": 0.003, "step": 1 / 255}, FAR)),
+    "faces": _build_grids(
+        combine(_vary("spacing", "50", "33", "25"), ({"lam": 0.003, "step": 1 / 255}, FURTHER)),
         ("50", "33", "25"),
         ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)),
         (60, 45, 34, 17),
     ),
-    "roads": _grids(
+    "roads": _build_grids(
         (
             {"spacing": "100", "lam": 0.001, "step": 1 / 255},
-            {"spacing": "50"} | FAR,
+            {"spacing": "50"} | FURTHER,
             {"spacing": "100"} | DESCENT,
             {"spacing": "50"} | DESCENT,
             {"spacing": "50"} | DESCENT | {"step": 1.0},
@@ -119,6 +131,6 @@ GRIDS = {
 }
 
 
-def papers(world: str, method: str, prior: DDPM, seed: int = 0) -> Explainer:
-    """A method with its paper's setting for a world: setting 0 of the grid."""
-    return METHODS[method].explainers(prior, seed, GRIDS[world][method][PAPER])[1]
+def build_paper_setting(world: str, method: str, prior: DDPM, seed: int = 0) -> Explainer:
+    """Return a method with its paper's setting for a world: setting 0 of the grid."""
+    return METHODS[method].build(prior, seed, GRIDS[world][method][PAPER])[1]

@@ -1,14 +1,18 @@
-"""The rule, and the record of what came of it: results/tuning/<world>_<label>_<kind>_<method>.json.
+"""The tuning rule, and its record: results/tuning/<world>_<label>_<kind>_<method>.json.
 
-Of the settings that turn a share of the queries of at least the method's floor, the one with the highest semantic validity over
-all queries, in which a failure counts 0. Ties: more turned, then the earlier setting, so the paper's first. Where none reaches
-the floor, the one that turns most is taken, ties by semantic validity and then as before, and the record says "floor missed".
-Only a setting measured on all queries is chosen; one that could not win any more was left before, or not begun (`tuner.py`).
+The rule: among the settings whose flip rate reaches the method's floor, choose the one with the
+highest semantic validity over all queries, where a failure counts 0. Ties go to the higher flip
+rate, then to the earlier setting. If no setting reaches the floor, choose the highest flip rate,
+then the highest semantic validity, then the earlier setting; the record says "floor missed".
+
+Only a setting measured on all queries is chosen. Settings that cannot win are left early
+(`tuner.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,6 +20,8 @@ import torch
 from cf_utils.evaluation.metrics import decision
 from cf_utils.models import checkpoints
 from cf_utils.training.tuning.grids import PAPER
+
+Row = Mapping[str, Any]  # measurements of one setting, an entry of a record's "rows"
 
 MEASURED = (
     "measured",
@@ -28,107 +34,122 @@ MEASURED = (
 )
 
 
-def choose(rows: Sequence[Mapping], floor: float) -> tuple[Mapping, bool]:
-    """The rule: (the row chosen, whether none reached the floor). Rows in the grid's order, with flip_rate and semantic_validity,
-    measured on all queries."""
+def choose(rows: Sequence[Row], floor: float) -> tuple[Row, bool]:
+    """Apply the rule; return the chosen row, and whether no row reaches the floor.
+
+    `rows` are in the order of the grid, each measured on all queries.
+    """
     if not rows:
         raise ValueError("rows: got none, expected at least one measured setting")
-    able = [r for r in rows if r["flip_rate"] >= floor]
-    first, second = (
-        ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
-    )
-    return max(
-        able or rows, key=lambda r: (r[first], r[second])
-    ), not able  # of equals max takes the first
+    able = [row for row in rows if row["flip_rate"] >= floor]
+    order = ("semantic_validity", "flip_rate") if able else ("flip_rate", "semantic_validity")
+    # max returns the first of equal rows
+    chosen = max(able or rows, key=lambda row: tuple(row[name] for name in order))
+    return chosen, not able
 
 
-def best_of(rows: Iterable[Mapping], n: int, floor: float) -> float | None:
-    """The highest semantic validity of the rows that are measured on all n queries and turn enough; None where there is none."""
-    return max(
-        (r["semantic_validity"] for r in rows if r["measured"] == n and r["flip_rate"] >= floor),
-        default=None,
-    )
+def find_best_validity(rows: Iterable[Row], n: int, floor: float) -> float | None:
+    """Return the highest semantic validity of rows that are complete and reach the floor.
+
+    `n` is the number of queries. Returns None without such a row.
+    """
+    able = (row for row in rows if row["measured"] == n and row["flip_rate"] >= floor)
+    return max((row["semantic_validity"] for row in able), default=None)
 
 
-def settled(rows: Iterable[Mapping], n: int) -> int | float:
-    """The first setting that is valid on all n queries: no later one can be better. Infinity where there is none."""
-    return min(
-        (r["number"] for r in rows if r["measured"] == n and r["semantic_validity"] == 1),
-        default=float("inf"),
-    )
+def find_perfect(rows: Iterable[Row], n: int) -> int | float:
+    """Return the first setting that is valid on all n queries, which no later one can beat.
+
+    Returns infinity without such a setting.
+    """
+    perfect = (row for row in rows if row["measured"] == n and row["semantic_validity"] == 1)
+    return min((row["number"] for row in perfect), default=float("inf"))
 
 
-def lost(row: Mapping, n: int, floor: float, best: float | None) -> bool:
-    """Whether a row of some of n queries stays under the floor, or under another one's semantic validity at the floor (`best`),
-    even if all the others come out valid."""
+def cannot_win(row: Row, n: int, floor: float, best: float | None) -> bool:
+    """Return whether a row cannot be chosen even if all its remaining queries come out valid.
+
+    Args:
+        row: measured on some of the n queries.
+        floor: lowest flip rate that the rule accepts.
+        best: `find_best_validity` of the other rows.
+    """
     if best is None:
         return False
-    ends = (("flip_rate", floor), ("semantic_validity", best))
+    remaining = n - row["measured"]
+    limits = {"flip_rate": floor, "semantic_validity": best}
     return any(
-        (row[name] * row["measured"] + n - row["measured"]) / n < least - 1e-9
-        for name, least in ends
+        (row[name] * row["measured"] + remaining) / n < least - 1e-9
+        for name, least in limits.items()
     )
 
 
-def record_of(made_on: Mapping, rows: Sequence[Mapping], size: int, floor: float) -> dict:
-    """What the file holds: `made_on`, the choice, and the rows of a grid of `size` settings; `left`: those not measured
-    that could still be chosen.
+def build_record(
+    conditions: Mapping[str, Any], rows: Sequence[Row], size: int, floor: float
+) -> dict[str, Any]:
+    """Return the content of a record.
 
-    `difference`: semantic validity of the chosen setting less that of the paper's over the same queries (`items` of the rows),
-    with a 95 % bootstrap interval; None while the paper's is not measured.
+    Args:
+        conditions: what all rows depend on: n, seed, checkpoints, ...
+        rows: measured settings of a grid of `size` settings, in its order.
+        floor: lowest flip rate that the rule accepts.
+
+    `difference` is the semantic validity of the chosen setting minus that of the paper's, with a
+    95 % bootstrap interval over the same queries; None if the paper's is not measured. `left` lists
+    the settings that are not measured and may still win.
     """
-    chosen, missed = choose([r for r in rows if r["measured"] == made_on["n"]], floor)
-    items = {r["number"]: torch.tensor([int(c) for c in r["items"]]) for r in rows}
-    difference = (
-        decision.paired_difference(items[chosen["number"]], items[PAPER])
-        if PAPER in items
-        else None
-    )
-    first = settled(rows, made_on["n"])
+    chosen, missed = choose([row for row in rows if row["measured"] == conditions["n"]], floor)
+    items = {row["number"]: torch.tensor([int(c) for c in row["items"]]) for row in rows}
+    difference = None
+    if PAPER in items:
+        difference = decision.paired_difference(items[chosen["number"]], items[PAPER])
+    perfect = find_perfect(rows, conditions["n"])
     return {
-        **made_on,
+        **conditions,
         "floor": floor,
         "verdict": "floor missed" if missed else "floor reached",
         "chosen": chosen["number"],
         "paper": PAPER,
         "difference": difference,
-        "left": [k for k in range(size) if k not in items and k < first],
+        "left": [k for k in range(size) if k not in items and k < perfect],
         "rows": list(rows),
     }
 
 
-def checkpoint_hashes(world: str, label: str, kind: str) -> dict[str, str]:
-    """Name -> hash of the files that a record stands on, as their cards have it now: classifier, prior, oracle."""
+def read_checkpoint_hashes(world: str, label: str, kind: str) -> dict[str, str]:
+    """Return the hashes of classifier, prior and oracle by checkpoint name."""
     names = (f"{world}_{label}_{kind}", f"{world}_ddpm", f"{world}_oracle")
     return {name: checkpoints.read_card(name).sha256 for name in names}
 
 
-def stale(record: Mapping, made_on: Mapping) -> list[str]:
-    """What an earlier record was measured with another one of: entries of `made_on`, or names of checkpoints."""
-    parts = [(record, made_on), (record.get("checkpoints", {}), made_on["checkpoints"])]
-    return [
-        k for old, new in parts for k, v in new.items() if k != "checkpoints" and old.get(k) != v
-    ]
+def find_changes(record: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[str]:
+    """Return the names of conditions, or of checkpoints, that differ from an earlier record's."""
+    pairs = [(record, conditions), (record.get("checkpoints", {}), conditions["checkpoints"])]
+    changed = []
+    for old, new in pairs:
+        changed += [k for k, v in new.items() if k != "checkpoints" and old.get(k) != v]
+    return changed
 
 
-def shown(record: Mapping) -> str:
-    """The record as a table: the chosen setting, the paper's, the others."""
-    first = {"chosen": record["chosen"], "paper": record["paper"]}
-    what = {
-        r["number"]: " ".join(word for word, k in first.items() if k == r["number"])
-        for r in record["rows"]
-    }
+def format_record(record: Mapping[str, Any]) -> str:
+    """Return a record as a table: the chosen setting first, then the paper's, then the others."""
+    marks = {"chosen": record["chosen"], "paper": record["paper"]}
+
+    def mark(row: Row) -> str:
+        return " ".join(word for word, number in marks.items() if number == row["number"])
+
     rows = sorted(
-        record["rows"],
-        key=lambda r: ("chosen" not in what[r["number"]], "paper" not in what[r["number"]]),
+        record["rows"], key=lambda row: ("chosen" not in mark(row), "paper" not in mark(row))
     )
-    frame = pd.DataFrame([{k: r[k] for k in MEASURED} for r in rows], dtype=float).round(4)
-    frame.insert(0, "which", [what[r["number"]] for r in rows])
-    frame.insert(0, "number", [r["number"] for r in rows])
-    frame["settings"] = [" ".join(f"{k}={v}" for k, v in r["settings"].items()) for r in rows]
-    tail = f"n {record['n']}; floor of the flip rate {record['floor']:g}: {record['verdict']}"
+    frame = pd.DataFrame([{name: row[name] for name in MEASURED} for row in rows], dtype=float)
+    frame = frame.round(4)
+    frame.insert(0, "which", [mark(row) for row in rows])
+    frame.insert(0, "number", [row["number"] for row in rows])
+    frame["settings"] = [" ".join(f"{k}={v}" for k, v in row["settings"].items()) for row in rows]
+    last = f"n {record['n']}; floor of the flip rate {record['floor']:g}: {record['verdict']}"
     if (d := record["difference"]) is not None:
-        tail += f"; semantic validity, chosen less paper's: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]"
-    return f"{frame.to_string(index=False)}\n{tail}" + (
-        f"\nnot measured yet: {record['left']}" if record["left"] else ""
-    )
+        last += "; semantic validity, chosen minus paper: "
+        last += f"{d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]"
+    if record["left"]:
+        last += f"\nnot measured yet: {record['left']}"
+    return f"{frame.to_string(index=False)}\n{last}"

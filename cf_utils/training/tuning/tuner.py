@@ -1,24 +1,24 @@
-"""How a setting is measured: explanations kept batch by batch, judged by the world that made the queries.
+"""Measure settings: explain the queries batch by batch, and judge the answers by the world's truth.
 
 Decisions:
-* What the oracle reads is held against what the setting's own chain (spacing, steps) does to an unedited query
-  (`truth.null_sd`): who starts from more noise must move a factor further to be seen.
-* A setting is left after the batch from which on it can no longer be chosen: not with all other queries valid. After one that is
-  valid on all queries none is begun. That changes nothing of the choice, and a method of many passes ends earlier.
-* Batches on disk are read (a killed run goes on), measuring is cheap and done anew. A record keeps the rows that were not asked
-  for this time, as long as queries, checkpoints and the setting itself are the same.
+* A factor counts as moved if it moves further than what the setting's own chain does to an unedited
+  query (`displacement.null_sd`), so a chain that starts from more noise must move it further.
+* A setting is left after the batch from which on it cannot win any more. No setting is begun after
+  one that is valid on all queries. Neither changes the choice.
+* Explanations are stored, so a killed run resumes; measuring is cheap and repeated. A record keeps
+  rows of other settings while queries, checkpoints and the settings themselves are the same.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,81 +27,104 @@ from cf_utils import core
 from cf_utils.core import Counterfactuals, Explainer, files
 from cf_utils.evaluation.metrics import decision
 from cf_utils.evaluation.truth import displacement
-from cf_utils.harness.cases import Case
-from cf_utils.models import classifiers, oracles
+from cf_utils.harness.cases import Case, Truth
+from cf_utils.models import classifiers, oracle_columns
 from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.generators.diffusion import noise_of
 from cf_utils.training.tuning.grids import METHODS, PAPER, Grid, Method
-from cf_utils.training.tuning.record import best_of, lost, record_of, settled, stale
+from cf_utils.training.tuning.record import (
+    Row,
+    build_record,
+    cannot_win,
+    find_best_validity,
+    find_changes,
+    find_perfect,
+)
 
 
 class OutOfTime(Exception):
-    """The limit was reached between two batches."""
+    """The time limit was reached between two batches."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tuner:
-    """Measures settings of `method` on the queries of `case` (renders, with their classifier and prior), each to be turned to the
-    class that the classifier does not see there. `oracle` is on the CPU, where all is judged. `deadline`: a time of
-    `time.monotonic`, looked at before each batch."""
+    """Measures settings of a method on the queries of a rendered case.
 
-    case: Case
-    oracle: Loaded
-    method: str
+    Each query is explained towards the class that the classifier does not assign to it.
+    """
+
+    case: Case  # with its truth
+    oracle: Loaded  # the world's factor oracle, on the CPU, where answers are judged
+    method: str  # a key of `METHODS`
     grid: Grid
-    folder: Path  # keeps the explanations
+    folder: Path  # of the stored explanations
     batch: int = 8  # images explained at once
     seed: int = 0
     device: torch.device | str = "cpu"  # of the case's networks
-    deadline: float = math.inf
-    nulls: dict = field(default_factory=dict, repr=False)  # (spacing, steps) -> null_sd
+    deadline: float = math.inf  # in units of `time.monotonic`; no batch begins later
+    null_cache: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
 
     @property
-    def how(self) -> Method:
+    def spec(self) -> Method:
+        """How settings of the method become explainers."""
         return METHODS[self.method]
+
+    @property
+    def truth(self) -> Truth:
+        """The truth of the case. Raises ValueError if it has none."""
+        if self.case.truth is None:
+            raise ValueError(f"case: got {self.case.name}, expected renders, whose truth is known")
+        return self.case.truth
 
     @cached_property
     def x(self) -> Tensor:
+        """The queries (N, C, H, W) on the networks' device."""
         return self.case.data.x.to(self.device)
 
     @cached_property
     def target(self) -> Tensor:
+        """The wanted class per query (N,)."""
         return 1 - classifiers.predict(self.case.classifier, self.x).argmax(1)
 
     @cached_property
-    def judge(self) -> nn.Module:
+    def cpu_classifier(self) -> nn.Module:
+        """A copy of the classifier on the CPU."""
         return copy.deepcopy(self.case.classifier).cpu()
 
     @cached_property
-    def quiet(self) -> Mapping:
-        """What the classifier makes of the factors that the oracle can read: what moves in the others is its own noise."""
-        return {name: self.case.uses[name] for name in oracles.readable(self.oracle.card)}
+    def readable_uses(self) -> dict[str, Any]:
+        """The classifier's uses of the factors that the oracle reads well enough."""
+        return {name: self.truth.uses[name] for name in oracle_columns.readable_factors(self.oracle.card)}
 
-    def explainers(self, k: int) -> tuple[Explainer | None, Explainer]:
-        return self.how.explainers(self.case.prior, self.seed, self.grid[k])
+    def build(self, k: int) -> tuple[Explainer | None, Explainer]:
+        """Return setting k's shared search, or None, and its explainer (see `Method.build`)."""
+        return self.spec.build(self.case.prior, self.seed, self.grid[k])
 
-    def check(self, numbers: Sequence[int]) -> None:
-        """ValueError by the method itself where a setting does not fit, before any search."""
+    def check_settings(self, numbers: Sequence[int]) -> None:
+        """Raise the method's ValueError if a setting does not fit, before any search."""
         logits = classifiers.predict(self.case.classifier, self.x[:1])
-        for explain in (e for k in numbers for e in self.explainers(k) if e is not None):
+        for explain in (e for k in numbers for e in self.build(k) if e is not None):
             explain.check(self.x[:1], logits)
 
-    def explained(self, k: int, rows: slice) -> tuple[Counterfactuals, Tensor]:
-        """Setting k's explanations of a batch, on the CPU, and the seconds (B,) that each took with its search. Raises
-        OutOfTime."""
-        search, whole = self.explainers(k)
+    def explain(self, k: int, rows: slice) -> tuple[Counterfactuals, Tensor]:
+        """Explain a batch by setting k.
+
+        Returns the result on the CPU, and seconds per item (B,), the search included.
+        Raises OutOfTime.
+        """
+        search, whole = self.build(k)
         if search is None:
-            cfs = self._kept(whole, rows)
+            cfs = self._load_or_explain(whole, rows)
             return cfs, cfs.seconds
-        found = self._kept(search, rows)
-        cfs = self._kept(dataclasses.replace(whole, **{self.how.takes: found}), rows)
+        found = self._load_or_explain(search, rows)
+        cfs = self._load_or_explain(whole.with_(reuse=found), rows)
         return cfs, found.seconds + cfs.seconds
 
-    def _kept(self, explain: Explainer, rows: slice) -> Counterfactuals:
-        """Read from the batch's file, or made and kept there, if there is time."""
+    def _load_or_explain(self, explain: Explainer, rows: slice) -> Counterfactuals:
+        """Return a batch's stored result, or compute and store it. Raises OutOfTime."""
         if time.monotonic() >= self.deadline:
             raise OutOfTime
-        return core.explain_in_batches(
+        cfs = core.explain_in_batches(
             explain,
             self.case.classifier,
             self.x[rows],
@@ -110,111 +133,130 @@ class Tuner:
             batch_size=self.batch,
             folder=self.folder,
         )
+        assert cfs is not None  # one shard holds all rows
+        return cfs
 
-    def null(self, spacing: str, steps: int) -> Tensor:
-        """`truth.null_sd` (K,) of the filter of so many steps of a spacing."""
-        if (spacing, steps) not in self.nulls:
-            chain, parts = (
-                self.case.prior.chain(spacing),
-                (self.x.split(self.batch), self.case.data.ids.split(self.batch)),
-            )
+    def null_sd(self, spacing: str, steps: int) -> Tensor:
+        """Return `displacement.null_sd` (K,) of the filter of `steps` steps of a spacing."""
+        if (spacing, steps) not in self.null_cache:
+            chain, unedited = self.case.prior.chain(spacing), []
+            ids = self.case.data.ids.split(self.batch)
             with torch.no_grad():
-                same = [
-                    chain.filter(x, steps, noise_of(self.seed, ids, x, "null"))
-                    for x, ids in zip(*parts, strict=True)
-                ]
-            self.nulls[spacing, steps] = displacement.null_sd(
-                self.oracle.model, self.x.cpu(), torch.cat(same).cpu()
+                for x, part in zip(self.x.split(self.batch), ids, strict=True):
+                    noise = noise_of(self.seed, part, x, "null")
+                    unedited.append(chain.filter(x, steps, noise))
+            self.null_cache[spacing, steps] = displacement.null_sd(
+                self.oracle.model, self.x.cpu(), torch.cat(unedited).cpu()
             )
-        return self.nulls[spacing, steps]
+        return self.null_cache[spacing, steps]
 
-    def items(self, k: int, rows: slice) -> dict[str, Tensor]:
-        """What is measured of each explanation of a batch, (B,) each. Raises OutOfTime."""
-        (_, whole), (cfs, seconds), uses = (
-            self.explainers(k),
-            self.explained(k, rows),
-            self.case.uses,
-        )
-        d = displacement.measure(cfs, self.oracle.model, self.null(whole.spacing, whole.steps))
-        solid = (
-            displacement.semantic_validity(cfs, self.case.data.factors.take(rows), self.judge, d)
-            == 1
-        )  # not of NaN
+    def measure_items(self, k: int, rows: slice) -> dict[str, Tensor]:
+        """Return the measurements of setting k per item of a batch, (B,) each. Raises OutOfTime."""
+        _, whole = self.build(k)
+        cfs, seconds = self.explain(k, rows)
+        null = self.null_sd(whole.spacing, whole.steps)
+        moved = displacement.measure(cfs, self.oracle.model, null)
+        factors = self.truth.factors.take(rows)
+        validity = displacement.semantic_validity(cfs, factors, self.cpu_classifier, moved)
         change = (cfs.counterfactual - cfs.query).abs().flatten(1).mean(1)
         return {
             "flip_rate": cfs.valid.double(),
-            "semantic_validity": solid.double(),
-            "used_factor_moved": displacement.used_factor_moved(d, uses),
-            "unused_factor_moved": displacement.unused_factor_moved(d, self.quiet),
+            "semantic_validity": (validity == 1).double(),  # an undefined one counts 0
+            "used_factor_moved": displacement.used_factor_moved(moved, self.truth.uses),
+            "unused_factor_moved": displacement.unused_factor_moved(moved, self.readable_uses),
             "mean_change": decision.mask_failed(change, cfs.valid),
             "seconds_per_image": seconds,
         }
 
-    def row(self, k: int, best: float | None = None) -> dict:
-        """What the record says of setting k; `items` is each query's semantic validity, 0 or 1. Raises OutOfTime.
+    def measure(self, k: int, best: float | None = None) -> dict[str, Any]:
+        """Measure setting k; return its row of the record. Raises OutOfTime.
 
-        best: semantic validity of a setting at the floor. k is left once it cannot come up to it, or to the floor; then fewer
-        queries than all are `measured`, and its figures are theirs.
+        `best` is the highest semantic validity of another setting that reaches the floor. If k
+        cannot come up to it, or to the floor, it is left: fewer queries are `measured`, and the
+        figures are of these alone. `items` holds the semantic validity per query, 0 or 1.
         """
         found: list[dict[str, Tensor]] = []
-        for at in core.progress(
-            range(0, len(self.x), self.batch), desc=f"setting {k}", leave=False
-        ):
-            found.append(self.items(k, slice(at, at + self.batch)))
-            whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        row: dict[str, Any] = {}
+        starts = range(0, len(self.x), self.batch)
+        for at in core.progress(starts, desc=f"setting {k}", leave=False):
+            found.append(self.measure_items(k, slice(at, at + self.batch)))
+            whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+            means = {name: values.nanmean().item() for name, values in whole.items()}
             row = {
                 "number": k,
                 "settings": core.describe(self.grid[k]),
                 "measured": len(whole["flip_rate"]),
-                **{
-                    name: None if (mean := v.nanmean().item()) != mean else mean
-                    for name, v in whole.items()
-                },
+                **{name: None if math.isnan(mean) else mean for name, mean in means.items()},
                 "items": "".join("01"[int(v)] for v in whole["semantic_validity"].tolist()),
             }
-            if lost(row, len(self.x), self.how.floor, best):
+            if cannot_win(row, len(self.x), self.spec.floor, best):
                 break
         return row
 
 
-def tune(tuner: Tuner, made_on: Mapping, numbers: Sequence[int], path: Path) -> dict | None:
-    """Measure the settings `numbers` and write the record at `path` after each; returns it: with no setting measured in time, the
-    one that was there, or None. `made_on`: what all its rows stand on (checkpoints, n, seed, ...). Raises ValueError where a
-    record of another n or seed would be lost."""
-    made_on = {**made_on, "queries": files.sha256(tuner.case.data.x)[:16]}
-    tuner.check(numbers)
-    n, floor = len(tuner.x), tuner.how.floor
-    record, rows = files.read_json(path) if path.exists() else None, {}
-    others = stale(record, made_on) if record else []
-    if other := [k for k in ("n", "seed") if k in others]:
-        raise ValueError(
-            f"{path}: holds a record of {', '.join(f'{k} {record[k]}' for k in other)}, got "
-            f"{', '.join(f'{k} {made_on[k]}' for k in other)}; give another folder (--out) or remove it"
-        )
-    if others:
-        print(f"{path.name}: was measured with another {', '.join(others)}; its rows are dropped")
-        record = None
-    elif record:
-        rows = {
-            r["number"]: r
-            for r in record["rows"]
-            if r["number"] < len(tuner.grid)
-            and r["settings"] == core.describe(tuner.grid[r["number"]])
-        }
-        best = best_of(rows.values(), n, floor)
-        rows = {k: r for k, r in rows.items() if r["measured"] == n or lost(r, n, floor, best)}
+def tune(
+    tuner: Tuner, conditions: Mapping[str, Any], numbers: Iterable[int], path: Path
+) -> dict[str, Any] | None:
+    """Measure settings, and write the record at `path` after each of them.
+
+    Args:
+        tuner: measures one setting.
+        conditions: what all rows depend on: n, seed, checkpoints, ...
+        numbers: of the settings to measure.
+        path: of the record. Its rows of other settings are kept if they still hold.
+
+    Returns the record; without a setting measured in time, the earlier one or None.
+    Raises ValueError if the record at `path` has another n or seed.
+    """
+    numbers = list(numbers)
+    conditions = {**conditions, "queries": files.sha256(tuner.case.data.x)[:16]}
+    tuner.check_settings(numbers)
+    n, floor = len(tuner.x), tuner.spec.floor
+    record = _read_record(path, conditions)
+    rows = {} if record is None else _keep_rows(record, tuner.grid, n, floor)
     for k in numbers:
-        if k > (first := settled(rows.values(), n)):
-            print(f"setting {k}: not begun, setting {first} is valid on all queries")
+        if k > (perfect := find_perfect(rows.values(), n)):
+            print(f"setting {k}: not begun, setting {perfect} is valid on all queries")
             continue
+        others = [row for i, row in rows.items() if i != k]
         try:
-            others = [r for i, r in rows.items() if i != k]
-            rows[k] = tuner.row(k, None if k == PAPER else best_of(others, n, floor))
+            rows[k] = tuner.measure(k, None if k == PAPER else find_best_validity(others, n, floor))
         except OutOfTime:
-            print(f"time is up before setting {k} is done; the same command goes on from here")
+            print(f"time is up before setting {k} is done; the same command resumes here")
             break
-        record = record_of(
-            made_on, [rows[i] for i in sorted(rows)], len(tuner.grid), tuner.how.floor
-        )
+        record = build_record(conditions, [rows[i] for i in sorted(rows)], len(tuner.grid), floor)
         files.write_json(path, record)
     return record
+
+
+def _read_record(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record at `path` if its rows still hold, else None.
+
+    Raises ValueError if it has another n or seed: overwriting it would lose comparable rows.
+    """
+    if not path.exists():
+        return None
+    record = files.read_json(path)
+    changed = find_changes(record, conditions)
+    if fixed := [name for name in ("n", "seed") if name in changed]:
+        old, new = (", ".join(f"{k} {held[k]}" for k in fixed) for held in (record, conditions))
+        raise ValueError(
+            f"{path}: holds a record of {old}, got {new}; give another folder (--out) or remove it"
+        )
+    if changed:
+        print(f"{path.name}: was measured with another {', '.join(changed)}; its rows are dropped")
+        return None
+    return record
+
+
+def _keep_rows(record: Mapping[str, Any], grid: Grid, n: int, floor: float) -> dict[int, Row]:
+    """Return a record's rows, by number, of unchanged settings that are complete or cannot win."""
+    rows = {
+        row["number"]: row
+        for row in record["rows"]
+        if row["number"] < len(grid) and row["settings"] == core.describe(grid[row["number"]])
+    }
+    best = find_best_validity(rows.values(), n, floor)
+    return {
+        k: row for k, row in rows.items() if row["measured"] == n or cannot_win(row, n, floor, best)
+    }
