@@ -12,7 +12,7 @@ from torch import nn
 
 from cf_utils import worlds
 from cf_utils.core import files
-from cf_utils.models import checkpoints, classifiers, oracles
+from cf_utils.models import checkpoints, classifiers, oracle_columns, oracles
 from cf_utils.models.cards import Card
 from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.classifiers import OneOutput
@@ -196,7 +196,7 @@ def test_a_reader_that_reads_towards_the_mean_is_set_right():
         member.forward = lambda x: 0.5 + shrunk * (Perfect().read(x)[0] - 0.5)
     factors = TOY.sample(80, "validation", seed=3)
     readers.unshrink(model, factors)
-    x, truth_of = readers.in_bytes(factors).float() / 255, oracles.truth(factors, model.names)[0]
+    x, truth_of = readers.in_bytes(factors).float() / 255, oracle_columns.true_readings(factors, model.names)[0]
     read, disagreement = model.read(x)
     moved = truth_of[1:] - truth_of[:-1]
     torch.testing.assert_close(
@@ -255,7 +255,7 @@ def test_an_oracle_is_calibrated_anew_and_its_members_stay(tmp_path, monkeypatch
 def test_readable_factors_are_those_whose_every_column_is_read():
     r2 = {"smile": 0.8, "scene=0": 0.9, "scene=1": 0.4, "noise": -0.1, "wall": 0.5}
     card = Card(quality={"columns": {k: {"r2": v} for k, v in r2.items()}})
-    assert oracles.readable(card) == ("smile", "wall") and oracles.readable(card, 0.4) == (
+    assert oracle_columns.readable_factors(card) == ("smile", "wall") and oracle_columns.readable_factors(card, 0.4) == (
         "smile",
         "scene",
         "wall",
@@ -396,13 +396,13 @@ def test_a_classifier_is_what_its_card_says(name):
 def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
     oracle, card = checkpoints.load(name)
     found, world = card.quality, worlds.get(name.split("_")[0])
-    assert oracle.names == oracles.columns(world)
+    assert oracle.names == oracle_columns.list_columns(world)
     prior = files.read_json(checkpoints.FOLDER / f"{world.name}_ddpm.json")
     assert found["null_by_sha256"] == prior["sha256"], (
         f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
     )
     factors = world.sample(64, "validation")
-    value, shown = oracles.truth(factors, oracle.names)
+    value, shown = oracle_columns.true_readings(factors, oracle.names)
     error = ((oracle.read(world.render(factors))[0] - value).square() * shown).sum(0) / shown.sum(
         0
     ).clamp(min=1)

@@ -15,7 +15,7 @@ from cf_utils import worlds
 from cf_utils.datasets.rendered import Rendered
 from cf_utils.evaluation import baselines
 from cf_utils.evaluation.truth import displacement, localization, true_counterfactuals
-from cf_utils.models import oracles
+from cf_utils.models import oracle_columns
 from cf_utils.worlds import Factor, Label, World
 
 LOW, SPAN = 0.2, 0.6
@@ -326,9 +326,9 @@ def test_a_failed_explanation_has_no_semantic_validity(toy):
 def test_columns_and_displacements_of_categories_and_bundles():
     roads = worlds.get("roads")
     factors = roads.sample(6, "test")
-    names = oracles.columns(roads)
+    names = oracle_columns.list_columns(roads)
     assert {"scene=0", "scene=2", "weather=3", "braking"} <= set(names) and "scene" not in names
-    value, shown = oracles.truth(factors, names)
+    value, shown = oracle_columns.true_readings(factors, names)
     at = names.index("scene=0")
     assert (
         torch.equal(value[:, at : at + 3].argmax(1).float(), factors["scene"])
@@ -343,7 +343,7 @@ def test_columns_and_displacements_of_categories_and_bundles():
     change, moved = torch.zeros(6, len(names)), torch.zeros(6, len(names), dtype=torch.bool)
     change[:, at + 1], moved[:4, at + 1] = 1.2, True  # the second scene, in four images
     change[:, names.index("sun")], moved[:, names.index("sun")] = 2.0, True
-    new = oracles.displaced(factors, names, change, moved)
+    new = oracle_columns.displace(factors, names, change, moved)
     assert (new["scene"][:4] == 1).all() and torch.equal(new["scene"][4:], factors["scene"][4:])
     assert (new["sun"] == 1).all()  # clamped to the scale
     assert torch.equal(new["exposure"], factors["exposure"])
@@ -353,14 +353,14 @@ def test_columns_and_displacements_of_categories_and_bundles():
     scene, there = change.clone().zero_(), moved.clone().zero_()
     scene[:, at : at + 3] = torch.tensor([1.2, -1.0, -1.0])
     there[:, at : at + 3] = True
-    new = oracles.displaced(hidden, names, scene, there)
+    new = oracle_columns.displace(hidden, names, scene, there)
     assert (new["scene"] == 0).all() and torch.equal(
         new["braking"], own.float()
     )  # nobody read that lamps were lit
-    unmoved = oracles.displaced(hidden, names, scene, torch.zeros_like(there))
+    unmoved = oracle_columns.displace(hidden, names, scene, torch.zeros_like(there))
     assert torch.equal(hidden.world.render(unmoved), hidden.world.render(hidden))
     crowd = worlds.get("faces").sample(4, "test")
-    older = oracles.displaced(
+    older = oracle_columns.displace(
         crowd, ("age",), torch.ones(4, 1), torch.tensor([[True], [False], [True], [True]])
     )
     assert (

@@ -150,7 +150,7 @@ class Learner(nn.Module):
         self.encoder, self.reader = encoder, nn.Linear(width, traits)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raw = self.encoder.raw(x)
+        raw = self.encoder.embed(x)
         return F.normalize(raw, dim=1), self.reader(raw)
 
 

@@ -21,7 +21,7 @@ from cf_utils.core import files
 from cf_utils.evaluation.baselines import PGD
 from cf_utils.evaluation.truth import displacement
 from cf_utils.harness import results
-from cf_utils.models import checkpoints, classifiers, oracles
+from cf_utils.models import checkpoints, classifiers, oracle_columns, oracles
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
@@ -105,7 +105,7 @@ class Bytes(Renders):
 
 def causes(world: World, names: list[str]) -> list[int]:
     """Columns that read a factor with the role of a cause."""
-    return [k for k, column in enumerate(names) if oracles.factor_of(column) in world.role("cause")]
+    return [k for k, column in enumerate(names) if oracle_columns.factor_of(column) in world.role("cause")]
 
 
 def _oracle(
@@ -114,7 +114,7 @@ def _oracle(
     """Members are trained one after the other, each with its own first weights, order and augmentation; where `hard_epochs`, once
     more on twice as many renders, each moved to where the member reads it worst: what follows noise cannot say what moved."""
     world = worlds.get(name)
-    names, prior = oracles.columns(world), prior_of(world)
+    names, prior = oracle_columns.list_columns(world), prior_of(world)
     weight = torch.ones(len(names))
     weight[causes(world, names)] = CAUSE_WEIGHT
     settings = {
@@ -139,7 +139,7 @@ def _oracle(
 
     def part_of(start: int):
         factors = world.sample(n, "train", seed=seed + OTHER, start=start)
-        return factors, *oracles.truth(factors, names)
+        return factors, *oracle_columns.true_readings(factors, names)
 
     factors, value, shown = part_of(0)
     spread = (value * shown).std(0).clamp(min=1e-3)
@@ -205,7 +205,7 @@ def _oracle(
 def unshrink(model: oracles.FactorOracle, factors: Factors) -> None:
     """Sets `slope`, by how much a reading moves with the truth on fresh renders, and `centre`. A column that is hardly read keeps
     a slope of 0.5: dividing by next to nothing would make its noise the largest displacement of all."""
-    value, shown = oracles.truth(factors, model.names)
+    value, shown = oracle_columns.true_readings(factors, model.names)
     read = torch.cat([model.read(b.float() / 255)[0] for b in in_bytes(factors).split(500)])
     there = shown.sum(0).clamp(min=2)
     centre, middle = ((t * shown).sum(0) / there for t in (value, read))
@@ -223,7 +223,7 @@ def calibrate(
     model.eval()
     unshrink(model, world.sample(n, "validation", seed=seed + OTHER))
     factors = world.sample(n, "test", seed=seed + OTHER)
-    value, shown = oracles.truth(factors, model.names)
+    value, shown = oracle_columns.true_readings(factors, model.names)
     x = in_bytes(factors)
     read = torch.cat([model.read(b.float() / 255)[0] for b in x.split(500)])
     error, there = (read - value).square() * shown, shown.sum(0).clamp(min=2)
@@ -310,7 +310,7 @@ def adversarial(model: oracles.FactorOracle, world: World, seed: int, n: int = 1
     x, out = in_bytes(factors).float() / 255, {}
     for label in world.labels:
         of = {label.factor, *(name for name, _ in label.neutral)}
-        causes = [k for k, column in enumerate(model.names) if oracles.factor_of(column) in of]
+        causes = [k for k, column in enumerate(model.names) if oracle_columns.factor_of(column) in of]
         for path in sorted(checkpoints.FOLDER.glob(f"{world.name}_{label.name}_*.safetensors")):
             f = OneOutput(checkpoints.load(path.stem).model)
             cfs = PGD()(f, x, 1 - classifiers.predict(f, x).argmax(1))
