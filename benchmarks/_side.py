@@ -1,4 +1,4 @@
-"""What the benchmarks share: time of a call, a batch one by one, the bare passes that a call made, the table and the record."""
+"""Tools of the benchmarks: times and memory of calls, bare passes, the table and the record."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -19,67 +20,78 @@ from torch import Tensor, nn
 from cf_utils import core
 from cf_utils.core import files
 
-Bounds = Mapping[
-    str, tuple[float | None, float | None]
-]  # lowest and highest; None: no bound on that side
-ROUNDING = 1e-9  # of the sums of shares
+Bounds = Mapping[str, tuple[float | None, float | None]]  # lowest, highest; None: no bound
+Result = TypeVar("Result")
+ROUNDING = 1e-9  # tolerance of the bounds
+RECORDED_ELSEWHERE = ("out", "data", "device", "quick")  # arguments that are no settings
 
 
-def timed(
-    explain, model: nn.Module, x: Tensor, target: Tensor, ids
+def measure_seconds(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the seconds that `call` takes, and its result."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def time_call(
+    explain: core.Explainer, model: nn.Module, x: Tensor, target: Tensor, ids: core.Ids | None
 ) -> tuple[core.Counterfactuals, float]:
-    began = time.perf_counter()
+    """Return the counterfactuals of one call, and its seconds."""
+    start = time.perf_counter()
     cfs = explain(model, x, target, ids)
-    cfs.score.tolist()  # a GPU is done only then
-    return cfs, time.perf_counter() - began
+    cfs.score.tolist()  # waits for a GPU
+    return cfs, time.perf_counter() - start
 
 
-def one_by_one(
-    explain, model: nn.Module, x: Tensor, target: Tensor, ids
+def explain_one_by_one(
+    explain: core.Explainer, model: nn.Module, x: Tensor, target: Tensor, ids: Tensor
 ) -> tuple[core.Counterfactuals, float]:
-    """Sorted by id; joining is not part of the time."""
+    """Return the same items explained one by one, sorted by id, and the seconds of the calls."""
     parts = [
-        timed(explain, model, x[i : i + 1], target[i : i + 1], ids[i : i + 1])
+        time_call(explain, model, x[i : i + 1], target[i : i + 1], ids[i : i + 1])
         for i in range(len(x))
     ]
-    whole = parts[0][0]
-    for part, _ in parts[1:]:
-        whole = whole + part
-    return whole, sum(s for _, s in parts)
+    whole = core.Counterfactuals.join([part for part, _ in parts])
+    return whole, sum(seconds for _, seconds in parts)
 
 
 class Passes:
-    """The passes of a classifier (and of a generator, module of (z, t)) during a call, by hooks of our own: [module, batch
-    size, was there a way back] each."""
+    """The passes of a classifier, and of a generator z, t -> z, during one call of an explainer.
+
+    `made` lists [module, batch size, whether it was differentiated], counted by hooks; `cfs` is the
+    call's result.
+    """
 
     def __init__(
         self,
-        explain,
+        explain: core.Explainer,
         model: nn.Module,
         x: Tensor,
         target: Tensor,
-        ids=None,
+        ids: core.Ids | None = None,
         generator: nn.Module | None = None,
     ):
-        self.model, self.generator, self.x, self.made = model, generator, x, []
-        hooks = [m.register_forward_hook(self._count) for m in (model, generator) if m is not None]
-        self.cfs, _ = timed(explain, model, x, target, ids)
+        self.generator, self.x = generator, x
+        self.modules = [m for m in (model, generator) if m is not None]
+        self.made: list[list] = []
+        hooks = [m.register_forward_hook(self._count) for m in self.modules]
+        self.cfs, _ = time_call(explain, model, x, target, ids)
         for hook in hooks:
             hook.remove()
 
-    def _count(self, module, given, out) -> None:
-        this = [module, len(out), False]
-        self.made.append(this)
-        if out.requires_grad:
-            out.register_hook(lambda g: this.__setitem__(2, True))
+    def _count(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        entry = [module, len(output), False]
+        self.made.append(entry)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: entry.__setitem__(2, True))
 
     def bare(self) -> float:
-        """Seconds of the same passes in their order and sizes, parameters frozen, and nothing else."""
+        """Repeat the passes and nothing else, in order and size; return the seconds."""
         most = max(n for _, n, _ in self.made)
         rows = self.x.repeat(-(-most // len(self.x)), *[1] * (self.x.ndim - 1))
         t = torch.zeros(most, dtype=torch.int64, device=self.x.device)
-        with core.frozen(*(m for m in (self.model, self.generator) if m is not None)):
-            began = time.perf_counter()
+        with core.frozen(*self.modules):
+            start = time.perf_counter()
             for module, n, back in self.made:
                 z = rows[:n].detach().requires_grad_(back)
                 with torch.set_grad_enabled(back):
@@ -88,24 +100,31 @@ class Passes:
                     torch.autograd.grad(out.sum(), z)
             if self.x.is_cuda:
                 torch.cuda.synchronize()
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
 
-def peak_mib(explain, model, x, target, ids=None) -> float:
-    """Memory that a call takes on top of what was there, in MiB: the GPU's, or that of a process of its own, watched every 2 ms
-    (in this one memory that earlier calls gave back would be taken again, and not be seen)."""
+def peak_mib(
+    explain: core.Explainer,
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    ids: core.Ids | None = None,
+) -> float:
+    """Return the memory in MiB that a call needs: allocated on a GPU, or growth of a process.
+
+    The process is a new one: here, memory that earlier calls freed would be used again.
+    """
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-        timed(explain, model, x, target, ids)
+        time_call(explain, model, x, target, ids)
         return torch.cuda.max_memory_allocated() / 2**20
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_growth, explain, model, x, target, ids).result()
+        return fresh.submit(_measure_growth, explain, model, x, target, ids).result()
 
 
-def _growth(explain, model, x, target, ids) -> float:
-    timed(
-        explain, model, x[:1], target[:1], None if ids is None else ids[:1]
-    )  # what is loaded once is not the call's
+def _measure_growth(explain, model, x, target, ids) -> float:
+    one = None if ids is None else ids[:1]
+    time_call(explain, model, x[:1], target[:1], one)  # loads libraries, which are not the call's
     process, done, peak = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
 
@@ -116,7 +135,7 @@ def _growth(explain, model, x, target, ids) -> float:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        timed(explain, model, x, target, ids)
+        time_call(explain, model, x, target, ids)
     finally:
         done.set()
         thread.join()
@@ -126,12 +145,23 @@ def _growth(explain, model, x, target, ids) -> float:
 def report(
     figures: Mapping[str, float],
     bounds: Bounds,
-    began: float,
+    start: float,
     args: argparse.Namespace,
     device: torch.device | str = "cpu",
     **record,
 ) -> int:
-    """Print the table, write the record to args.out; 1 where a bound is missed (0 under --quick, which judges none)."""
+    """Print the figures beside their bounds, and write all of it to `args.out`.
+
+    Args:
+        figures: name -> value.
+        bounds: name -> lowest and highest value.
+        start: `time.perf_counter()` at the start of the benchmark.
+        args: its command line arguments, among them `out` and `quick`.
+        device: where it ran.
+        record: more entries of the written file.
+
+    Returns: exit code; 1 if a bound is missed, but always 0 with `quick`.
+    """
     missed = []
     print(f"{'figure':<34}{'value':>12}  bound")
     for name, value in figures.items():
@@ -140,29 +170,32 @@ def report(
         missed += [] if ok else [name]
         bound = " and ".join(f"{s} {b:g}" for s, b in ((">=", low), ("<=", high)) if b is not None)
         print(f"{name:<34}{value:>12.4g}  {bound}{'' if ok else '  MISSED'}")
-    device = torch.device(device)
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device} {platform.machine()}"
-    )
-    seconds, out = time.perf_counter() - began, Path(args.out)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "data", "device", "quick")}
-    files.write_json(
-        out,
-        {
-            **figures,
-            "missed": missed,
-            "quick": args.quick,
-            **record,
-            "settings": settings,
-            "device": where,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "seconds": seconds,
-        },
-    )
-    print(f"{seconds:.0f} s, {torch.get_num_threads()} threads, {where}; written to {out}")
+    seconds, where = time.perf_counter() - start, _describe_device(torch.device(device))
+    settings = {k: v for k, v in vars(args).items() if k not in RECORDED_ELSEWHERE}
+    content = {**figures, "missed": missed, "quick": args.quick, **record, "settings": settings}
+    content |= {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    files.write_json(args.out, content | {"seconds": seconds})
+    print(f"{seconds:.0f} s, {torch.get_num_threads()} threads, {where}; written to {args.out}")
     if missed and not args.quick:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)
     return int(bool(missed) and not args.quick)
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device} {platform.machine()}"
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and adds defaults."""
+
+
+def make_parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of all benchmarks: --seed, --quick, --out."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=_Help)
+    parser.add_argument("--seed", type=int, default=0, help="of prototypes and noise")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, no bounds: does it run?")
+    out = files.ROOT / "results" / "benchmarks" / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help="the record")
+    return parser

@@ -1,30 +1,34 @@
-"""What ACE costs beside the passes it needs: `python benchmarks/ace.py` (see --help).
+"""What ACE costs beyond the passes that it needs.
 
-overhead                a call / the same passes of the UNet and the classifier, forward and back, and nothing else
-speedup_batch8          eight images one by one / in one batch
-max_abs_difference      of the counterfactuals, one by one against a batch, on a small network in float64
-same_decision           share of images with the same decision either way, in float32 (the sign of a tiny gradient is rounding)
+overhead
+    seconds of a call / seconds of the same passes of prior and classifier and nothing else
+speedup_batch8
+    seconds of eight images one by one / in one batch
+max_abs_difference
+    of the counterfactuals, one by one against one batch, on a small network in float64
+same_decision
+    share of images with the same decision either way, in float32
 checkpoint_max_abs_difference, peak_mib, peak_mib_checkpoint
-                        the same call with each pass of the UNet recomputed on the way back; on a CPU the memory is what the
-                        process grew by, which is too little where freed memory is used again
-speedup_early           leaving the attack once flipped with a margin, and flip_rate, flip_rate_early
+    the same call with `checkpoint`; on a CPU the memory is the growth of a new process
+speedup_early, flip_rate, flip_rate_early
+    leaving the attack at a margin of the target's logit
 
-Prints one table and writes results/benchmarks/ace.json; ends non-zero where a bound is missed (--quick judges none).
+Prints a table and writes a JSON file; exits with 1 if a bound is missed (`--quick` has none).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from _side import Passes, one_by_one, peak_mib, report, timed
-from torch import nn
+from _side import Passes, explain_one_by_one, make_parser, peak_mib, report, time_call
+from torch import Tensor, nn
 
 from cf_utils import core
-from cf_utils.core import files
 from cf_utils.datasets import rendered
+from cf_utils.explainers import presets
 from cf_utils.explainers.ace import ACE
 from cf_utils.models import checkpoints, classifiers
 from cf_utils.models.generators import diffusion
@@ -38,131 +42,125 @@ TINY = {
     "groups": 8,
     "blocks": 1,
 }
+BATCH = 8
 
 
-def small(n: int) -> tuple[ACE, nn.Module, torch.Tensor, torch.Tensor]:
-    """An untrained prior and classifier in float64."""
+class Task(NamedTuple):
+    """What is explained, and by which settings."""
+
+    explain: ACE
+    model: nn.Module
+    x: Tensor
+    target: Tensor
+    ids: Tensor
+
+    def shorten(self, n: int, **changes) -> Task:
+        """Return the task of the first n images with other settings."""
+        return Task(self.explain.with_(**changes), self.model, *(part[:n] for part in self[2:]))
+
+
+def build_small(n: int) -> Task:
+    """Return a task with an untrained prior and classifier in float64."""
     gen = core.seed_everything(0)
     prior = diffusion.build(**TINY).double()
     nn.init.normal_(prior.unet.conv_out.weight, std=0.05)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(392, 2)
-    ).double()
+    layers = nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(392, 2)
+    model = nn.Sequential(*layers).double()
     x = torch.rand(n, 3, 16, 16, generator=gen, dtype=torch.float64)
-    return (
-        ACE(prior=prior, iterations=10, dilation=3),
-        model,
-        x,
-        1 - classifiers.predict(model, x).argmax(1),
-    )
+    target = 1 - classifiers.predict(model, x).argmax(1)
+    return Task(ACE(prior=prior, iterations=10, dilation=3), model, x, target, torch.arange(n))
 
 
-def difference(a: core.Counterfactuals, b: core.Counterfactuals) -> float:
-    order = b.ids.argsort()
-    return (a.counterfactual[a.ids.argsort()] - b.counterfactual[order]).abs().max().item()
+def build_faces(args: argparse.Namespace, device: torch.device) -> Task:
+    """Return a task of rendered faces with the shipped networks."""
+    prior = checkpoints.load("faces_ddpm", device).model
+    model = classifiers.OneOutput(checkpoints.load("faces_smile_causal", device).model)
+    data = rendered.load("faces", "test", n=args.n)
+    x = data.x.to(device)
+    target = 1 - classifiers.predict(model, x).argmax(1)
+    preset = presets.get("ace", "faces", iterations=args.iterations, seed=args.seed)
+    return Task(preset.build(prior=prior), model, x, target, data.ids)
 
 
-def overhead(explain, model, x, target, repeats: int) -> dict[str, float]:
-    """A call against the bare passes it made, alternating, best of `repeats`."""
+def measure_difference(a: core.Counterfactuals, b: core.Counterfactuals) -> float:
+    """Return the largest difference of two results' counterfactuals, matched by id."""
+    images = [cfs.counterfactual[cfs.ids.argsort()] for cfs in (a, b)]
+    return (images[0] - images[1]).abs().max().item()
+
+
+def measure_overhead(task: Task, repeats: int) -> dict[str, float]:
+    """Time a call and its bare passes in turn; the best of `repeats` counts."""
+    explain, model, x, target, _ = task
     passes = Passes(explain, model, x, target, generator=explain.prior)
-    made = sum(n for m, n, _ in passes.made if m is explain.prior)
+    made = sum(n for module, n, _ in passes.made if module is explain.prior)
     if made != passes.cfs.n_forward_generator.sum():
-        raise RuntimeError("the explainer counts other passes than the hook")
-    best = [float("inf")] * 2
+        raise RuntimeError("n_forward_generator: differs from the passes that a hook counts")
+    whole, bare = float("inf"), float("inf")
     for _ in range(repeats):
-        best = [
-            min(best[0], timed(explain, model, x, target, None)[1]),
-            min(best[1], passes.bare()),
-        ]
+        whole = min(whole, time_call(explain, model, x, target, None)[1])
+        bare = min(bare, passes.bare())
     return {
-        "overhead": best[0] / best[1],
+        "overhead": whole / bare,
         "unet_passes_an_image": made / len(x),
-        "seconds_an_image": best[0] / len(x),
+        "seconds_an_image": whole / len(x),
+    }
+
+
+def measure_batches(task: Task) -> dict[str, float]:
+    """Compare one batch with single images, and with recomputed activations."""
+    batch, together = time_call(*task)
+    alone, seconds = explain_one_by_one(*task)
+    again, _ = time_call(*task.shorten(BATCH, checkpoint=True))
+    small = build_small(len(task.x))
+    one_by_one, _ = explain_one_by_one(*small)
+    plain, recomputed = (time_call(*small.shorten(BATCH, checkpoint=on))[0] for on in (False, True))
+    valid = [cfs.valid[cfs.ids.argsort()] for cfs in (alone, batch)]
+    return {
+        "speedup_batch8": seconds / together,
+        "max_abs_difference": measure_difference(one_by_one, plain),
+        "same_decision": (valid[0] == valid[1]).double().mean().item(),
+        "checkpoint_max_abs_difference": max(
+            measure_difference(plain, recomputed), measure_difference(batch, again)
+        ),
+    }
+
+
+def measure_memory(task: Task) -> dict[str, float]:
+    """Return the memory of one iteration, with and without recomputed activations."""
+    with_, without = (
+        peak_mib(*task.shorten(BATCH, iterations=1, checkpoint=on)[:4]) for on in (True, False)
+    )
+    return {"peak_mib_checkpoint": with_, "peak_mib": without}
+
+
+def measure_leaving(task: Task, margin: float) -> dict[str, float]:
+    """Compare whole attacks with attacks that an item leaves at `margin`."""
+    whole, slow = time_call(*task)
+    early, fast = time_call(*task.shorten(len(task.x), margin=margin))
+    return {
+        "speedup_early": slow / fast,
+        "flip_rate": whole.valid.double().mean().item(),
+        "flip_rate_early": early.valid.double().mean().item(),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--n", type=int, default=24, help="faces explained with and without leaving (default 24)"
-    )
-    parser.add_argument(
-        "--iterations", type=int, default=50, help="of the attack (default 50, the paper's)"
-    )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        default=10.0,
-        help="of logits, to leave early (default 10; at 3 a third is lost)",
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="of the overhead; the best counts (default 3)"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--quick", action="store_true", help="2 faces, 3 iterations, 1 repeat: does it run?"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "ace.json"
-    )
+    """Run the benchmark; return 1 if a bound is missed, else 0."""
+    parser = make_parser(__doc__, "ace")
+    parser.add_argument("--n", type=int, default=24, help="faces explained")
+    parser.add_argument("--iterations", type=int, default=50, help="of the attack")
+    parser.add_argument("--margin", type=float, default=10.0, help="of logits, to leave early")
+    parser.add_argument("--repeats", type=int, default=3, help="of the overhead; the best counts")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.iterations, args.repeats = 2, 3, 1
-    began, device = time.perf_counter(), core.pick_device(args.device)
-    prior, model = (
-        checkpoints.load("faces_ddpm", device).model,
-        classifiers.OneOutput(checkpoints.load("faces_smile_causal", device).model),
-    )
-    data = rendered.load("faces", "test", n=args.n)
-    x, ids = data.x.to(device), data.ids
-    target = 1 - classifiers.predict(model, x).argmax(1)
-    few = slice(0, min(args.n, 8))
-    explain = ACE.faces(prior, iterations=args.iterations, margin=None, seed=args.seed)
-    short = explain.with_(iterations=min(args.iterations, 4), trace=2)
-
-    timed(
-        short.with_(iterations=1), model, x[:1], target[:1], None
-    )  # warm up: libraries are loaded, kernels chosen
-    cost = overhead(short, model, x[few], target[few], args.repeats)
-    batch, together = timed(short, model, x[few], target[few], ids[few])
-    one, alone = one_by_one(short, model, x[few], target[few], ids[few])
-    again, _ = timed(short.with_(checkpoint=True), model, x[few], target[few], ids[few])
-    memory = {
-        f"peak_mib{tag}": peak_mib(
-            short.with_(iterations=1, checkpoint=on), model, x[few], target[few]
-        )
-        for tag, on in (("_checkpoint", True), ("", False))
-    }
-
-    tiny, net, z, to = small(len(x[few]))
-    rows = torch.arange(len(z))
-    exact = [
-        one_by_one(tiny, net, z, to, rows)[0],
-        *(timed(tiny.with_(checkpoint=on), net, z, to, rows)[0] for on in (False, True)),
-    ]
-
-    whole, slow = timed(explain, model, x, target, ids)
-    left, fast = timed(explain.with_(margin=args.margin), model, x, target, ids)
-    order = one.ids.argsort()
-    figures = {
-        **cost,
-        "speedup_batch8": alone / together,
-        "max_abs_difference": difference(exact[0], exact[1]),
-        "same_decision": (one.valid[order] == batch.valid[batch.ids.argsort()])
-        .double()
-        .mean()
-        .item(),
-        "checkpoint_max_abs_difference": max(
-            difference(exact[1], exact[2]), difference(batch, again)
-        ),
-        **memory,
-        "speedup_early": slow / fast,
-        "flip_rate": whole.valid.double().mean().item(),
-        "flip_rate_early": left.valid.double().mean().item(),
-    }
+    start, device = time.perf_counter(), core.pick_device(args.device)
+    faces = build_faces(args, device)
+    short = faces.shorten(BATCH, iterations=min(args.iterations, 4), trace=2)
+    time_call(*short.shorten(1, iterations=1))  # loads libraries and selects kernels
+    figures = measure_overhead(short, args.repeats) | measure_batches(short)
+    figures |= measure_memory(short) | measure_leaving(faces, args.margin)
     bounds = {
         "overhead": (None, 1.15),
         "max_abs_difference": (None, 1e-4),
@@ -171,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         "speedup_early": (1.5, None),
         "flip_rate_early": (figures["flip_rate"], None),
     }
-    return report(figures, bounds, began, args, device, n=len(x), data="embedded")
+    return report(figures, bounds, start, args, device, n=len(faces.x), data="embedded")
 
 
 if __name__ == "__main__":

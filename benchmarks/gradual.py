@@ -1,19 +1,19 @@
-"""Speed and memory of gradual construction, side by side in one process: `python benchmarks/gradual.py` (see --help).
+"""Speed and memory of gradual construction: `python benchmarks/gradual.py`.
 
-speedup_batch64     one by one / a batch of 64, seconds; same settings, no leaving, alternating batch by batch
-max_abs_difference  the same two in float64 on few items: largest difference of a value or a score
-speedup_early       one by one without leaving / a batch of 64 of the recommended preset that leaves composition steps early,
-                    seconds an item; its validity and agreement of judges beside those of the same preset without leaving
-                    (`full`), on more items: a sixth of them change their verdict one way or the other, so 200 do not tell a point
-                    from none
-overhead            a search at constant batch 64 / its bare passes forward and back, alternating, best of 5
-peak_mib            growth of resident memory during a batch of 64 (GPU: peak allocated)
+speedup_batch64     seconds of 64 items one by one over seconds of a batch of 64; same settings
+max_abs_difference  of a value or a score between these two, in float64
+speedup_early       seconds per item one by one without `patience` over those in a batch of the
+                    preset "early"; its validity and judge agreement stand beside those without
+                    patience (`full`)
+overhead            seconds of a search at constant batch size over those of its bare passes,
+                    forward and back; alternating, best of --repeats
+peak_mib            growth of resident memory during a batch (on a GPU: peak allocated)
 
-All of it on one thread unless --threads says otherwise: on two cores of a shared machine the bare passes alone differ by a tenth
-from one repeat to the next, which is as much as the overhead's bound leaves (two threads: 1.12 to 1.26 in three goes in a row,
-speed-ups 8.9 and 17; one thread: 1.04 to 1.12, 6.6 and 12).
+One thread by default: with two threads on a shared machine, the bare passes alone vary by as much
+as the bound of the overhead allows.
 
-Prints one table and writes results/benchmarks/gradual.json; ends non-zero where a bound is missed (--quick judges none).
+Prints one table and writes results/benchmarks/gradual.json. The exit code is 1 if a
+bound is missed, except with --quick.
 """
 
 from __future__ import annotations
@@ -21,164 +21,143 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from pathlib import Path
 
 import torch
-from _side import Passes, one_by_one, peak_mib, report, timed
+from _side import Passes, explain_one_by_one, make_parser, peak_mib, report, time_call
+from torch import Tensor, nn
 
 from cf_utils import core
-from cf_utils.core import files
+from cf_utils.core import Counterfactuals
 from cf_utils.datasets import mnist
-from cf_utils.explainers.gradual import GradualConstruction, mean_logits
-from cf_utils.models import checkpoints, classifiers
+from cf_utils.evaluation.metrics import decision
+from cf_utils.explainers import mean_logits, presets
+from cf_utils.models import checkpoints
 
 JUDGES = ("mnist_judge_augmented", "mnist_judge_adversarial", "mnist_judge_svm")
+BOUNDS = {
+    "speedup_batch64": (3, None),
+    "max_abs_difference": (None, 1e-9),
+    "speedup_early": (8, None),
+    "overhead": (None, 1.15),
+    "float32_same_validity": (0.99, None),
+    "float32_same_blocks": (0.99, None),
+    "validity_early_change": (-0.01, 0.01),
+    "judge_agreement_early_change": (-0.01, 0.01),
+}
 
 
-def agreement(judges, cfs: core.Counterfactuals) -> float:
-    """Share of all items that are valid and that the judges' majority takes for the target."""
-    votes = torch.stack(
-        [classifiers.predict(j, cfs.counterfactual).argmax(1).cpu() for j in judges]
-    )
-    return (
-        ((classifiers.majority(votes) == cfs.target.cpu()) & cfs.valid.cpu()).double().mean().item()
-    )
+def measure_agreement(judges: list[nn.Module], cfs: Counterfactuals) -> float:
+    """Return the share of all items that are valid and that most judges assign to the target."""
+    agree = decision.vote(judges, cfs.counterfactual) == cfs.target.cpu()
+    return (agree & cfs.valid.cpu()).double().mean().item()
 
 
-def overhead(explain, model, x, target, repeats: int) -> dict:
-    """A search from which nothing leaves, against the passes it made and nothing else; alternating, best of `repeats`."""
+def measure_overhead(explain, model: nn.Module, x: Tensor, target: Tensor, repeats: int) -> dict:
+    """Compare a search that no item leaves with the bare passes that it makes."""
     passes = Passes(explain, model, x, target)
-    if {n for _, n, _ in passes.made} != {len(x)}:
-        raise RuntimeError(
-            f"the batch was to stay at {len(x)}, passes were of {sorted({n for _, n, _ in passes.made})} rows"
-        )
+    sizes = {n for _, n, _ in passes.made}
+    if sizes != {len(x)}:
+        raise RuntimeError(f"passes: got batches of {sorted(sizes)}, expected {len(x)} items")
     if len(passes.made) * len(x) != passes.cfs.n_forward.sum():
-        raise RuntimeError("the explainer counts other passes than the hook")
-    best = [float("inf")] * 2
+        raise RuntimeError("passes: the explainer's count differs from that of the hooks")
+    search = bare = float("inf")
     for _ in range(repeats):
-        best = [
-            min(best[0], timed(explain, model, x, target, None)[1]),
-            min(best[1], passes.bare()),
-        ]
-    return {
-        "overhead": best[0] / best[1],
-        "passes": len(passes.made),
-        "ms_per_pass_bare": 1e3 * best[1] / len(passes.made),
-    }
+        search = min(search, time_call(explain, model, x, target, None)[1])
+        bare = min(bare, passes.bare())
+    n = len(passes.made)
+    return {"overhead": search / bare, "passes": n, "ms_per_pass_bare": 1e3 * bare / n}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--n", type=int, default=256, help="digits compared in float32 (default 256)"
-    )
-    parser.add_argument(
-        "--n-early",
-        type=int,
-        default=990,
-        help="digits on which leaving early is judged (default 990)",
-    )
-    parser.add_argument("--n64", type=int, default=8, help="digits compared in float64 (default 8)")
-    parser.add_argument(
-        "--iterations", type=int, default=100, help="Adam steps of a composition step (default 100)"
-    )
-    parser.add_argument("--blocks", type=int, default=12, help="budget of blocks (default 12)")
-    parser.add_argument(
-        "--ranking",
-        choices=("once", "each"),
-        default="once",
-        help="batch against one by one: once (default, the paper's), or each, where rounding can exchange blocks",
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="of the overhead; the best counts (default 5)"
-    )
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="n and n-early 16, n64 2, batch 16, 20 iterations, 1 repeat",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "gradual.json"
-    )
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.n, args.n_early, args.n64, args.batch, args.iterations, args.repeats = (
-            16,
-            16,
-            2,
-            16,
-            20,
-            1,
-        )
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    began, device = time.perf_counter(), core.pick_device(args.device)
-    warnings.simplefilter("ignore", UserWarning)  # the overhead asks for a tau that nothing reaches
-    model = checkpoints.load("mnist_cnn", device).model
-    judges = [checkpoints.load(j, device).model for j in JUDGES]
-    proto = mean_logits(model, mnist.load("", "train").x.to(device), seed=args.seed)
-    pool = mnist.load("", "test")
-    most = max(args.n, args.n_early)
-    rows, target = mnist.ordered_pairs(pool, -(-most // 90))
-    rows, target = rows[:most], target[:most].to(device)
-    x, ids = pool.x[rows].to(device), pool.ids[rows]
-    slow = GradualConstruction.recommended(
-        proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed, ranking=args.ranking
-    )
-    full = slow.with_(ranking="each")  # the preset as it is: blocks are ranked again at each step
-    early = GradualConstruction.early(
-        proto, steps=args.iterations, max_blocks=args.blocks, seed=args.seed
-    )
-    first = slice(0, args.batch)
-
-    never = slow.with_(tau=1 - 1e-9, max_blocks=2)
-    timed(
-        never.with_(steps=2), model, x[:1], target[:1], None
-    )  # warm up on one: libraries are loaded, kernels chosen
-    memory = peak_mib(slow, model, x[first], target[first])
-    cost = overhead(never, model, x[first], target[first], args.repeats)
-
-    found: dict[str, list] = {"alone": [], "batch": [], "full": [], "early": []}
-    seconds = dict.fromkeys(found, 0.0)
-    rivals = {
-        "batch": (timed, slow, args.n),
-        "alone": (one_by_one, slow, args.n),
-        "full": (timed, full, args.n_early),
-        "early": (timed, early, args.n_early),
-    }
-    for at in core.progress(range(0, most, args.batch), desc="side by side"):
-        for name, (call, explain, n) in rivals.items():
-            if at < n:
-                r = slice(at, min(at + args.batch, n))
-                cfs, s = call(explain, model, x[r], target[r], ids[r])
-                found[name].append(cfs)
-                seconds[name] += s
-    whole = {}
-    for name, parts in found.items():
-        whole[name] = parts[0]
-        for part in parts[1:]:
-            whole[name] = whole[name] + part
-    alone, batch, unhurried, quick = whole["alone"], whole["batch"], whole["full"], whole["early"]
-
-    double = checkpoints.load("mnist_cnn", device).model.double()
-    exact = slow.with_(prototypes=proto.double())
-    few = slice(0, args.n64)
-    one, _ = one_by_one(exact, double, x[few].double(), target[few], ids[few])
-    many, _ = timed(exact, double, x[few].double(), target[few], ids[few])
+def compare_in_float64(explain, prototypes: Tensor, x: Tensor, target: Tensor, ids) -> float:
+    """Return the largest difference of a value or a score, one by one against a batch."""
+    model = checkpoints.load("mnist_cnn", x.device).model.double()
+    explain = explain.with_(prototypes=prototypes.double())
+    one, _ = explain_one_by_one(explain, model, x.double(), target, ids)
+    many, _ = time_call(explain, model, x.double(), target, ids)
     many = many.select(many.ids.argsort())
-    difference = max(
+    return max(
         (one.counterfactual - many.counterfactual).abs().max().item(),
         (one.score - many.score).abs().max().item(),
     )
 
+
+def run_side_by_side(rivals: dict, model, x, target, ids, batch: int) -> tuple[dict, dict]:
+    """Run all rivals batch by batch in turn; return their results and their seconds.
+
+    `rivals`: name -> (how to call, explainer, number of items).
+    """
+    found: dict[str, list[Counterfactuals]] = {name: [] for name in rivals}
+    seconds = dict.fromkeys(rivals, 0.0)
+    for at in core.progress(range(0, len(x), batch), desc="side by side"):
+        for name, (call, explain, n) in rivals.items():
+            if at < n:
+                r = slice(at, min(at + batch, n))
+                cfs, took = call(explain, model, x[r], target[r], ids[r])
+                found[name].append(cfs)
+                seconds[name] += took
+    return {name: Counterfactuals.join(parts) for name, parts in found.items()}, seconds
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = make_parser(__doc__, "gradual")
+    for name, default, about in (
+        ("n", 256, "digits compared in float32"),
+        ("n-early", 990, "digits on which the preset 'early' is judged"),
+        ("n64", 8, "digits compared in float64"),
+        ("iterations", 100, "Adam steps per composition step"),
+        ("blocks", 12, "budget of blocks"),
+        ("repeats", 5, "of the overhead; the best counts"),
+        ("batch", 64, "digits in a batch"),
+        ("threads", 1, "of torch; 0: torch's choice"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    about = "batch against one by one: once, or each, where rounding can exchange blocks"
+    parser.add_argument("--ranking", choices=("once", "each"), default="once", help=about)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.n = args.n_early = args.batch = 16
+        args.n64, args.iterations, args.repeats = 2, 20, 1
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; return the exit code."""
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    start, device = time.perf_counter(), core.pick_device(args.device)
+    warnings.simplefilter("ignore", UserWarning)  # the overhead's tau is out of reach on purpose
+    model = checkpoints.load("mnist_cnn", device).model
+    judges = [checkpoints.load(name, device).model for name in JUDGES]
+    prototypes = mean_logits(model, mnist.load("", "train").x.to(device), seed=args.seed)
+    pool, most = mnist.load("", "test"), max(args.n, args.n_early)
+    rows, target = mnist.ordered_pairs(pool, -(-most // 90))
+    rows, target = rows[:most], target[:most].to(device)
+    x, ids = pool.x[rows].to(device), pool.ids[rows]
+
+    settings = {"steps": args.iterations, "max_blocks": args.blocks, "seed": args.seed}
+    full, early = (
+        presets.get("gradual", "mnist", variant, **settings).build(prototypes)
+        for variant in ("recommended", "early")
+    )
+    slow = full.with_(ranking=args.ranking)
+    never = slow.with_(tau=1 - 1e-9, max_blocks=2)  # no item leaves
+    time_call(never.with_(steps=2), model, x[:1], target[:1], None)  # loads libraries
+    first, few = slice(0, args.batch), slice(0, args.n64)
+    memory = peak_mib(slow, model, x[first], target[first])
+    cost = measure_overhead(never, model, x[first], target[first], args.repeats)
+    rivals = {
+        "batch": (time_call, slow, args.n),
+        "alone": (explain_one_by_one, slow, args.n),
+        "full": (time_call, full, args.n_early),
+        "early": (time_call, early, args.n_early),
+    }
+    found, seconds = run_side_by_side(rivals, model, x, target, ids, args.batch)
+    difference = compare_in_float64(slow, prototypes, x[few], target[few], ids[few])
+    alone, batch = found["alone"], found["batch"]
+    same_blocks = (alone.mask == batch.mask).flatten(1).all(1)
     figures = {
         "speedup_batch64": seconds["alone"] / seconds["batch"],
         "max_abs_difference": difference,
@@ -186,41 +165,17 @@ def main(argv: list[str] | None = None) -> int:
         "overhead": cost["overhead"],
         "peak_mib": memory,
         "float32_same_validity": (alone.valid == batch.valid).double().mean().item(),
-        "float32_same_blocks": (alone.mask == batch.mask).flatten(1).all(1).double().mean().item(),
-        "validity_full": unhurried.valid.double().mean().item(),
-        "validity_early": quick.valid.double().mean().item(),
-        "judge_agreement_full": agreement(judges, unhurried),
-        "judge_agreement_early": agreement(judges, quick),
+        "float32_same_blocks": same_blocks.double().mean().item(),
     }
-    figures["validity_early_change"] = figures["validity_early"] - figures["validity_full"]
-    figures["judge_agreement_early_change"] = (
-        figures["judge_agreement_early"] - figures["judge_agreement_full"]
-    )
-    bounds = {
-        "speedup_batch64": (3, None),
-        "max_abs_difference": (None, 1e-9),
-        "speedup_early": (8, None),
-        "overhead": (None, 1.15),
-        "float32_same_validity": (0.99, None),
-        "float32_same_blocks": (0.99, None),
-        "validity_early_change": (-0.01, 0.01),
-        "judge_agreement_early_change": (-0.01, 0.01),
-    }  # a point
-    return report(
-        figures,
-        bounds,
-        began,
-        args,
-        device,
-        n=args.n,
-        n_early=args.n_early,
-        data="embedded",
-        seconds_alone=seconds["alone"],
-        seconds_batch=seconds["batch"],
-        seconds_early=seconds["early"],
-        passes_overhead=cost["passes"],
-        ms_per_pass_bare=cost["ms_per_pass_bare"],
-    )
+    for name in ("full", "early"):
+        figures[f"validity_{name}"] = found[name].valid.double().mean().item()
+        figures[f"judge_agreement_{name}"] = measure_agreement(judges, found[name])
+    for name in ("validity", "judge_agreement"):
+        figures[f"{name}_early_change"] = figures[f"{name}_early"] - figures[f"{name}_full"]
+    record = {f"seconds_{name}": seconds[name] for name in ("alone", "batch", "early")}
+    record |= {"passes_overhead": cost["passes"], "ms_per_pass_bare": cost["ms_per_pass_bare"]}
+    record |= {"n": args.n, "n_early": args.n_early, "data": "embedded"}
+    return report(figures, BOUNDS, start, args, device, **record)
 
 
 if __name__ == "__main__":

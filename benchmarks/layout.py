@@ -1,27 +1,26 @@
-"""What the layout of a network's weights is worth: `python benchmarks/layout.py` (see --help).
+"""Speed of the memory layout that loading gives to weights: `python benchmarks/layout.py`.
 
-ratio_*             a pass forward and back with the weights as they are loaded (`weights.channels_last`) over one with them as usual:
-                    the same network and images, alternating, best of --repeats; of the diffusion model forward alone, too
-max_abs_difference  of the outputs of the two, in units of the largest output
+ratio_*             seconds of a pass forward and back with the weights as they are loaded (channels
+                    last) over seconds with the usual layout; same network and images, alternating,
+                    best of --repeats; for the diffusion model also forward alone
+max_abs_difference  of the two outputs, in units of the largest output
 
-No network may be slower; the bound of 1.05 is what two goes with the same layout differ by.
+Two runs with equal layout differ by up to the bound of the ratios.
 
-Prints one table and writes results/benchmarks/layout.json; ends non-zero where a bound is missed (--quick judges none).
+Prints one table and writes results/benchmarks/layout.json. The exit code is 1 if a
+bound is missed, except with --quick.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import time
-from pathlib import Path
 
 import torch
-from _side import report
-from torch import nn
+from _side import make_parser, measure_seconds, report
+from torch import Tensor, nn
 
-from cf_utils.core import files
 from cf_utils.models import checkpoints
 from cf_utils.models.generators import diffusion
 
@@ -33,8 +32,8 @@ SHAPES = {
 }
 
 
-def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor:
-    """The output of a pass, and a way back to the images where that is asked for."""
+def run_pass(model: nn.Module, x: Tensor, back: bool = True) -> Tensor:
+    """Return the output of a pass, which goes back to the images if `back` is True."""
     z = x.clone().requires_grad_(back)
     with torch.set_grad_enabled(back):
         out = model(z, torch.full((len(z),), 50)) if isinstance(model, diffusion.DDPM) else model(z)
@@ -43,65 +42,46 @@ def passed(model: nn.Module, x: torch.Tensor, back: bool = True) -> torch.Tensor
     return out.detach()
 
 
-def seconds_of(call) -> float:
-    call()  # the other network has been through the caches
-    began = time.perf_counter()
+def measure_warm(call) -> float:
+    """Return the seconds of the second of two calls: caches hold what it needs."""
     call()
-    return time.perf_counter() - began
+    return measure_seconds(call)[0]
+
+
+def compare_layouts(name: str, x: Tensor, back: bool, repeats: int) -> tuple[float, float]:
+    """Return the ratio of seconds and the relative difference of outputs for one network."""
+    loaded = checkpoints.load(name).model.requires_grad_(False)
+    usual = copy.deepcopy(loaded).to(memory_format=torch.contiguous_format)
+    calls = [functools.partial(run_pass, model, x, back) for model in (loaded, usual)]
+    a, b = (call() for call in calls)
+    best = [float("inf")] * 2
+    for _ in range(repeats):
+        best = [min(s, measure_warm(call)) for s, call in zip(best, calls, strict=True)]
+    return best[0] / best[1], ((a - b).abs().max() / b.abs().max()).item()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=16, help="images in a pass (default 16)")
-    parser.add_argument(
-        "--repeats", type=int, default=30, help="of each pass; the best counts (default 30)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch (default 1; 0: torch's choice)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="2 images, 2 repeats: does it run?")
-    parser.add_argument(
-        "--out", type=Path, default=files.ROOT / "results" / "benchmarks" / "layout.json"
-    )
+    """Run the benchmark; return the exit code."""
+    parser = make_parser(__doc__, "layout")
+    parser.add_argument("--batch", type=int, default=16, help="images in a pass")
+    parser.add_argument("--repeats", type=int, default=30, help="of each pass; the best counts")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: torch's choice")
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 2, 2
     if args.threads:
         torch.set_num_threads(args.threads)
-    began, gen, figures, apart = (
-        time.perf_counter(),
-        torch.Generator().manual_seed(args.seed),
-        {},
-        [],
-    )
+    start, generator = time.perf_counter(), torch.Generator().manual_seed(args.seed)
+    figures, differences = {}, []
     for name, shape in SHAPES.items():
-        last = checkpoints.load(name).model.requires_grad_(False)
-        first = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
-        x = torch.rand(args.batch, *shape, generator=gen)
-        for back, tag in ((True, ""), (False, "_forward")):
-            if not back and not name.endswith("_ddpm"):
-                continue
-            calls, best = (
-                [functools.partial(passed, model, x, back) for model in (last, first)],
-                [float("inf")] * 2,
-            )
-            a, b = (call() for call in calls)  # and warm up
-            apart.append(((a - b).abs().max() / b.abs().max()).item())
-            for _ in range(args.repeats):
-                best = [min(one, seconds_of(call)) for one, call in zip(best, calls, strict=True)]
-            figures[f"ratio_{name}{tag}"] = best[0] / best[1]
+        x = torch.rand(args.batch, *shape, generator=generator)
+        for tag, back in [("", True), *([("_forward", False)] if name.endswith("_ddpm") else [])]:
+            ratio, difference = compare_layouts(name, x, back, args.repeats)
+            figures[f"ratio_{name}{tag}"] = ratio
+            differences.append(difference)
     bounds = {name: (None, 1.05) for name in figures} | {"max_abs_difference": (None, 1e-4)}
-    return report(
-        figures | {"max_abs_difference": max(apart)},
-        bounds,
-        began,
-        args,
-        n=args.batch,
-        data="embedded",
-    )
+    figures["max_abs_difference"] = max(differences)
+    return report(figures, bounds, start, args, n=args.batch, data="embedded")
 
 
 if __name__ == "__main__":
