@@ -1,4 +1,4 @@
-"""The credit tables: official layouts, what is wrong with a broken file, units and back, constraints by name, the classifiers."""
+"""Credit tables: layouts, errors for damaged files, units, constraints by name, classifiers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cf_utils import core
 from cf_utils.core import files
-from cf_utils.datasets import credit, german_credit, heloc, tabular, uci_credit
-from cf_utils.datasets.__main__ import main
+from cf_utils.datasets import catalog, credit, german_credit, heloc, tabular, uci_credit
 from cf_utils.models import checkpoints, classifiers
 from cf_utils.training import recipes
 
@@ -41,34 +40,24 @@ def uci_rows(n=40, label=uci_credit.LABELS[0], seed=0) -> pd.DataFrame:
         }
     )
     for c in uci_credit.COLUMNS[5:]:
-        frame[c] = (
-            gen.integers(-2, 9, n)
-            if c.startswith("PAY_") and "AMT" not in c
-            else gen.integers(-300, 900_000, n)
-        )
+        is_delay = c.startswith("PAY_") and "AMT" not in c
+        frame[c] = gen.integers(*((-2, 9) if is_delay else (-300, 900_000)), n)
     return frame.assign(**{label: gen.integers(0, 2, n)})
 
 
 def heloc_rows(n=40, seed=0, empty=()) -> pd.DataFrame:
-    """The official layout: a hidden quality of each applicant moves every feature and the label; codes where FICO has them.
+    """The official layout: a hidden quality of an applicant moves every feature and the label.
 
-    The label's log-odds are 1.6 x quality and the features show it through noise: logistic regression has 0.70 right.
+    The label's log-odds are 1.6 x quality; the features show it through noise. Codes are where
+    FICO has them.
     """
     gen = np.random.default_rng(seed)
     quality = gen.standard_normal(n)
-    frame = pd.DataFrame(
-        {heloc.LABEL: np.where(gen.random(n) < 1 / (1 + np.exp(-1.6 * quality)), "Good", "Bad")}
-    )
+    is_good = gen.random(n) < 1 / (1 + np.exp(-1.6 * quality))
+    frame = pd.DataFrame({heloc.LABEL: np.where(is_good, "Good", "Bad")})
+    tops = {"MaxDelq": 9, "Percent": 100, "Net": 100, "Inq": 24}
     for c, sign in heloc.SENSIBLE.items():
-        top = (
-            9
-            if "MaxDelq" in c
-            else 100
-            if "Percent" in c or "Net" in c
-            else 24
-            if "Inq" in c
-            else 80
-        )
+        top = next((top for part, top in tops.items() if part in c), 80)
         seen = gen.normal(0.8 * sign * quality, 2)
         frame[c] = np.clip(np.round(top * (0.4 + 0.15 * seen)), 0, top).astype(int)
     for c, code, share in (
@@ -77,9 +66,8 @@ def heloc_rows(n=40, seed=0, empty=()) -> pd.DataFrame:
         ("NetFractionInstallBurden", -8, 0.35),
         ("NetFractionRevolvingBurden", -8, 0.02),
     ):
-        likely = (
-            2 / (1 + np.exp(-1.5 * quality)) if code == -7 else 1
-        )  # never delinquent, no inquiry: the good ones
+        # Good applicants were never delinquent and had no inquiry.
+        likely = 2 / (1 + np.exp(-1.5 * quality)) if code == -7 else 1
         frame.loc[gen.random(n) < share * likely, c] = code
     frame.loc[list(empty), list(heloc.COLUMNS)] = -9
     return frame
@@ -115,9 +103,8 @@ def test_uci_layouts(tmp_path, kind, label):
     root = write_uci(tmp_path, frame, kind)
     data = {s: uci_credit.load(root, s) for s in tabular.SPLITS}
     assert [len(d) for d in data.values()] == [27, 3, 10]
-    assert sorted(i for d in data.values() for i in d.ids.tolist()) == list(
-        range(1, 41)
-    )  # ID, each in one split
+    ids = sorted(i for d in data.values() for i in d.ids.tolist())
+    assert ids == list(range(1, 41))  # each ID is in one split
     for d in data.values():
         rows = frame.set_index("ID").loc[d.ids.tolist()]
         assert d.y.tolist() == (1 - rows[label]).tolist()  # 1: no default
@@ -134,7 +121,7 @@ def test_uci_layouts(tmp_path, kind, label):
     assert credit.load(root, "test").layout.name == "uci_credit"
 
 
-def test_scaling_is_of_the_training_rows_alone(tmp_path):
+def test_the_training_rows_alone_set_the_scale(tmp_path):
     frame = uci_rows()
     root = write_uci(tmp_path, frame, "csv")
     train, test = uci_credit.load(root, "train"), uci_credit.load(root, "test")
@@ -143,9 +130,8 @@ def test_scaling_is_of_the_training_rows_alone(tmp_path):
     np.testing.assert_array_equal(train.high, own.max())
     assert (train.x.min(0).values == 0).all()
     assert (train.x.max(0).values == 1).all()
-    frame.loc[frame.ID.isin(test.ids[:1].tolist()), "LIMIT_BAL"] = (
-        5_000_000  # a test row far outside
-    )
+    is_first_test_row = frame.ID.isin(test.ids[:1].tolist())
+    frame.loc[is_first_test_row, "LIMIT_BAL"] = 5_000_000  # far outside the training range
     write_uci(tmp_path, frame, "csv")
     torch.testing.assert_close(uci_credit.load(root, "train").x, train.x, rtol=0, atol=0)
     far = uci_credit.load(root, "test")
@@ -197,15 +183,17 @@ def test_scaling_is_of_the_training_rows_alone(tmp_path):
         (lambda f: f.head(3), "3 rows are too few"),
     ],
 )
-def test_a_broken_table_is_named_with_column_and_row(tmp_path, change, says):
+def test_a_damaged_table_is_named_with_column_and_row(tmp_path, change, says):
     root = write_uci(tmp_path, change(uci_rows()), "csv")
     with pytest.raises(ValueError, match=says) as e:
         uci_credit.load(root, "test")
     assert "UCI_Credit_Card.csv" in str(e.value)
     assert "data/README.md, entry 'uci_credit'" in str(e.value)
+    found = uci_credit.status(root)  # status looks inside
+    assert found.state == "damaged" and found.advice == str(e.value)
 
 
-def test_broken_files(tmp_path):
+def test_damaged_files(tmp_path):
     xls = uci_credit.FILES[0]
     for name, raw, says in (
         (xls, b"<html>404</html>", "uci_credit: "),
@@ -218,26 +206,45 @@ def test_broken_files(tmp_path):
         (folder / name).write_bytes(raw)
         with pytest.raises(ValueError, match=says):
             uci_credit.load(str(folder))
-        assert uci_credit.status(str(folder)).state in ("present", "missing")  # it does not raise
+        assert uci_credit.status(str(folder)).state == "damaged"
     whole = write_uci(tmp_path / "one header", uci_rows(), "xls")
     book = xlwt.Workbook()
     sheet = book.add_sheet("Data")
     for j, c in enumerate(uci_rows()):
         sheet.write(0, j, c)
         sheet.write(1, j, 1)
-    book.save(Path(whole) / uci_credit.FILES[0])  # the row X1..X23, Y is not there
+    book.save(Path(whole) / uci_credit.FILES[0])  # without the row X1 to X23, Y
     with pytest.raises(ValueError, match="column 'ID' is missing"):
         uci_credit.load(whole)
     broken = tmp_path / "GermanCredit.csv.gz"
     broken.write_bytes(gzip.compress(b"OBS#,CHK_ACCT\n1,2\n" * 50)[:-12])
     with pytest.raises(ValueError, match=r"german_credit: .*looked at"):
         german_credit.load(str(tmp_path))
+    assert german_credit.status(str(tmp_path)).state == "damaged"
 
 
-def test_heloc_rows_codes_and_the_option_of_23_features(tmp_path):
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_a_truncated_file_is_damaged_not_present(tmp_path, keep):
+    for write, module, frame in (
+        (write_heloc, heloc, heloc_rows()),
+        (lambda folder, f: write_uci(folder, f, "csv"), uci_credit, uci_rows()),
+        (lambda folder, f: write_uci(folder, f, "xls"), uci_credit, uci_rows()),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        write(folder, frame)
+        assert module.status(str(folder)).state == "present"
+        (path,) = folder.iterdir()
+        content = path.read_bytes()
+        path.write_bytes(content[: int(keep * len(content))])
+        found = module.status(str(folder))
+        assert found.state == "damaged" and str(path) in found.advice
+
+
+def test_heloc_drops_empty_rows_and_keeps_codes(tmp_path):
     frame = heloc_rows(60, empty=(3, 17))
-    frame.loc[21, list(heloc.COLUMNS[1:])] = -9  # a score from outside, and nothing else
-    frame.loc[30, heloc.EXTERNAL] = -9  # the reverse: this row stays
+    frame.loc[21, list(heloc.COLUMNS[1:])] = -9  # nothing but the external score
+    frame.loc[30, heloc.EXTERNAL] = -9  # everything but the external score: this row stays
     root = write_heloc(tmp_path, frame)
     data = {s: heloc.load(root, s) for s in tabular.SPLITS}
     kept = [i for i in range(60) if i not in (3, 17, 21)]
@@ -246,10 +253,8 @@ def test_heloc_rows_codes_and_the_option_of_23_features(tmp_path):
     train = data["train"]
     assert train.features == heloc.COLUMNS[1:]
     assert heloc.EXTERNAL not in train.features
-    assert (
-        train.y.tolist()
-        == (frame.loc[train.ids.tolist(), heloc.LABEL] == "Good").astype(int).tolist()
-    )
+    is_good = frame.loc[train.ids.tolist(), heloc.LABEL] == "Good"
+    assert train.y.tolist() == is_good.astype(int).tolist()
     np.testing.assert_array_equal(
         train.to_units(train.x).to_numpy(), frame.loc[train.ids.tolist(), list(train.features)]
     )
@@ -279,24 +284,23 @@ def test_heloc_rows_codes_and_the_option_of_23_features(tmp_path):
 
 
 def test_split_sizes_of_the_paper():
-    """Table 1: HELOC 7,402 and 2,468, UCI 22,500 and 7,500; the 9,871th HELOC row is in no split."""
+    """Table 1: HELOC 7,402 and 2,468, UCI 22,500 and 7,500. One HELOC row is in no split."""
     for n in (9_870, 9_871):
-        rows = tabular.parts(n, heloc.SIZES)
+        rows = tabular.split_rows(n, heloc.SIZES)
         assert {k: len(v) for k, v in rows.items()} == {
             "test": 2_468,
             "validation": 740,
             "train": 6_662,
         }
         assert len(set(np.concatenate(list(rows.values())))) == 9_870
-    rows = tabular.parts(30_000)
+    rows = tabular.split_rows(30_000)
     assert {k: len(v) for k, v in rows.items()} == {
         "test": 7_500,
         "validation": 2_250,
         "train": 20_250,
     }
-    assert (
-        files.sha256(torch.from_numpy(rows["test"]))[:16] == "0be71f97ae8c828c"
-    )  # a change of the draw changes every figure
+    digest = files.sha256(torch.from_numpy(rows["test"]))[:16]
+    assert digest == "0be71f97ae8c828c"  # a change of the draw would change every figure
 
 
 def test_german_credit_is_whole_and_fixed():
@@ -309,11 +313,8 @@ def test_german_credit_is_whole_and_fixed():
     assert (train.source, len(train.features)) == ("embedded", 30)
     assert "OBS#" not in train.features
     first = train.take([0]).to_units(train.x[:1])  # OBS# of the first training row
-    raw = (
-        pd.read_csv(german_credit._path(""))
-        .set_index("OBS#")
-        .loc[int(train.ids[0]), list(train.features)]
-    )
+    frame = pd.read_csv(german_credit._find_embedded()).set_index("OBS#")
+    raw = frame.loc[int(train.ids[0]), list(train.features)]
     assert first.iloc[0].tolist() == raw.tolist()
     assert german_credit.status().state == "embedded"
     assert credit.load().layout.name == "german_credit"
@@ -336,41 +337,29 @@ def german():
         max_size=6,
     )
 )
-def test_whole_numbers_come_back_exactly(features):
-    """Any range up to 4 million, any value inside or outside of it: units -> float32 -> units."""
+def test_whole_numbers_return_exactly(features):
+    """Units -> float32 -> units, for any range up to 4 million and values inside and outside."""
     low, span, value = (torch.tensor(c, dtype=torch.float64) for c in zip(*features, strict=True))
     names = tuple(f"f{i}" for i in range(len(features)))
     layout = tabular.Layout(
         name="t", features=names, sensible=dict.fromkeys(names, 0), immutable=(), categories={}
     )
-    table = tabular.Table(
-        torch.empty(0),
-        torch.empty(0),
-        torch.empty(0),
-        tabular.NAMES,
-        "",
-        layout,
-        low,
-        low + span,
-        low,
-    )
+    no = torch.empty(0)
+    table = tabular.Table(no, no, no, tabular.NAMES, "", layout, low, low + span, low)
     value = low + value.clamp(max=2) * span if (value.abs() / span > 4).any() else low + value
     frame = pd.DataFrame([value.long().tolist()], columns=names)
     x = table.from_units(frame)
     pd.testing.assert_frame_equal(table.to_units(x), frame)
     between = x + torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        table.from_units(table.to_units(between)), between, rtol=2e-7, atol=2e-7
-    )  # fractions too
+    back = table.from_units(table.to_units(between))
+    torch.testing.assert_close(back, between, rtol=2e-7, atol=2e-7)  # fractions, too
 
 
 def test_an_application_in_units(german):
     x = german.x[:5]
     frame = german.to_units(x)
     assert torch.equal(german.from_units(frame), x)
-    assert torch.equal(
-        german.from_units(frame.astype(str)), x
-    )  # numbers that a form hands over as text
+    assert torch.equal(german.from_units(frame.astype(str)), x)  # a form gives numbers as text
     for change, says in (
         (frame.drop(columns="AGE"), "'AGE' is missing"),
         (frame.assign(EXTRA=1), "'EXTRA' is unknown"),
@@ -430,10 +419,10 @@ def test_constraints_by_name(german):
     assert (german.constraints().low == 0).all()
     assert (german.constraints().high == 1).all()
     for wrong, says in (
-        ({"immutable": ["SEX"]}, "immutable: unknown feature 'SEX'"),
+        ({"immutable": ["SEX"]}, "immutable: got the unknown feature 'SEX'"),
         ({"only_up": "AGE"}, "only_up: got the t"),
         ({"only_up": ["AGE"], "only_down": ["AGE"]}, r"\['AGE'\] are in both"),
-        ({"ranges": {"SEX": (0, 1)}}, "ranges: unknown feature"),
+        ({"ranges": {"SEX": (0, 1)}}, "ranges: got the unknown feature"),
         ({"ranges": {"AGE": (50, 20)}}, "AGE from 50"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -456,12 +445,11 @@ def test_directions_are_given_for_every_feature(german):
     assert german.sensible[german.features.index("DURATION")] == -1
     assert (heloc.SENSIBLE["NetFractionRevolvingBurden"], uci_credit.SENSIBLE["PAY_0"]) == (-1, -1)
     assert (heloc.SENSIBLE["PercentTradesNeverDelq"], uci_credit.SENSIBLE["PAY_AMT1"]) == (1, 1)
-    assert (
-        heloc.SENSIBLE["NumInqLast6M"] == -1
-    )  # the paper's Table 4 raises it for approval, Table 5 raises PAY_0
+    # The paper's counterfactuals go against these: Table 4 raises NumInqLast6M, Table 5 PAY_0.
+    assert heloc.SENSIBLE["NumInqLast6M"] == -1
 
 
-def test_which_table_a_root_holds(tmp_path, capsys):
+def test_which_table_a_root_holds(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"heloc: none of .*uci_credit: none of"):
         credit.load(str(tmp_path))
     assert credit.status(str(tmp_path)).state == "missing"
@@ -469,7 +457,7 @@ def test_which_table_a_root_holds(tmp_path, capsys):
     write_heloc(tmp_path / "heloc", heloc_rows())
     assert credit.load(str(tmp_path)).layout.name == "heloc"
     write_uci(tmp_path, uci_rows(), "csv")
-    with pytest.raises(ValueError, match="name: both heloc and uci_credit are in"):
+    with pytest.raises(ValueError, match="name: got None, but both heloc and uci_credit are in"):
         credit.load(str(tmp_path))
     assert credit.load(str(tmp_path), name="uci_credit").layout.name == "uci_credit"
     with pytest.raises(ValueError, match="name: got 'fico'"):
@@ -480,10 +468,17 @@ def test_which_table_a_root_holds(tmp_path, capsys):
         assert module.status("").state == "missing"
     with pytest.raises(ValueError, match="split: got 'val'"):
         credit.load("", "val")
-    assert main(["--data", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "40 rows (the official file: 10,459)" in out
-    assert "40 rows (the official file: 30,000)" in out
+    told = "\n".join(catalog.describe(str(tmp_path)))
+    assert "40 rows (the official file: 10,459)" in told
+    assert "40 rows (the official file: 30,000)" in told
+
+
+def test_a_damaged_table_is_an_error_of_its_own_file(tmp_path):
+    """`credit.load` does not say that there is no table when there is a damaged one."""
+    write_heloc(tmp_path, heloc_rows().drop(columns="NumInqLast6M"))
+    with pytest.raises(ValueError, match="heloc: column 'NumInqLast6M' is missing"):
+        credit.load(str(tmp_path))
+    assert credit.status(str(tmp_path)).state == "damaged"
 
 
 def test_the_folded_network_is_the_standardised_one(german):
@@ -499,7 +494,7 @@ def test_the_folded_network_is_the_standardised_one(german):
 
 
 def test_heloc_recipe_learns_through_the_codes(tmp_path):
-    """2,500 rows in the official layout, half of one column a code: close to logistic regression, the right model of it."""
+    """Half of one column is a code. Logistic regression is the true model of these 2,500 rows."""
     root = write_heloc(tmp_path, heloc_rows(2_500, seed=1))
     core.seed_everything(0)
     model, card, log = recipes.RECIPES["heloc_mlp"](root, 0, None)

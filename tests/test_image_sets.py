@@ -1,4 +1,4 @@
-"""The image sets on small trees in the official layouts: what is read, and what is said of a tree that is broken."""
+"""The image sets on small trees in the official layouts, and the errors for damaged trees."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, images
-from cf_utils.datasets.__main__ import main
-from cf_utils.datasets.catalog import SETS
+from cf_utils.datasets.catalog import SETS, describe
 
 NAMES = ["5_o_Clock_Shadow", *(f"Attribute_{i}" for i in range(1, 39)), "Young"]
 NAMES[31] = "Smiling"
@@ -22,7 +21,7 @@ VALUES = np.where(np.random.default_rng(0).random((6, 40)) < 0.5, 1, -1)
 
 
 def picture(path, size=(178, 218), seed=0):
-    """A smooth random picture (what is cropped and resized must show), as JPEG or PNG by the path's end."""
+    """Save a smooth random picture, so that crops differ; JPEG or PNG by the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
@@ -33,7 +32,7 @@ def truncate(path, share=0.6):
 
 
 def attribute_text(names, values, blanks=" ", count=None):
-    """As in the file: 1 takes two places, like -1."""
+    """Write the official text: 1 takes two places, like -1."""
     rows = [
         f"{n}{blanks}" + " ".join(f"{v:2d}" for v in row)
         for n, row in zip(names, values, strict=True)
@@ -58,7 +57,7 @@ def faces(tmp_path):
 
 
 def kaggle(root):
-    """The same tree as Kaggle's archive has it: csv, nested image folder, files in the root."""
+    """Turn the tree into that of Kaggle's archive: CSV, nested image folder, files in the root."""
     old = root / "celeba"
     rows = [
         ",".join(["image_id", *NAMES]),
@@ -75,7 +74,7 @@ def kaggle(root):
 
 
 def drive(root):
-    """The same tree in the folders of the authors' drive."""
+    """Turn the tree into the folders of the authors' drive."""
     old = root / "celeba"
     for new, name in (
         ("Anno", "list_attr_celeba.txt"),
@@ -113,7 +112,7 @@ def test_celeba(faces, layout):
 
 @pytest.mark.parametrize(("crop", "size"), [(178, 128), (150, 128), (178, 64), (150, 64)])
 def test_crops_are_those_of_the_papers_code(faces, crop, size):
-    """Against torchvision's Compose as DiME and ACE (178) and STEEX (150) have it; and the two are not the same picture."""
+    """Compare with torchvision's Compose of DiME and ACE (178) and of STEEX (150)."""
     theirs = {
         178: T.Compose([T.Resize(size), T.CenterCrop(size), T.ToTensor()]),
         150: T.Compose([T.CenterCrop(150), T.Resize((size, size)), T.ToTensor()]),
@@ -125,7 +124,7 @@ def test_crops_are_those_of_the_papers_code(faces, crop, size):
     assert (data[0][0] - other).abs().mean() > 0.05  # measured 0.13
 
 
-def test_items_are_read_when_they_are_asked_for_and_batches_are_items(faces):
+def test_items_are_read_lazily_and_batches_equal_items(faces):
     data = celeba.load(str(faces), "train", size=32)
     x, y, ids = data[:]
     for i in range(3):
@@ -144,7 +143,7 @@ def test_items_are_read_when_they_are_asked_for_and_batches_are_items(faces):
         and torch.cat([b[2] for b in loaded]).tolist() == ids.tolist()
     )
     truncate(data.folder / data.names[1])
-    assert data[0][0].shape == (3, 32, 32)  # the others are untouched: nothing was read up front
+    assert data[0][0].shape == (3, 32, 32)  # nothing was read before
     with pytest.raises(
         ValueError,
         match=r"celeba: the image cannot be read: .*truncated.*000002\.jpg.*data/README\.md",
@@ -152,7 +151,7 @@ def test_items_are_read_when_they_are_asked_for_and_batches_are_items(faces):
         data[1]
 
 
-def test_a_truncated_jpeg_is_named_skipped_and_counted_or_an_error(faces):
+def test_a_truncated_jpeg_is_an_error_or_is_skipped_and_counted(faces):
     truncate(faces / "celeba" / "img_align_celeba" / FILES[1])
     data = celeba.load(str(faces), "train")
     assert len(data) == 3 and data.skipped == ()
@@ -172,18 +171,18 @@ def test_a_truncated_jpeg_is_named_skipped_and_counted_or_an_error(faces):
 
 
 @pytest.mark.parametrize("end", ["jpg", "png"])
-def test_whole_finds_every_cut_and_only_cuts(tmp_path, end):
+def test_is_complete_finds_every_truncation(tmp_path, end):
     path = tmp_path / f"a.{end}"
     picture(path)
     content = path.read_bytes()
-    assert images.whole(path)
+    assert images.is_complete(path)
     for cut in (0, 2, 100, len(content) // 2, len(content) - (3 if end == "jpg" else 200)):
         path.write_bytes(content[:cut])
-        assert not images.whole(path), cut
+        assert not images.is_complete(path), cut
     path.write_bytes(content + b"some program's trailer")
-    assert images.whole(path)
+    assert images.is_complete(path)
     path.write_bytes(b"<html>404</html>")
-    assert not images.whole(path)
+    assert not images.is_complete(path)
 
 
 def rewrite(name, change):
@@ -215,7 +214,7 @@ def rewrite(name, change):
         (
             rewrite("list_attr_celeba.txt", lambda t: "7" + t[1:]),
             ValueError,
-            "line 1 promises 7 images, 6 lines follow",
+            "line 1 promises 7 images, 6 lines follow: truncated",
         ),
         (
             rewrite("list_attr_celeba.txt", lambda t: t.split("\n", 1)[1]),
@@ -249,12 +248,28 @@ def rewrite(name, change):
         ),
     ],
 )
-def test_a_broken_celeba_tree_is_named_with_the_next_step(faces, wrong, error, says):
+def test_a_damaged_celeba_tree_is_named_with_the_next_step(faces, wrong, error, says):
+    assert celeba.status(str(faces)).state == "present"
     wrong(faces)
     with pytest.raises(error, match=says) as e:
         celeba.load(str(faces), "train")
     assert str(faces) in str(e.value)  # where we looked
     assert "data/README.md, entry 'celeba'" in str(e.value)  # what to do
+    if "img_align" not in str(e.value):  # status looks at the texts and at the test images
+        state = "missing" if error is FileNotFoundError else "damaged"
+        assert celeba.status(str(faces)).state == state
+
+
+@pytest.mark.parametrize("file", [FILES[4], FILES[5]])
+def test_status_looks_at_the_first_and_last_image(faces, file):
+    """The test split has images 5 and 6."""
+    path = faces / "celeba" / "img_align_celeba" / file
+    for damage in (truncate, lambda p: p.write_bytes(b""), lambda p: p.write_text("<html>")):
+        damage(path)
+        found = celeba.status(str(faces))
+        assert found.state == "damaged" and file in found.advice
+    path.unlink()
+    assert celeba.status(str(faces)).state == "missing"
 
 
 @pytest.mark.parametrize(
@@ -262,13 +277,13 @@ def test_a_broken_celeba_tree_is_named_with_the_next_step(faces, wrong, error, s
     [
         (
             lambda lines: lines[:4],
-            r"3 images of the partition file have no line \(000004.jpg\): cut off\?",
+            r"3 images of the partition file have no line \(000004.jpg\): truncated\?",
         ),
         (lambda lines: [*lines, lines[1]], "line 8: 000001.jpg has a line already"),
     ],
 )
-def test_a_csv_that_is_cut_off_or_says_things_twice(faces, change, says):
-    """It has no count in its first line, as the text file has."""
+def test_a_truncated_or_contradictory_csv_is_named(faces, change, says):
+    """Unlike the text file it has no count in its first line."""
     kaggle(faces)
     path = faces / "list_attr_celeba.csv"
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
@@ -277,7 +292,7 @@ def test_a_csv_that_is_cut_off_or_says_things_twice(faces, change, says):
     assert str(path) in str(e.value)
 
 
-def test_only_the_split_that_is_asked_for_must_be_there(faces):
+def test_only_the_loaded_split_must_exist(faces):
     (faces / "celeba/img_align_celeba" / FILES[0]).unlink()
     assert len(celeba.load(str(faces), "test")) == 2
 
@@ -289,6 +304,7 @@ def test_only_the_split_that_is_asked_for_must_be_there(faces):
         ({"attribute": "Smile"}, "attribute: got 'Smile'.*'Smiling'"),
         ({"crop": 160}, "crop: got 160"),
         ({"broken": "drop"}, "broken: got 'drop'"),
+        ({"size": -5}, "size: got -5, expected a whole number >= 1"),
     ],
 )
 def test_bad_settings_of_celeba(faces, settings, says):
@@ -305,14 +321,8 @@ def test_bad_settings_of_celeba(faces, settings, says):
 
 # ---------------------------------------------------------------- CelebAMask-HQ
 
-ORIGINAL = [
-    "119614.jpg",
-    "162771.jpg",
-    "000002.jpg",
-    "182638.jpg",
-    "202599.jpg",
-    "182637.jpg",
-]  # by CelebA's boundaries:
+# One of each of CelebA's splits, at its boundaries.
+ORIGINAL = [f"{n}.jpg" for n in ("119614", "162771", "000002", "182638", "202599", "182637")]
 HQ_PARTS = [0, 1, 0, 2, 2, 1]
 
 
@@ -322,9 +332,8 @@ def hq(tmp_path):
     names = [f"{i}.jpg" for i in (0, 1, 2, 3, 2000, 2001)]
     for i, name in enumerate(names):
         picture(root / "CelebA-HQ-img" / name, (320, 320), seed=i)
-    (root / "CelebAMask-HQ-attribute-anno.txt").write_text(
-        attribute_text(names, VALUES, "  ")
-    )  # two blanks, as in the file
+    text = attribute_text(names, VALUES, "  ")  # two blanks, as in the file
+    (root / "CelebAMask-HQ-attribute-anno.txt").write_text(text)
     rows = [f"{n[:-4]:<12}{int(o[:-4]) - 1:<9}{o}" for n, o in zip(names, ORIGINAL, strict=True)]
     (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
         "idx         orig_idx     orig_file\n" + "\n".join(rows) + "\n"
@@ -345,13 +354,10 @@ def test_celebahq_splits_through_the_mapping(hq):
     assert splits[2].y.tolist() == [int(VALUES[i, 31] == 1) for i in (3, 4)]
     x, _, i = splits[2][1]
     assert (x.shape, int(i)) == ((3, 32, 32), 2000)
-    own = "image_id,partition\n" + "".join(
-        f"{o},{2 - p}\n" for o, p in zip(ORIGINAL, HQ_PARTS, strict=True)
-    )
-    for place in (
-        hq / "CelebAMask-HQ",
-        hq / "celeba",
-    ):  # a partition file, where there is one, decides
+    assert celebahq.status(str(hq)).state == "present"
+    rows = [f"{o},{2 - p}\n" for o, p in zip(ORIGINAL, HQ_PARTS, strict=True)]
+    own = "image_id,partition\n" + "".join(rows)
+    for place in (hq / "CelebAMask-HQ", hq / "celeba"):  # a partition file overrides the boundaries
         place.mkdir(exist_ok=True)
         (place / "list_eval_partition.csv").write_text(own)
         assert celebahq.load(str(hq), "train").ids.tolist() == [3, 2000]
@@ -359,14 +365,14 @@ def test_celebahq_splits_through_the_mapping(hq):
 
 
 def test_celebahq_masks(hq):
-    m = celebahq.masks(str(hq), torch.tensor([2000, 2]), size=64)
+    m = celebahq.load_masks(str(hq), torch.tensor([2000, 2]), size=64)
     assert m.shape == (2, 18, 64, 64) and m.dtype == torch.bool
     skin, hair = celebahq.PARTS.index("skin"), celebahq.PARTS.index("hair")
     assert m[:, skin, :, :32].all() and not m[:, skin, :, 32:].any()
     assert m[1, hair, :, :16].all() and not m[1, hair, :, 16:].any() and not m[0, hair].any()
     assert m.flatten(2).any(2).sum() == 3
     with pytest.raises(FileNotFoundError, match="no mask 00003_<part>"):
-        celebahq.masks(str(hq), [3])
+        celebahq.load_masks(str(hq), [3])
 
 
 @pytest.mark.parametrize(
@@ -395,12 +401,14 @@ def test_celebahq_masks(hq):
         ),
     ],
 )
-def test_a_broken_celebahq_tree_is_named_with_the_next_step(hq, file, change, says):
+def test_a_damaged_celebahq_tree_is_named_with_the_next_step(hq, file, change, says):
     path = hq / "CelebAMask-HQ" / file
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError, match=says) as e:
         celebahq.load(str(hq), "test")
     assert str(path) in str(e.value) and "entry 'celebahq'" in str(e.value)
+    found = celebahq.status(str(hq))
+    assert (found.state, found.advice) == ("damaged", str(e.value))
 
 
 # ---------------------------------------------------------------- BDD
@@ -412,15 +420,11 @@ def scenes(tmp_path):
         picture(tmp_path / "bdd100k/images/100k/val" / f"{name}.jpg", (320, 180), seed=i)
     picture(tmp_path / "bdd100k/seg/images/train" / "00000000-00000002.jpg", (320, 180))
     (tmp_path / "bdd100k/images/100k/val" / "notes.txt").write_text("not an image")
-    order = {"c.jpg": 3, "a.jpg": 0, "b.jpg": 2, "d.jpg": 1}  # id: where the annotation stands
+    order = {"c.jpg": 3, "a.jpg": 0, "b.jpg": 2, "d.jpg": 1}  # id: position of the annotation
     for i, name in enumerate(order):
         picture(tmp_path / "lastframe/data" / name, (320, 180), seed=i)
-    categories = [
-        [1, 0, 1, 0, 0],
-        [1, 0, 0, 0, 1],
-        [0, 1, 0, 1],
-        [1, 0, 0, 0, 0],
-    ]  # d is confusing; b has four
+    # d is confusing; b has four numbers.
+    categories = [[1, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 1], [1, 0, 0, 0, 0]]
     content = {
         "images": [{"file_name": n, "id": i} for n, i in order.items()],
         "annotations": [{"id": 9 - i, "category": c} for i, c in enumerate(categories)],
@@ -429,7 +433,7 @@ def scenes(tmp_path):
     return tmp_path
 
 
-def test_oia_annotations_are_found_by_position_and_confusing_ones_dropped(scenes):
+def test_oia_annotations_go_by_position_and_confusing_ones_are_dropped(scenes):
     data = bdd.load(str(scenes))
     assert data.ids == ("a", "b", "c")
     assert data.y.tolist() == [1, 0, 1] and data.class_names == ("slow down", "forward")
@@ -453,17 +457,14 @@ def test_oia_annotations_are_found_by_position_and_confusing_ones_dropped(scenes
 def test_bdd100k_has_no_actions(scenes):
     data = bdd.load(str(scenes), part="100k")
     assert data.ids == ("0000f77c-6257be58", "ffffabcd-00000001") and data.y.tolist() == [-1, -1]
-    assert bdd.load(str(scenes / "bdd100k"), "train", part="10k").ids == (
-        "00000000-00000002",
-    )  # the old form
-    assert bdd.load(str(scenes / "bdd100k"), "train", part="10k").class_names == (
-        "slow down",
-        "forward",
-    )
-    assert (
-        bdd.status(str(scenes)).state == "present"
-        and "OIA and BDD100K" in bdd.status(str(scenes)).advice
-    )
+    old = bdd.load(str(scenes / "bdd100k"), "train", part="10k")
+    assert old.ids == ("00000000-00000002",) and old.class_names == ("slow down", "forward")
+    found = bdd.status(str(scenes))
+    assert found.state == "present"
+    assert "oia: 3 validation images, 100k: 2 validation images in" in found.advice
+    truncate(scenes / "bdd100k/images/100k/val/ffffabcd-00000001.jpg")
+    found = bdd.status(str(scenes))
+    assert found.state == "damaged" and "ffffabcd-00000001.jpg" in found.advice
     with pytest.raises(FileNotFoundError, match=r"bdd: test is missing .*images/100k.*entry 'bdd'"):
         bdd.load(str(scenes), "test", part="100k")
     with pytest.raises(ValueError, match="part: got '20k'"):
@@ -489,7 +490,7 @@ def test_bdd100k_has_no_actions(scenes):
         ),
     ],
 )
-def test_a_broken_oia_file_is_named_with_the_next_step(scenes, change, error, says):
+def test_a_damaged_oia_file_is_named_with_the_next_step(scenes, change, error, says):
     path = scenes / "lastframe/val_25k_images_actions.json"
     content = json.loads(path.read_text())
     change(content)
@@ -497,6 +498,7 @@ def test_a_broken_oia_file_is_named_with_the_next_step(scenes, change, error, sa
     with pytest.raises(error, match=says) as e:
         bdd.load(str(scenes))
     assert str(scenes) in str(e.value) and "entry 'bdd'" in str(e.value)
+    assert bdd.status(str(scenes)).state == ("damaged" if error is ValueError else "missing")
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="no list of images"):
         bdd.load(str(scenes))
@@ -507,16 +509,12 @@ def test_a_broken_oia_file_is_named_with_the_next_step(scenes, change, error, sa
 
 @pytest.fixture
 def pairs(tmp_path):
-    for k, name in enumerate(
-        (
-            "n02391049/ILSVRC2012_val_00000002.JPEG",
-            "n02389026/ILSVRC2012_val_00000001.JPEG",
-            "n02391049/ILSVRC2012_val_00000009.JPEG",
-            "n02130308/ILSVRC2012_val_00000003.JPEG",
-        )
-    ):
-        picture(tmp_path / "val" / name.replace(".JPEG", ".jpeg"), (300, 280), seed=k)
-        (tmp_path / "val" / name.replace(".JPEG", ".jpeg")).rename(tmp_path / "val" / name)
+    files = {"n02391049": (2, 9), "n02389026": (1,), "n02130308": (3,)}
+    for wnid, numbers in files.items():
+        for k in numbers:
+            path = tmp_path / "val" / wnid / f"ILSVRC2012_val_0000000{k}.jpeg"
+            picture(path, (300, 280), seed=k)
+            path.rename(path.with_suffix(".JPEG"))
     return tmp_path
 
 
@@ -539,9 +537,15 @@ def test_imagenet_pairs(pairs, tmp_path):
     assert imagenet_pairs.status(str(tmp_path)).state == "missing"
     for wnid, _ in imagenet_pairs.IMAGENET.values():
         (tmp_path / "val" / wnid).mkdir(exist_ok=True)
-    assert imagenet_pairs.status(str(tmp_path)).state == "present"
     with pytest.raises(FileNotFoundError, match="no image in the folder of a class"):
         imagenet_pairs.load(str(tmp_path), pair="egyptian-persian")
+    assert imagenet_pairs.status(str(tmp_path)).state == "missing"  # empty folders are no images
+    for k, (wnid, _) in enumerate(imagenet_pairs.IMAGENET.values()):
+        picture(tmp_path / "val" / wnid / f"z{k}.png", (300, 280), seed=k)
+    found = imagenet_pairs.status(str(tmp_path))
+    assert found.state == "present" and "10 validation images" in found.advice
+    truncate(tmp_path / "val" / "n02125311" / "z3.png")
+    assert imagenet_pairs.status(str(tmp_path)).state == "damaged"
 
 
 # ---------------------------------------------------------------- all of them
@@ -550,7 +554,7 @@ MODULES = {"celeba": celeba, "celebahq": celebahq, "bdd": bdd, "imagenet_pairs":
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_missing_tree_is_an_error_never_a_fall_back(name, tmp_path, capsys):
+def test_a_missing_tree_is_an_error_and_never_a_fallback(name, tmp_path):
     module = MODULES[name]
     with pytest.raises(
         FileNotFoundError,
@@ -565,8 +569,5 @@ def test_a_missing_tree_is_an_error_never_a_fall_back(name, tmp_path, capsys):
         module.load()
     assert module.status().state == "missing"
     assert SETS[name] is module
-    assert main(["--data", str(tmp_path)]) == 0
-    line = next(
-        line for line in capsys.readouterr().out.splitlines() if line.startswith(name + " ")
-    )
-    assert line.split()[1] == "missing"
+    (line,) = describe(str(tmp_path), [name])
+    assert line.split()[:2] == [name, "missing"]

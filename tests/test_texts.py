@@ -1,4 +1,4 @@
-"""Reviews and word vectors: official layouts, what is wrong with a broken one, and words that keep their place."""
+"""Reviews and word vectors: layouts, errors for damaged files, and positions of words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(file, tmp_path, dim=50):
     return glove.read(file, dim, cache=tmp_path / "cache")
 
 
-def test_the_official_text_form(table, tmp_path):
+def test_the_official_text_file(table, tmp_path):
     file, vectors = table
     g = read(file, tmp_path)
     assert list(g.words) == WORDS and g.source == "official" and g.dim == 50
@@ -49,21 +49,16 @@ def test_the_official_text_form(table, tmp_path):
     assert torch.equal(read(packed, tmp_path).vectors, g.vectors)
 
 
-def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(
-    table, tmp_path, monkeypatch
-):
+def test_a_file_is_parsed_once_and_again_after_a_change(table, tmp_path, monkeypatch):
     file, _ = table
     first = read(file, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(glove, "_lines", lambda *a: pytest.fail("parsed again"))
+        m.setattr(glove, "_read_lines", lambda *a: pytest.fail("parsed again"))
         assert torch.equal(read(file, tmp_path).vectors, first.vectors)
     file.write_text(file.read_text() + "new " + " ".join(["1.0"] * 50) + "\n")
     assert read(file, tmp_path).words[-1] == "new"
-    assert (
-        len(list((tmp_path / "cache").glob("*.npy")))
-        == len(list((tmp_path / "cache").glob("*.words")))
-        == 2
-    )
+    for end in ("npy", "words"):
+        assert len(list((tmp_path / "cache").glob(f"*.{end}"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -72,7 +67,7 @@ def test_the_second_start_reads_the_cache_and_a_changed_file_is_read_again(
         ("good 1 2 3", "line 12: 3 numbers, expected 50"),
         ("good " + "x " * 49 + "x", "line 12: could not convert"),
         ("good " + "nan " * 49 + "nan", "line 12: a number is not finite"),
-        ("the " + "1 " * 49 + "1", "line 12: the word 'the' stood in line 1 already"),
+        ("the " + "1 " * 49 + "1", "line 12: the word 'the' is in line 1 already"),
     ],
 )
 def test_a_broken_line_is_named(table, tmp_path, line, match):
@@ -81,6 +76,38 @@ def test_a_broken_line_is_named(table, tmp_path, line, match):
     with pytest.raises(ValueError, match=match):
         read(file, tmp_path)
     assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+def write_big(tmp_path, end: str):
+    """Write 3,000 words, so that the last line is far from the first."""
+    vectors = np.random.default_rng(1).normal(size=(3000, 50)).round(4)
+    text = "".join(f"w{i} {' '.join(map(str, v))}\n" for i, v in enumerate(vectors)).encode()
+    file = tmp_path / f"glove.6B.50d.txt{end}"
+    file.write_bytes(gzip.compress(text) if end else text)
+    return file
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_status_looks_at_both_ends_of_a_file(tmp_path, end):
+    file = write_big(tmp_path, end)
+    found = glove.status(str(tmp_path))
+    assert (found.state, found.advice) == ("present", "dimensions [50]")
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-150], b"", b"<html>404</html>"):
+        file.write_bytes(content)
+        found = glove.status(str(tmp_path))
+        assert found.state == "damaged" and str(file) in found.advice, content[:20]
+
+
+def test_status_reads_an_official_gzip_file_only_at_its_ends(tmp_path, monkeypatch):
+    file = write_big(tmp_path, ".gz")
+    monkeypatch.setitem(glove.OFFICIAL_BYTES, 50, len(gzip.decompress(file.read_bytes())))
+    whole = file.read_bytes()
+    hole = whole[: len(whole) // 2] + bytes(9) + whole[len(whole) // 2 + 9 :]
+    file.write_bytes(hole)  # what a quick look cannot see: `load` finds it
+    assert glove.status(str(tmp_path)).state == "present"
+    file.write_bytes(whole[:-1000])
+    assert glove.status(str(tmp_path)).state == "damaged"
 
 
 def test_a_file_of_another_dimension_or_none(table, tmp_path):
@@ -111,22 +138,19 @@ def test_genuine_samples(dim, tmp_path):
 def test_embedded_vectors_are_glove():
     g = glove.load()
     assert len(g.words) == 400_000 and g.dim == 50 and g.words[0] == "the"
-    np.testing.assert_allclose(
-        g.vectors[0, :3].numpy(), [0.418, 0.24968, -0.41242], atol=1e-5
-    )  # Stanford's first line
-    glove._embedded.cache_clear()
+    first_line = [0.418, 0.24968, -0.41242]  # of Stanford's file
+    np.testing.assert_allclose(g.vectors[0, :3].numpy(), first_line, atol=1e-5)
+    glove._read_embedded.cache_clear()
     began = time.perf_counter()
     glove.load()
-    assert (
-        time.perf_counter() - began < 10
-    )  # 0.4 s on a quiet machine, parquet's list of words nearly all of it
+    assert time.perf_counter() - began < 10  # measured 0.4 s
 
 
-def test_tokens_keep_their_place():
+def test_tokens_know_their_position():
     g = glove.load()
     text = "It's GREAT,<br />isn't it?  Zzyzxq-x!"
     found = [(g.words[r], text[a:b]) for r, a, b in g.tokens(text)]
-    lengthened = "good<br />film \u0130"  # lower-cased, its last letter would become two
+    lengthened = "good<br />film \u0130"  # two letters in lower case
     assert [g.words[r] for r, _, _ in g.tokens(lengthened)] == ["good", "film"]
     assert found == [
         ("it", "It"),
@@ -150,19 +174,17 @@ def test_tokens_of_any_text_lie_inside_it_in_order(text):
         at = end
 
 
-def test_encoding_cuts_fills_and_pads():
+def test_encoding_truncates_fills_and_pads():
     g = glove.load()
     rows = glove.encode(g, ["the film is good", "the " * 30], most=10)
     assert rows.shape == (2, 10 + glove.TAIL)
-    assert [g.words[i] for i in rows[0, :5]] == ["the", "film", "is", "good", "pad"] and (
-        rows[0, 5:] == -1
-    ).all()
+    assert [g.words[i] for i in rows[0, :5]] == ["the", "film", "is", "good", "pad"]
+    assert (rows[0, 5:] == -1).all()
     x = glove.embed(g, rows)
-    assert (
-        torch.equal(x[0, 1], g.vectors[g.index["film"]])
-        and (x[0, 5:] == 0).all()
-        and (x[1, 10:] == 0).all()
-    )
+    assert torch.equal(x[0, 1], g.vectors[g.index["film"]])
+    assert (x[0, 5:] == 0).all() and (x[1, 10:] == 0).all()
+    with pytest.raises(ValueError, match="most: got -5, expected a whole number >= 1"):
+        glove.encode(g, ["the film is good"], most=-5)
     with pytest.raises(ValueError, match="have no word 'pad'"):
         glove.encode(g.take([g.index["good"]]), ["good"])
     for text, match in (
@@ -173,7 +195,7 @@ def test_encoding_cuts_fills_and_pads():
             glove.encode(g, ["fine", text])
 
 
-def test_a_review_is_read_alike_however_far_it_is_padded():
+def test_padding_does_not_change_a_prediction():
     g = glove.load()
     torch.manual_seed(0)
     net = classifiers.TextCNN(50).eval()
@@ -214,37 +236,37 @@ def tree(tmp_path):
 
 def test_the_official_tree(tree):
     test = imdb.load(str(tree), "test")
-    assert (
-        test.source == "official"
-        and test.y.tolist() == [0, 0, 1, 1]
-        and test.texts[0] == "test neg review number 0, é"
-    )
+    assert test.source == "official" and test.y.tolist() == [0, 0, 1, 1]
+    assert test.texts[0] == "test neg review number 0, é"
     train, val = imdb.load(str(tree), "train"), imdb.load(str(tree), "validation")
-    assert (
-        len(train) + len(val) == 60
-        and 1 <= len(val) <= 15
-        and not set(train.ids.tolist()) & set(val.ids.tolist())
-    )
+    assert len(train) + len(val) == 60 and 1 <= len(val) <= 15
+    assert not set(train.ids.tolist()) & set(val.ids.tolist())
     text, y, i = train[0]
     assert text.startswith("train") and int(y) in (0, 1) and int(i) == train.ids[0]
-    assert imdb.status(str(tree)).state == "present"
+    found = imdb.status(str(tree))
+    assert found.state == "present" and found.advice.startswith("60 training and 4 test reviews")
     assert len(train.take([2, 0])) == 2 and train.take([2, 0]).texts[1] == train.texts[0]
 
 
-def test_a_broken_tree_is_named(tree, tmp_path):
-    (tree / "aclImdb" / "test" / "neg" / "1_2.txt").write_text(" ")
-    with pytest.raises(ValueError, match=r"1_2\.txt: the review is empty"):
+def test_a_damaged_tree_is_named(tree, tmp_path):
+    folder = tree / "aclImdb" / "test"
+    (folder / "neg" / "1_2.txt").write_text(" ")
+    with pytest.raises(ValueError, match=r"the review is empty .*1_2\.txt"):
         imdb.load(str(tree), "test")
-    (tree / "aclImdb" / "test" / "neg" / "1_2.txt").rename(
-        tree / "aclImdb" / "test" / "neg" / "x.txt"
-    )
+    assert imdb.status(str(tree)).state == "damaged"
+    (folder / "neg" / "1_2.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"the review is no UTF-8.*1_2\.txt"):
+        imdb.load(str(tree), "test")
+    (folder / "neg" / "1_2.txt").rename(folder / "neg" / "x.txt")
     with pytest.raises(ValueError, match="expected a name like"):
         imdb.load(str(tree), "test")
-    for file in (tree / "aclImdb" / "test" / "pos").glob("*"):
+    assert imdb.status(str(tree)).state == "damaged"
+    for file in (folder / "pos").glob("*"):
         file.unlink()
-    (tree / "aclImdb" / "test" / "neg" / "x.txt").unlink()
+    (folder / "neg" / "x.txt").unlink()
     with pytest.raises(FileNotFoundError, match="no review in this folder"):
         imdb.load(str(tree), "test")
+    assert imdb.status(str(tree)).state == "missing"
     with pytest.raises(FileNotFoundError, match="neither aclImdb/ nor"):
         imdb.load(str(tmp_path / "nothing"), "test")
     with pytest.raises(ValueError, match="split: got 'dev'"):
@@ -252,7 +274,7 @@ def test_a_broken_tree_is_named(tree, tmp_path):
     assert imdb.status(str(tmp_path / "nothing")).state == "missing"
 
 
-def test_kaggles_form(tmp_path):
+def test_kaggles_csv(tmp_path):
     frame = pd.DataFrame(
         {
             "review": [f"review {i % 45}" for i in range(50)],
@@ -263,9 +285,13 @@ def test_kaggles_form(tmp_path):
     parts = {s: imdb.load(str(tmp_path), s) for s in imdb.SPLITS}
     texts = [t for p in parts.values() for t in p.texts]
     assert len(texts) == len(set(texts)) == 45 and {p.source for p in parts.values()} == {"kaggle"}
-    assert all(
-        int(p.y[k]) == int(int(i) % 2 == 0) for p in parts.values() for k, i in enumerate(p.ids)
-    )
+    for p in parts.values():
+        assert p.y.tolist() == [int(i % 2 == 0) for i in p.ids.tolist()]
+    assert imdb.status(str(tmp_path)).state == "present"
+    file = tmp_path / "IMDB Dataset.csv"
+    file.write_text(file.read_text()[:-20])
+    found = imdb.status(str(tmp_path))
+    assert found.state == "damaged" and "the last row is cut off" in found.advice
     for change, match in (
         ({"sentiment": "fine"}, "row 3: sentiment 'fine'"),
         ({"review": " "}, "row 3: the review is empty"),
@@ -275,12 +301,13 @@ def test_kaggles_form(tmp_path):
         broken.to_csv(tmp_path / "IMDB Dataset.csv", index=False)
         with pytest.raises(ValueError, match=match):
             imdb.load(str(tmp_path), "test")
+        assert imdb.status(str(tmp_path)).state == "damaged"
     frame.rename(columns={"review": "text"}).to_csv(tmp_path / "IMDB Dataset.csv", index=False)
     with pytest.raises(ValueError, match="expected review and sentiment"):
         imdb.load(str(tmp_path), "test")
 
 
-def test_embedded_reviews_are_split_by_the_official_halves():
+def test_the_official_halves_split_the_embedded_reviews():
     parts = {s: imdb.load("", s) for s in imdb.SPLITS}
     assert {s: len(p) for s, p in parts.items()} == {"train": 5021, "validation": 992, "test": 3970}
     assert set(parts["train"].ids.tolist()) == set(json.loads(imdb.ROWS.read_text()))
@@ -289,7 +316,7 @@ def test_embedded_reviews_are_split_by_the_official_halves():
 
 
 def test_no_embedded_test_review_is_an_official_training_review():
-    """Against the genuine archive, by the first 60 letters: brute force, another rule than the one that made the list."""
+    """Compare with the genuine archive by the first 60 letters, another rule than the list's."""
     archive = REAL / "imdb" / "aclImdb_labelled.tar.gz"
     if not archive.exists():
         pytest.skip("no genuine archive")
@@ -297,20 +324,22 @@ def test_no_embedded_test_review_is_an_official_training_review():
     def start(text):
         return "".join(c for c in text.lower().replace("<br />", "") if "a" <= c <= "z")[:60]
 
-    held = {start(t) for s in ("validation", "test") for t in imdb.load("", s).texts}
+    evaluated = {start(t) for s in ("validation", "test") for t in imdb.load("", s).texts}
     both = 0
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isfile() and "/train/" in member.name:
-                both += start(tar.extractfile(member).read().decode("utf-8")) in held
-    assert both <= 12  # measured 8: reviews of the two halves that begin alike, not the same texts
+                both += start(tar.extractfile(member).read().decode("utf-8")) in evaluated
+    assert both <= 12  # measured 8: other reviews that begin alike
 
 
 def test_the_shipped_classifier_is_what_its_card_says():
-    (f, card), g, test = checkpoints.load("imdb_cnn"), glove.load(), imdb.load("", "test").take(range(400))
+    (f, card), g, test = (
+        checkpoints.load("imdb_cnn"),
+        glove.load(),
+        imdb.load("", "test").take(range(400)),
+    )
     right = (predict_texts(f, g, test.texts).argmax(1) == test.y).double().mean().item()
     assert card.quality["test_n"] == 25_000 and card.quality["test_accuracy"] >= 0.845
-    assert (
-        abs(right - card.quality["embedded_accuracy"]) <= 0.06
-    )  # 400 reviews: 3 standard errors
+    assert abs(right - card.quality["embedded_accuracy"]) <= 0.06  # 400 reviews: 3 standard errors
     assert min(card.quality["mean_logits_score"]) > 0.9  # the search can reach the paper's tau

@@ -2,7 +2,7 @@
 
 from cf_utils.core.batches import explain_in_batches
 from cf_utils.core.blocks import block_index, block_mean, total_variation
-from cf_utils.core.checks import Ids, check_query, select_ids
+from cf_utils.core.checks import Ids, check_count, check_query, select_ids, to_list
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.description import describe
 from cf_utils.core.deviation import median_absolute_deviation
@@ -11,6 +11,7 @@ from cf_utils.core.pass_counter import PassCounter, eval_mode, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
 from cf_utils.core.runtime import (
     device_of,
+    draw_rows,
     headless,
     item_noise,
     pick_device,
@@ -31,9 +32,11 @@ __all__ = [
     "SearchResult",
     "block_index",
     "block_mean",
+    "check_count",
     "check_query",
     "describe",
     "device_of",
+    "draw_rows",
     "eval_mode",
     "explain_in_batches",
     "frozen",
@@ -45,5 +48,6 @@ __all__ = [
     "seed_everything",
     "select_ids",
     "target_score",
+    "to_list",
     "total_variation",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cf_utils.core.checks import Ids, to_list
+from cf_utils.core.checks import Ids, check_count, to_list
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -35,6 +35,15 @@ def seed_everything(seed: int) -> torch.Generator:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries that we call draw from it)
     return torch.Generator().manual_seed(seed)
+
+
+def draw_rows(total: int, n: int, seed: int) -> Tensor:
+    """Draw n distinct row numbers out of `total`, int64 in random order; all rows if n > total.
+
+    A smaller n gives the first rows of a larger one. Raises ValueError for n < 1.
+    """
+    check_count("n", n)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
 
 
 def item_noise(

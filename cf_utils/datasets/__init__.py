@@ -1,1 +1,1 @@
-"""One file a data set: `load(root, split)` and `status(root)`. `python -m cf_utils.datasets` prints what is there."""
+"""One file per data set, with `load(root, split)` and `status(root)`; `catalog.SETS` lists them."""

@@ -1,11 +1,14 @@
-"""CelebA: aligned faces of 178 x 218 pixels with 40 attributes, from the official text files or Kaggle's csv.
+"""CelebA: aligned faces of 178 x 218 pixels with 40 attributes.
 
-Layout: <root>/celeba or <root> itself, with `img_align_celeba/` (Kaggle's archive nests it twice), `list_attr_celeba.txt` (line 1
-the count, line 2 the 40 names, then `file -1 1 ...`) or `.csv`, and `list_eval_partition.txt` or `.csv` (0 train, 1 validation,
-2 test). The text files may lie in `Anno/` and `Eval/`, the images in `Img/`, as the authors' drive has them.
+Layout: <root>/celeba or <root> itself, with
+- `img_align_celeba/` (Kaggle's archive nests it twice),
+- `list_attr_celeba.txt` (line 1 the count, line 2 the 40 names, then `file -1 1 ...`) or `.csv`,
+- `list_eval_partition.txt` or `.csv` (0 train, 1 validation, 2 test).
+The text files may lie in `Anno/` and `Eval/` and the images in `Img/`, as on the authors' drive.
 
-The papers cut differently and the classifier's accuracy depends on it: `crop=178` is DiME's and ACE's (shorter side to `size`,
-then the centre), `crop=150` that of STEEX, DiVE and progressive exaggeration (the central 150 pixels, then to `size`).
+The papers crop differently, and the classifier's accuracy depends on it. `crop=178` is that of
+DiME and ACE: the shorter side to `size`, then the centre. `crop=150` is that of STEEX, DiVE and
+progressive exaggeration: the central 150 pixels, then to `size`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cf_utils.core.choices import check_choice
 from cf_utils.datasets import images
-from cf_utils.datasets.base import OnDisk, Status, missing
+from cf_utils.datasets.base import SPLITS, OnDisk, Status, describe_problem, report_status
 
 STAND_IN = "cf_utils.worlds (faces)"
 CROPS = (150, 178)
@@ -36,132 +40,142 @@ def load(
     size: int = 128,
     broken: str = "error",
 ) -> OnDisk:
-    """Faces (3, size, size) in [0, 1]; y 0 or 1 for one attribute (N,), or all 40 (N, 40) for `attribute=None`; id: the number
-    in the file name. Raises FileNotFoundError or ValueError that names the file, and what is wrong with it first."""
+    """Load one split of the faces: x (3, size, size) in [0, 1]; ids are the numbers of the files.
+
+    Args:
+        root: folder of the official files.
+        split: train, validation or test.
+        attribute: y is 0 or 1 for one attribute, (N,); None: for all 40, (N, 40).
+        crop: 178 or 150, see above.
+        size: pixels per side.
+        broken: "error", or "skip" to leave out truncated images.
+
+    Raises FileNotFoundError or ValueError that names the file and says what to do.
+    """
     images.check_split("celeba", root, split, stand_in=STAND_IN)
+    images.check_size(size)
     if crop not in CROPS:
         raise ValueError(f"crop: got {crop}, expected one of {CROPS}")
-    folder = images.folder_with(
-        "celeba", root, PLACES, *map("|".join, (ATTRIBUTES, PARTITIONS, IMAGES))
-    )
-    path = found(folder, ATTRIBUTES)
-    columns, names, values = attributes("celeba", path)
-    parts = partition("celeba", found(folder, PARTITIONS))
-    number = images.SPLITS.index(split)
-    rows = [i for i, n in enumerate(names) if part_of(n, parts, "celeba", path) == number]
+    folder = _find_folder(root)
+    path = _find_first(folder, ATTRIBUTES)
+    columns, names, values = read_attributes("celeba", path)
+    parts = read_partition("celeba", _find_first(folder, PARTITIONS))
+    number = SPLITS.index(split)
+    rows = [i for i, n in enumerate(names) if find_part(n, parts, "celeba", path) == number]
     if lost := sorted(parts.keys() - set(names)):
-        wrong = f"{len(lost):,} images of the partition file have no line ({lost[0]}): cut off?"
-        raise ValueError(missing("celeba", path, wrong))
-    y, class_names = labels(columns, values[rows], attribute)
-    pictures = found(folder, IMAGES)
+        problem = f"{len(lost):,} images of the partition file have no line ({lost[0]}): truncated?"
+        raise ValueError(describe_problem("celeba", path, problem))
+    y, class_names = choose_labels(columns, values[rows], attribute)
+    pictures = _find_first(folder, IMAGES)
     pictures = pictures / pictures.name if (pictures / pictures.name).is_dir() else pictures
-    change = (
-        partial(images.crop_then_resized, crop=crop, size=size)
-        if crop == 150
-        else partial(images.short_side_then_crop, size=size)
-    )
     names = [names[i] for i in rows]
-    return images.split(
-        "celeba", pictures, names, y, numbers("celeba", path, names), class_names, change, broken
-    )
+    ids = parse_numbers("celeba", path, names)
+    if crop == 150:
+        change = partial(images.crop_and_resize, crop=crop, size=size)
+    else:
+        change = partial(images.resize_and_crop, size=size)
+    return images.make_split("celeba", pictures, names, y, ids, class_names, change, broken)
 
 
 def status(root: str = "") -> Status:
-    try:
-        images.check_split("celeba", root, "test", stand_in=STAND_IN)
-        folder = images.folder_with(
-            "celeba", root, PLACES, *map("|".join, (ATTRIBUTES, PARTITIONS, IMAGES))
-        )
-    except FileNotFoundError as e:
-        return Status("celeba", "missing", str(e))
-    return Status("celeba", "present", f"official files in {folder}")
+    """Report what `load(root)` would find: the text files, and the first and last test image."""
+
+    def look() -> str:
+        data = load(root)
+        images.check_first_and_last(data)
+        return f"official files in {_find_folder(root)}, {len(data):,} test images"
+
+    return report_status("celeba", look)
 
 
-def found(folder: Path, names: tuple[str, ...]) -> Path:
+def _find_folder(root: str) -> Path:
+    needed = ("|".join(names) for names in (ATTRIBUTES, PARTITIONS, IMAGES))
+    return images.find_folder("celeba", root, PLACES, *needed)
+
+
+def _find_first(folder: Path, names: tuple[str, ...]) -> Path:
     return next(folder / n for n in names if (folder / n).exists())
 
 
-def attributes(entry: str, path: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
-    """(attribute names, file names, values (N, names) int64 in {0, 1}) of a text file or a csv; any number of blanks parts two
-    fields (CelebAMask-HQ has two after the name). ValueError that names the first line that is wrong."""
+def read_attributes(entry: str, path: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
+    """Read the attributes of all images from a text file or a CSV.
+
+    Fields of a text file are separated by any number of blanks.
+    Returns: (attribute names, N file names, values (N, names) int64 in {0, 1}).
+    Raises ValueError that names the first wrong line.
+    """
     lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    comma, heads = (",", 1) if path.suffix == ".csv" else (None, 2)
-    if len(lines) < heads:
-        raise ValueError(
-            missing(entry, path, f"{len(lines)} lines, expected {heads} of header and one an image")
-        )
-    if not comma and not lines[0].strip().isdigit():
-        raise ValueError(
-            missing(entry, path, f"line 1 is {lines[0][:40]!r}, expected the number of images")
-        )
-    columns = [c.strip() for c in lines[heads - 1].split(comma)][
-        heads % 2 :
-    ]  # a csv's first column is the file
+    is_csv = path.suffix == ".csv"
+    heads = 1 if is_csv else 2
+    _check_head(entry, path, lines, heads)
+    columns = [c.strip() for c in lines[heads - 1].split("," if is_csv else None)]
+    columns = columns[1:] if is_csv else columns  # the first column of a CSV is the file
     names, rows, seen = [], [], set()
     for at, line in enumerate(lines[heads:], heads + 1):
-        name, *values = (v.strip() for v in line.split(comma))
+        name, *values = [v.strip() for v in line.split(",")] if is_csv else line.split()
         if len(values) != len(columns) or values.count("1") + values.count("-1") != len(columns):
-            raise ValueError(
-                missing(
-                    entry,
-                    path,
-                    f"line {at} ({name}): {len(values)} values, expected {len(columns)}, each 1 or -1",
-                )
-            )
-        names.append(name)
+            got = f"line {at} ({name}): {len(values)} values"
+            problem = f"{got}, expected {len(columns)}, each 1 or -1"
+            raise ValueError(describe_problem(entry, path, problem))
         if name in seen:
-            raise ValueError(missing(entry, path, f"line {at}: {name} has a line already"))
+            problem = f"line {at}: {name} has a line already"
+            raise ValueError(describe_problem(entry, path, problem))
         seen.add(name)
-        rows.append(bytes(v == "1" for v in values))
-    if not comma and int(lines[0]) != len(rows):
-        raise ValueError(
-            missing(
-                entry,
-                path,
-                f"line 1 promises {int(lines[0]):,} images, {len(rows):,} lines follow: cut off?",
-            )
-        )
-    values = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), len(columns))
-    return tuple(columns), names, torch.from_numpy(values.astype(np.int64))
+        names.append(name)
+        rows.append("".join(values).replace("-1", "0"))
+    if not is_csv and int(lines[0]) != len(rows):
+        promised = f"line 1 promises {int(lines[0]):,} images"
+        problem = f"{promised}, {len(rows):,} lines follow: truncated?"
+        raise ValueError(describe_problem(entry, path, problem))
+    digits = np.frombuffer("".join(rows).encode(), np.uint8).reshape(len(rows), len(columns))
+    return tuple(columns), names, torch.from_numpy((digits == ord("1")).astype(np.int64))
 
 
-def partition(entry: str, path: Path) -> dict[str, int]:
-    """File name -> 0 train, 1 validation, 2 test, from `file 0` lines or a csv with a header."""
+def _check_head(entry: str, path: Path, lines: list[str], heads: int) -> None:
+    if len(lines) < heads:
+        problem = f"{len(lines)} lines, expected {heads} of header and one per image"
+        raise ValueError(describe_problem(entry, path, problem))
+    if heads == 2 and not lines[0].strip().isdigit():
+        problem = f"line 1 is {lines[0][:40]!r}, expected the number of images"
+        raise ValueError(describe_problem(entry, path, problem))
+
+
+def read_partition(entry: str, path: Path) -> dict[str, int]:
+    """Read file name -> 0 train, 1 validation, 2 test: lines `file 0`, or a CSV with a header."""
     parts = {}
     for at, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         fields = line.replace(",", " ").split()
         if not fields or (at == 1 and fields[0] == "image_id"):
             continue
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise ValueError(
-                missing(
-                    entry, path, f"line {at}: {line[:60]!r}, expected a file name and 0, 1 or 2"
-                )
-            )
+            problem = f"line {at}: {line[:60]!r}, expected a file name and 0, 1 or 2"
+            raise ValueError(describe_problem(entry, path, problem))
         parts[fields[0]] = int(fields[1])
     return parts
 
 
-def part_of(name: str, parts: dict[str, int], entry: str, path: Path) -> int:
+def find_part(name: str, parts: dict[str, int], entry: str, path: Path) -> int:
+    """Return the part of an image; raise ValueError if the partition file does not list it."""
     if name not in parts:
-        raise ValueError(missing(entry, path, f"{name} has no line in the partition file"))
+        problem = f"{name} has no line in the partition file"
+        raise ValueError(describe_problem(entry, path, problem))
     return parts[name]
 
 
-def labels(
+def choose_labels(
     columns: tuple[str, ...], values: Tensor, attribute: str | None
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """(y, class names): one attribute as 0 or 1, or all of them side by side."""
+    """Return (y, class names): one attribute, (N,) of 0 and 1, or all of them, (N, attributes)."""
     if attribute is None:
         return values, columns
-    if attribute not in columns:
-        raise ValueError(f"attribute: got {attribute!r}, expected None or one of {columns}")
+    check_choice("attribute", attribute, columns)
     return values[:, columns.index(attribute)], (f"not {attribute}", attribute)
 
 
-def numbers(entry: str, path: Path, names: list[str]) -> Tensor:
-    """The number in each file name, as id."""
+def parse_numbers(entry: str, path: Path, names: list[str]) -> Tensor:
+    """Return the number in each file name, (N,) int64; it is the id of an image."""
     try:
         return torch.tensor([int(n.partition(".")[0]) for n in names], dtype=torch.int64)
     except ValueError as e:
-        raise ValueError(missing(entry, path, f"a file name is no number: {e}")) from e
+        problem = f"a file name is no number: {e}"
+        raise ValueError(describe_problem(entry, path, problem)) from e

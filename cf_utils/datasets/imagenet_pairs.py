@@ -1,7 +1,11 @@
-"""Three pairs of ImageNet classes that ACE tells apart: <root>/{train,val}/<wnid>/*.JPEG, torchvision's ImageFolder layout.
+"""Three pairs of ImageNet classes that ACE explains: zebra, cheetah and Egyptian cat against a
+like one.
 
-Shorter side to 256 (bilinear), then the central 256 pixels. y is 0 or 1 within the pair; `IMAGENET` has the outputs of a
-classifier of 1,000 classes. The validation images come as one flat folder: they must be sorted into class folders first.
+Layout (torchvision's ImageFolder): <root>/{train,val}/<wnid>/*.JPEG. The official validation images
+come as one flat folder and must be sorted into class folders first.
+
+The shorter side is resized to 256 (bilinear), then the central 256 pixels are cropped. y is 0 or 1
+within the pair; `IMAGENET` has the outputs of a classifier of 1,000 classes.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from functools import partial
 
 import torch
 
+from cf_utils.core.choices import check_choice
 from cf_utils.datasets import images
-from cf_utils.datasets.base import OnDisk, Status, missing
+from cf_utils.datasets.base import OnDisk, Status, describe_problem, report_status
 
 IMAGENET = {  # class -> (wnid, output of a classifier of 1,000 classes)
     "zebra": ("n02391049", 340),
@@ -31,6 +36,7 @@ PLACES = {
     "train": ("imagenet/train", "train"),
     "validation": ("imagenet/val", "val", "imagenet/validation", "validation"),
 }
+SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def load(
@@ -40,44 +46,47 @@ def load(
     size: int = 256,
     broken: str = "error",
 ) -> OnDisk:
-    """Images (3, size, size) in [0, 1] of both classes; y 0 (first) or 1 (second of the pair); id: the file's name without its
-    end. Raises FileNotFoundError or ValueError that names the folder, and what is wrong with it first."""
-    if pair not in PAIRS:
-        raise ValueError(f"pair: got {pair!r}, expected one of {tuple(PAIRS)}")
+    """Load both classes of a pair: x (3, size, size) in [0, 1]; ids are file names without suffix.
+
+    Args:
+        root: folder of the official files.
+        split: train or validation.
+        pair: a key of `PAIRS`; y is 0 for its first class, 1 for its second.
+        size: pixels per side.
+        broken: "error", or "skip" to leave out truncated images.
+
+    Raises FileNotFoundError or ValueError that names the folder and says what to do.
+    """
+    check_choice("pair", pair, PAIRS)
     images.check_split("imagenet_pairs", root, split, SPLITS)
+    images.check_size(size)
     wnids = [IMAGENET[c][0] for c in PAIRS[pair]]
-    folder = images.folder_with("imagenet_pairs", root, PLACES[split], *wnids)
+    folder = images.find_folder("imagenet_pairs", root, PLACES[split], *wnids)
     names, y = [], []
     for label, wnid in enumerate(wnids):
-        files = sorted(
-            p.name
-            for p in (folder / wnid).iterdir()
-            if p.suffix.lower() in (".jpeg", ".jpg", ".png")
-        )
+        inside = (folder / wnid).iterdir()
+        files = sorted(p.name for p in inside if p.suffix.lower() in SUFFIXES)
         if not files:
-            raise FileNotFoundError(
-                missing("imagenet_pairs", folder / wnid, "no image in the folder of a class")
-            )
+            problem = "no image in the folder of a class"
+            raise FileNotFoundError(describe_problem("imagenet_pairs", folder / wnid, problem))
         names += [f"{wnid}/{f}" for f in files]
         y += [label] * len(files)
     ids = [n.split("/")[1].rpartition(".")[0] for n in names]
-    return images.split(
-        "imagenet_pairs",
-        folder,
-        names,
-        torch.tensor(y),
-        ids,
-        PAIRS[pair],
-        partial(images.short_side_then_crop, size=size),
-        broken,
+    change = partial(images.resize_and_crop, size=size)
+    return images.make_split(
+        "imagenet_pairs", folder, names, torch.tensor(y), ids, PAIRS[pair], change, broken
     )
 
 
 def status(root: str = "") -> Status:
-    try:
-        images.check_split("imagenet_pairs", root, "validation", SPLITS)
-        wnids = [wnid for wnid, _ in IMAGENET.values()]
-        folder = images.folder_with("imagenet_pairs", root, PLACES["validation"], *wnids)
-    except FileNotFoundError as e:
-        return Status("imagenet_pairs", "missing", str(e))
-    return Status("imagenet_pairs", "present", f"official files in {folder}")
+    """Report whether all pairs have validation images; looks at the first and last of a pair."""
+
+    def look() -> str:
+        n = 0
+        for pair in PAIRS:
+            data = load(root, pair=pair)
+            images.check_first_and_last(data)
+            n += len(data)
+        return f"official files in {data.folder}, {n:,} validation images"
+
+    return report_status("imagenet_pairs", look)

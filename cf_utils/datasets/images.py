@@ -1,9 +1,11 @@
-"""Folders of images, read one by one when they are asked for, with PIL, as (3, H, W) float32 in [0, 1].
+"""Folders of images, which are read one by one with PIL, as (3, H, W) float32 in [0, 1].
 
-A listed file that is not there is always an error. A file that is there and cut off (a truncated JPEG) is an error when it is
-read, or is left out when the split is made: `broken="skip"` names what it leaves out in `skipped` and warns with the count. It
-looks at how a file begins and ends; damage in the middle is an error of its own when the image is read. Resizing and cropping
-are torchvision's on PIL images, with the filter that the papers' code uses (it changes FID).
+A listed file that is missing is always an error. A truncated file is an error when it is read, or
+is left out when the split is made: `broken="skip"` lists it in `skipped` and warns. The check
+looks at how a file begins and ends; damage in the middle is an error when the image is read.
+
+Resizing and cropping are torchvision's on PIL images, with the filter of the papers' code,
+because the filter changes FID.
 """
 
 from __future__ import annotations
@@ -21,119 +23,132 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from cf_utils.datasets.base import OnDisk, missing
+from cf_utils.core import Ids, check_count
+from cf_utils.core.choices import check_choice
+from cf_utils.datasets.base import SPLITS, OnDisk, describe_problem
 
-SPLITS = ("train", "validation", "test")
 BROKEN = ("error", "skip")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """path -> x (3, H, W) float32 in [0, 1] after `change` (PIL RGB image -> PIL image); ValueError that names a bad file."""
+    """Reads a path as x (3, H, W) float32 in [0, 1]; raises ValueError that names a bad file."""
 
     entry: str  # of data/README.md
-    change: Callable[[Image.Image], Image.Image]
+    change: Callable[[Image.Image], Image.Image]  # crops and resizes an RGB image
 
     def __call__(self, path: Path) -> Tensor:
-        image = decoded(self.entry, path)
+        image = decode(self.entry, path)
         try:
-            return as_tensor(self.change(image))
+            return to_tensor(self.change(image))
         except ValueError as e:
-            raise ValueError(missing(self.entry, path, str(e))) from e
+            raise ValueError(describe_problem(self.entry, path, str(e))) from e
 
 
-def decoded(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
-    """The whole image, decoded. FileNotFoundError, or ValueError where it is truncated or no image; both name the file."""
+def decode(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
+    """Decode a whole image.
+
+    Raises FileNotFoundError, or ValueError for a truncated file or no image; both name the file.
+    """
     try:
         with Image.open(path) as image:
             return image.convert(mode)
     except FileNotFoundError as e:
-        raise FileNotFoundError(missing(entry, path, "the image is missing")) from e
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as e:  # PIL's words for a broken JPEG, a broken PNG, a broken header
-        wrong = f"the image cannot be read: {e}; broken='skip' leaves out files that are cut off"
-        raise ValueError(missing(entry, path, wrong)) from e
+        raise FileNotFoundError(describe_problem(entry, path, "the image is missing")) from e
+    except (OSError, SyntaxError, ValueError) as e:  # PIL raises SyntaxError for a broken PNG
+        problem = f"the image cannot be read: {e}; broken='skip' leaves out truncated files"
+        raise ValueError(describe_problem(entry, path, problem)) from e
 
 
-def as_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def resized(image: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
-    return TF.resize(
-        image, [height, width], InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
-    )
+def resize(image: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
+    """Resize to height x width, bilinear or bicubic."""
+    mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    return TF.resize(image, [height, width], mode)
 
 
-def short_side_then_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` (bilinear), then the central size x size pixels."""
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` (bilinear), then crop the central size x size pixels."""
     return TF.center_crop(TF.resize(image, [size]), [size])
 
 
-def crop_then_resized(image: Image.Image, crop: int, size: int) -> Image.Image:
-    """The central crop x crop pixels, then to size x size (bilinear). ValueError on an image smaller than the crop."""
+def crop_and_resize(image: Image.Image, crop: int, size: int) -> Image.Image:
+    """Crop the central crop x crop pixels, then resize to size x size (bilinear).
+
+    Raises ValueError for an image smaller than the crop.
+    """
     if min(image.size) < crop:
-        raise ValueError(
-            f"image: {image.size[0]} x {image.size[1]} pixels, expected at least {crop} x {crop}"
-        )
-    return resized(TF.center_crop(image, [crop]), size, size)
+        got = f"{image.size[0]} x {image.size[1]} pixels"
+        raise ValueError(f"image: {got}, expected at least {crop} x {crop}")
+    return resize(TF.center_crop(image, [crop]), size, size)
 
 
-def split(
+def make_split(
     entry: str,
     folder: Path,
     names: Sequence[str],
     y: Tensor,
-    ids: Tensor | Sequence[str],
+    ids: Ids,
     class_names: Sequence[str],
     change: Callable[[Image.Image], Image.Image],
     broken: str = "error",
 ) -> OnDisk:
-    """An official split of the listed files.
+    """Make an official split of the listed files.
 
-    FileNotFoundError that names the first listed file that is not in `folder`; ValueError on a split without an image.
+    Args:
+        entry: entry of data/README.md, for messages.
+        folder: folder of the images.
+        names: N files, relative to `folder`.
+        y, ids: labels (N,) or (N, labels), and N ids.
+        class_names: one per class, or per label.
+        change: crops and resizes an RGB image.
+        broken: "error", or "skip" to leave out truncated files with a warning.
+
+    Raises FileNotFoundError that names the first missing file, ValueError for a split without
+    images.
     """
-    if broken not in BROKEN:
-        raise ValueError(f"broken: got {broken!r}, expected one of {BROKEN}")
-    there: dict[str, set[str]] = {}
+    check_choice("broken", broken, BROKEN)
+    _check_existence(entry, folder, names)
+    skipped = tuple(n for n in names if not is_complete(folder / n)) if broken == "skip" else ()
+    ids = ids if isinstance(ids, Tensor) else tuple(ids)
+    read = Reader(entry, change)
+    classes = tuple(class_names)
+    data = OnDisk(folder, tuple(names), read, y, ids, classes, "official", skipped)
+    if skipped:
+        out = set(skipped)
+        data = data.take([i for i, n in enumerate(names) if n not in out])
+        listed = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+        warnings.warn(
+            f"{entry}: {len(skipped)} of {len(names)} images cannot be read and are left out: "
+            f"{listed}",
+            stacklevel=3,
+        )
+    if not len(data):
+        raise ValueError(describe_problem(entry, folder, "the split holds no image"))
+    return data
+
+
+def _check_existence(entry: str, folder: Path, names: Sequence[str]) -> None:
+    """Raise FileNotFoundError that names the first listed file that is missing."""
+    there: dict[str, set[str]] = {}  # listing a folder once is faster than asking for each file
     for name in names:
         sub, base = os.path.split(name)
         if sub not in there:
             there[sub] = set(os.listdir(folder / sub)) if (folder / sub).is_dir() else set()
         if base not in there[sub]:
-            raise FileNotFoundError(
-                missing(entry, folder / name, f"{name} is listed but the image is missing")
-            )
-    skipped = tuple(n for n in names if not whole(folder / n)) if broken == "skip" else ()
-    data = OnDisk(
-        folder,
-        tuple(names),
-        Reader(entry, change),
-        y,
-        ids if isinstance(ids, Tensor) else tuple(ids),
-        tuple(class_names),
-        "official",
-        skipped,
-    )
-    if skipped:
-        out = set(skipped)
-        data = data.take([i for i, n in enumerate(names) if n not in out])
-        warnings.warn(
-            f"{entry}: {len(skipped)} of {len(names)} images cannot be read and are left out: "
-            + ", ".join(skipped[:5])
-            + (", ..." if len(skipped) > 5 else ""),
-            stacklevel=3,
-        )
-    if not len(data):
-        raise ValueError(missing(entry, folder, "the split holds no image"))
-    return data
+            problem = f"{name} is listed but the image is missing"
+            raise FileNotFoundError(describe_problem(entry, folder / name, problem))
 
 
-def whole(path: Path) -> bool:
-    """Is the image there to its end? A JPEG or PNG that begins and ends as it must is believed; all else is decoded."""
+def is_complete(path: Path) -> bool:
+    """Return whether an image is not truncated.
+
+    A JPEG or PNG is complete if it begins and ends as it must; anything else is decoded.
+    """
     with open(path, "rb") as f:
         head = f.read(8)
         f.seek(0, os.SEEK_END)
@@ -144,38 +159,54 @@ def whole(path: Path) -> bool:
     ):
         return True
     try:
-        decoded("", path)
+        decode("", path)
     except ValueError:
         return False
     return True
 
 
-def folder_with(entry: str, root: str | Path, inside: Sequence[str], *needed: str) -> Path:
-    """The first of root/<inside> that holds all that is `needed` (a file, or alternatives with | between them).
+def check_first_and_last(data: OnDisk) -> None:
+    """Raise ValueError if the first or the last image of a split is truncated."""
+    entry = data.read.entry if isinstance(data.read, Reader) else data.source
+    for name in (data.names[0], data.names[-1]):
+        if not is_complete(data.folder / name):
+            problem = "the image is truncated or no image"
+            raise ValueError(describe_problem(entry, data.folder / name, problem))
 
-    FileNotFoundError that says what the nearest candidate lacks; `root=''` never means a folder.
+
+def find_folder(entry: str, root: str | Path, inside: Sequence[str], *needed: str) -> Path:
+    """Return the first of root/<inside> that holds everything `needed`.
+
+    A needed name is a file or folder, or alternatives with | between them. Raises FileNotFoundError
+    that says what the candidate that lacks least is lacking.
     """
     tried = [Path(root) / i for i in inside]
     lacks = [[n for n in needed if not any((f / a).exists() for a in n.split("|"))] for f in tried]
     best = min(range(len(tried)), key=lambda i: (len(lacks[i]), not tried[i].is_dir()))
     if lacks[best]:
-        raise FileNotFoundError(
-            missing(entry, tried[best], " or ".join(lacks[best][0].split("|")) + " is missing")
-        )
+        problem = " or ".join(lacks[best][0].split("|")) + " is missing"
+        raise FileNotFoundError(describe_problem(entry, tried[best], problem))
     return tried[best]
 
 
 def check_split(
-    entry: str, root: str, name: str, splits: Sequence[str] = SPLITS, stand_in: str = ""
+    entry: str, root: str, split: str, splits: Sequence[str] = SPLITS, stand_in: str = ""
 ) -> None:
-    """Refuse an unknown split, and the empty root: nothing of such a set may be shipped."""
-    if name not in splits:
-        raise ValueError(f"split: got {name!r}, expected one of {tuple(splits)}")
+    """Refuse an unknown split (ValueError) and an empty root (FileNotFoundError).
+
+    The terms of these data sets let no copy ship, so they have no embedded default. `stand_in`: the
+    world that stands in for the data set.
+    """
+    check_choice("split", split, splits)
     if not root:
-        instead = (
-            f"its embedded stand-in is {stand_in}" if stand_in else "it has no embedded stand-in"
-        )
+        instead = f"its stand-in is {stand_in}" if stand_in else "it has no stand-in"
         raise FileNotFoundError(
-            f"{entry}: root='' means the embedded default, but its terms let no copy ship; {instead}. "
+            f"{entry}: root='' means the embedded default, but no copy may ship; {instead}. "
             f"Official files: data/README.md, entry '{entry}'"
         )
+
+
+def check_size(size: int | tuple[int, int]) -> None:
+    """Raise ValueError unless a size in pixels is positive."""
+    for pixels in size if isinstance(size, tuple) else (size,):
+        check_count("size", pixels)

@@ -1,41 +1,37 @@
-"""Renders of a world as a data set: faces and roads, the embedded stand-ins. Every image comes with the factors that made it."""
+"""Renders of a world as a data set, each with the factors that made it.
+
+Faces and roads are the stand-ins for CelebA and BDD, whose terms let no copy ship.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from cf_utils import worlds
-from cf_utils.datasets.base import InMemory
+from cf_utils.core import check_count
+from cf_utils.datasets.base import InMemory, Rows
 from cf_utils.worlds import Factors, Graph
 
-MAIN = {"faces": "smile", "roads": "action"}
+MAIN = {"faces": "smile", "roads": "action"}  # world -> the label that y is by default
 
 
 @dataclass(frozen=True, eq=False)
 class Rendered(InMemory):
-    """Images float32 (N, 3, H, W) in [0, 1] with `factors` (world, values, seed, ids: enough to render each again, moved)
-    and `labels`, int64 (N, L), one column a name in `label_names`; y is the column that was asked for."""
+    """Renders x (N, 3, H, W) float32 in [0, 1] with the factors that made them."""
 
-    factors: Factors
-    labels: Tensor
+    factors: Factors  # enough to render each image again, with a factor moved
+    labels: Tensor  # (N, L) int64, one column per label of the world
     label_names: tuple[str, ...]
 
-    def take(self, rows: Tensor | Sequence[int]) -> Rendered:
+    def take(self, rows: Rows) -> Rendered:
+        """Return the renders at these rows, in that order."""
         rows = torch.as_tensor(rows)
-        return Rendered(
-            self.x[rows],
-            self.y[rows],
-            self.ids[rows],
-            self.class_names,
-            self.source,
-            self.factors.take(rows),
-            self.labels[rows],
-            self.label_names,
-        )
+        part = cast(Rendered, super().take(rows))
+        return replace(part, factors=self.factors.take(rows), labels=self.labels[rows])
 
 
 def load(
@@ -47,14 +43,26 @@ def load(
     seed: int = 0,
     label: str | None = None,
 ) -> Rendered:
-    """The first n images of a split of a world; `label` names y (smile of faces, action of roads where it is None).
+    """Render the first n images of a split of a world.
 
-    ValueError on an unknown world, split, variant or label, on n < 1, and on a size of another proportion.
+    Args:
+        name: faces or roads.
+        split: train, validation or test.
+        n: number of images.
+        variant: how the factors depend on each other; see the world.
+        size: height and width in pixels; None: the world's own.
+        seed: of the factors.
+        label: the label that becomes y; None: smile of faces, action of roads.
+
+    Raises ValueError for an unknown world, split, variant or label, for n < 1, and for a size of
+    other proportions.
     """
+    check_count("n", n)
     world = worlds.get(name)
     main = world.label(label or MAIN[name])
     factors = world.sample(n, split, variant, seed)
     x = world.render(factors, size)
-    labels = torch.stack([one(factors) for one in world.labels], 1)
-    names = tuple(one.name for one in world.labels)
-    return Rendered(x, main(factors), factors.ids, main.classes, "embedded", factors, labels, names)
+    labels = torch.stack([column(factors) for column in world.labels], 1)
+    names = tuple(column.name for column in world.labels)
+    y, classes = main(factors), main.classes
+    return Rendered(x, y, factors.ids, classes, "embedded", factors, labels, names)
