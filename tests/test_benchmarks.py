@@ -82,7 +82,7 @@ def test_the_bare_passes_are_those_of_the_call(monkeypatch):
     """The limit beside an overhead: as many passes, of the same modules and sizes, with a way back where the call had one."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     ace, side = importlib.import_module("ace"), importlib.import_module("_side")
-    explain, model, x, target = ace.small(2)
+    explain, model, x, target, _ = ace.build_small(2)
     passes = side.Passes(explain.with_(iterations=2), model, x, target, generator=explain.prior)
     made, again = [tuple(p) for p in passes.made], []
 

@@ -1,9 +1,11 @@
-"""Data on the CPU, networks on a GPU: what asks a network answers on the device of its input, and a result lies on the CPU.
+"""Data on the CPU and networks on a GPU: results return to the device of the input, or to the CPU.
 
-Fake tensors know their device and refuse to mix two, without a GPU; what looks at values needs a real one.
+Fake tensors know their device and refuse to mix two, without a GPU. Tests of values need a GPU.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -35,76 +37,80 @@ def fake():
         yield mode
 
 
-def net():
+def build_classifier():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
-    ).eval()
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
+    return nn.Sequential(*layers).eval()
 
 
-def moved(module):
-    """module.cuda(), which fake tensors do not allow."""
+def move_to_fake_gpu(module):
+    """Do what module.cuda() does, which fake tensors do not allow."""
 
-    def there(own):
-        return {
-            k: v if v is None else torch.empty(v.shape, dtype=v.dtype, device="cuda")
-            for k, v in own.items()
-        }
+    def empty_on_gpu(value):
+        return torch.empty(value.shape, dtype=value.dtype, device="cuda")
 
-    for one in module.modules():
-        one._parameters |= {
-            k: v if v is None else nn.Parameter(v) for k, v in there(one._parameters).items()
-        }
-        one._buffers |= there(one._buffers)
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                part._parameters[name] = nn.Parameter(empty_on_gpu(value))
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = empty_on_gpu(value)
     return module
 
 
-def test_a_fake_gpu_refuses_what_a_real_one_would(fake):
+def test_a_fake_gpu_refuses_data_on_the_cpu(fake):
     with pytest.raises(RuntimeError, match="device"):
-        moved(net())(torch.rand(2, 3, 16, 16))
+        move_to_fake_gpu(build_classifier())(torch.rand(2, 3, 16, 16))
 
 
-def test_a_classifier_is_asked_on_its_device_and_answers_on_that_of_its_input(fake):
-    logits = classifiers.predict(moved(net()), torch.rand(5, 3, 16, 16), batch_size=2)
+def test_a_classifier_predicts_on_its_device_and_returns_to_that_of_its_input(fake):
+    on_gpu = move_to_fake_gpu(build_classifier())
+    logits = classifiers.predict(on_gpu, torch.rand(5, 3, 16, 16), batch_size=2)
     assert logits.shape == (5, 2) and logits.device.type == "cpu"
-    assert classifiers.predict(net(), torch.rand(5, 3, 16, 16, device="cuda")).device.type == "cuda"
+    x = torch.rand(5, 3, 16, 16, device="cuda")
+    assert classifiers.predict(build_classifier(), x).device.type == "cuda"
 
 
-def test_a_prior_answers_where_it_is_asked(fake):
-    model, z = moved(diffusion.build(**TINY)).eval(), torch.rand(2, 3, 16, 16)
+def test_a_prior_returns_to_the_device_of_its_input(fake):
+    model = move_to_fake_gpu(diffusion.build(**TINY)).eval()
+    z = torch.rand(2, 3, 16, 16)
     for images, t in ((z, torch.zeros(2, dtype=torch.int64)), (z.to("cuda"), 3)):
         with torch.no_grad():
             assert model(images, t).device == images.device
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_prior_that_says_v_looks_its_level_up_where_the_image_is(fake, monkeypatch, device):
-    """A table on the CPU cannot be indexed from a GPU; fake tensors do not mind, so what reaches the lookup is compared."""
-    asked, own = [], diffusion.Schedule.noise_in
-    monkeypatch.setattr(
-        diffusion.Schedule,
-        "noise_in",
-        lambda self, z, k, v: asked.append((z, k, v)) or own(self, z, k, v),
-    )
-    model = moved(diffusion.build(**TINY, prediction="v")).eval()
+def test_a_prior_that_predicts_v_indexes_its_levels_on_the_device_of_the_image(
+    fake, monkeypatch, device
+):
+    """A GPU index cannot read a CPU table. Fake tensors allow it, so the arguments are checked."""
+    calls, original = [], diffusion.Schedule.noise_from_v
+
+    def spy(self, z, k, v):
+        calls.append((z, k, v))
+        return original(self, z, k, v)
+
+    monkeypatch.setattr(diffusion.Schedule, "noise_from_v", spy)
+    model = move_to_fake_gpu(diffusion.build(**TINY, prediction="v")).eval()
+    t = torch.zeros(2, dtype=torch.int64, device=device)
     with torch.no_grad():
-        model(
-            torch.rand(2, 3, 16, 16, device=device),
-            torch.zeros(2, dtype=torch.int64, device=device),
-        )
-    assert [one.device.type for one in asked[0]] == [device] * 3
+        model(torch.rand(2, 3, 16, 16, device=device), t)
+    assert [value.device.type for value in calls[0]] == [device] * 3
 
 
-def test_an_oracle_reads_images_from_anywhere(fake):
-    oracle = moved(oracles.FactorOracle(("smile", "age"), (16, 16), widths=(8, 8))).eval()
-    value, disagreement = oracle.read(torch.rand(5, 3, 16, 16), batch_size=2)
+def test_an_oracle_reads_images_from_the_cpu(fake):
+    oracle = oracles.FactorOracle(("smile", "age"), (16, 16), widths=(8, 8))
+    value, disagreement = (
+        move_to_fake_gpu(oracle).eval().read(torch.rand(5, 3, 16, 16), batch_size=2)
+    )
     assert value.shape == disagreement.shape == (5, 2)
     assert value.device.type == disagreement.device.type == "cpu"
 
 
-def test_a_result_goes_to_the_cpu(fake):
+def test_a_result_moves_to_the_cpu(fake):
     images, numbers = torch.empty(2, 3, 4, 4, device="cuda"), torch.empty(2, device="cuda")
-    one = Counterfactuals(
+    on_gpu = Counterfactuals(
         query=images,
         counterfactual=images,
         target=numbers,
@@ -121,27 +127,26 @@ def test_a_result_goes_to_the_cpu(fake):
         n_backward=torch.empty(2),
         mask=images,
     )
-    there = one.cpu()
-    assert all(v.device.type == "cpu" for v in vars(there).values() if isinstance(v, torch.Tensor))
-    assert there.mask.shape == one.mask.shape and there.path is None and there.ids == one.ids
+    moved = on_gpu.cpu()
+    values = [getattr(moved, field.name) for field in dataclasses.fields(moved)]
+    assert all(v.device.type == "cpu" for v in values if isinstance(v, torch.Tensor))
+    assert moved.mask.shape == images.shape and moved.path is None and moved.ids == on_gpu.ids
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpus_explanations_join_those_from_files(tmp_path):
-    f, prior, x = net().cuda(), diffusion.build(**TINY).to("cuda").eval(), torch.rand(4, 3, 16, 16)
+def test_explanations_of_a_gpu_join_stored_ones(tmp_path):
+    f, x = build_classifier().cuda(), torch.rand(4, 3, 16, 16)
+    prior = diffusion.build(**TINY).to("cuda").eval()
     target, ids = 1 - classifiers.predict(f, x).argmax(1), torch.arange(4)
     explain = ACE(prior=prior, spacing="10", steps=2, iterations=2, dilation=3)
     whole = core.explain_in_batches(explain, f, x, target, ids, batch_size=2, folder=tmp_path)
-    (
-        max(tmp_path.iterdir()) / "result.json"
-    ).unlink()  # the second batch is searched again, the first read
+    (max(tmp_path.iterdir()) / "result.json").unlink()  # compute the second batch again
     again = core.explain_in_batches(explain, f, x, target, ids, batch_size=2, folder=tmp_path)
     assert again.counterfactual.device.type == "cpu"
     torch.testing.assert_close(again.counterfactual, whole.counterfactual)
-    assert (
-        explain.with_(attacked=whole, stage="fr")(f, x, target, ids).counterfactual.device.type
-        == "cpu"
-    )
+    filtered = explain.with_(reuse=whole, stage="fr")(f, x, target, ids)
+    assert filtered.counterfactual.device.type == "cpu"
+    assert explain.zero_edit(x, ids).device.type == "cpu"
     assert baselines.PGD()(f, x, target, ids).valid.device.type == "cpu"
     assert saliency.gradient(f, x, target).device.type == "cpu"

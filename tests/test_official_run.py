@@ -126,7 +126,7 @@ def small_networks(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(cases.image_classifiers, "load_published", classifier)
-    monkeypatch.setattr(cases.guided, "load", prior)
+    monkeypatch.setattr(cases.guided_diffusion, "load", prior)
     yield
     plt.close("all")
 
