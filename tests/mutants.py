@@ -358,8 +358,8 @@ FAULTS = {
     ),
     "v: the loss of the noise": Fault(
         DDPM,
-        'error / s.abar.to(error)[k] if model.prediction == "v" else error',
-        "error",
+        "error = error / s.abar.to(error)[k]",
+        "pass",
         ("tests/test_ddpm.py::test_the_loss_of_v",),
     ),
     "v taken for the noise": Fault(
@@ -403,7 +403,7 @@ FAULTS = {
     ),
     "query pasted at the end only": Fault(
         INPAINT,
-        "z = torch.where(mask, z, chain.schedule.noised(z0, k, other(k)))",
+        "z = torch.where(mask, z, chain.schedule.add_noise(z0, k, other(k)))",
         "pass",
         (f"{A}inpainting_pastes",),
     ),

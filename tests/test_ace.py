@@ -128,7 +128,7 @@ def denoise_by_hand(prior, s, z, level, noise):
 
 def attack_by_hand(ace, f, x, t, ids):
     """Eq. 3 by PGD, written out: no chain, no masks, one item at a time."""
-    s, out = ace.prior.schedule.respaced(ace.spacing), []
+    s, out = ace.prior.schedule.respace(ace.spacing), []
     a = s.abar[ace.steps - 1]
     for row, target, i in zip(x, t, ids, strict=True):
         y = row[None].clone()
@@ -293,7 +293,7 @@ def test_stages_share_one_attack(prior, images):
     assert stage["pre"].n_forward_generator.sum() == 0
     torch.testing.assert_close(stage["pre"].score, core.target_score(f(pre), t))
     (noise,) = noise_streams(x, "refine")
-    level = prior.schedule.respaced("25").t[2]
+    level = prior.schedule.respace("25").t[2]
     with torch.no_grad():
         fr, full = (
             prior.chain("25").filter(pre, 3, noise),
@@ -376,7 +376,7 @@ def test_zero_edit_of_the_other_stages_filters_the_query(prior, images, stage):
         ACE(prior=prior, stage=stage, **QUICK).zero_edit(x, IDS),
         noise_streams(x, "refine"),
     )
-    level = prior.schedule.respaced("25").t[2]
+    level = prior.schedule.respace("25").t[2]
     with torch.no_grad():
         if stage == "fr":
             x = prior.chain("25").filter(x, 3, noise).clamp(0, 1)
@@ -392,7 +392,7 @@ def test_zero_edit_takes_the_passes_of_filter_and_refinement(prior, images, stag
     hook = prior.unet.register_forward_hook(lambda *_: passes.append(1))
     ace.zero_edit(x, IDS)
     hook.remove()
-    full = prior.schedule.respaced("10").t[1] + 1
+    full = prior.schedule.respace("10").t[1] + 1
     assert len(passes) == {"ace": 3 + 2, "fr": 2, "f": full, "pre": 0}[stage]
 
 
@@ -523,13 +523,13 @@ def test_inpainting_pastes_the_query_at_every_level(silent, images):
         seen.append(z.clone())
         return torch.zeros_like(z)
 
-    chain = diffusion.Chain(spy, silent.schedule.respaced("25"))
+    chain = diffusion.Chain(spy, silent.schedule.respace("25"))
     noise, query_noise = noise_streams(x, "a", "b")
     left = torch.zeros(5, 1, 16, 16, dtype=torch.bool)
     left[..., :8] = True
     inpaint(chain, x, 1 - x, left, 3, noise, query_noise)
     for z, k in zip(seen, (2, 1, 0), strict=True):
-        expected = chain.schedule.noised(2 * x - 1, k, query_noise(k))
+        expected = chain.schedule.add_noise(2 * x - 1, k, query_noise(k))
         torch.testing.assert_close(z[..., 8:], expected[..., 8:])
 
 
@@ -606,7 +606,7 @@ def test_presets_equal_the_authors_scripts(dataset, levels, sigma, settings):
     noise level, for the number of levels that each published model has."""
     prior = diffusion.DDPM(Silent(), (16, 16), levels)
     ace = presets.get("ace", dataset).build(prior=prior)
-    assert abs(float(prior.schedule.respaced(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4
+    assert abs(float(prior.schedule.respace(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4
     assert (ace.spacing, ace.iterations, ace.lam, ace.threshold) == settings
     assert (ace.steps, ace.dilation, ace.step, ace.eps) == (5, 15, 1 / 255, 1.0)
     assert (ace.attack, ace.distance) == ("pgd", "l1")

@@ -127,7 +127,7 @@ def gradient_by_hand(dime, f, clean, row, t, scale):
 
 def by_hand(dime, f, x, target, ids, scale, number):
     """The images of one scale, one item at a time, from the closed forms of the schedule."""
-    s, out = dime.prior.schedule.respaced(dime.spacing), []
+    s, out = dime.prior.schedule.respace(dime.spacing), []
     for row, t, i in zip(x, target, ids, strict=True):
         q = 2 * row[None] - 1
 
@@ -188,8 +188,8 @@ def test_the_gradient_is_carried_to_z_as_by_autograd_if_the_predicted_noise_is_c
     x, target = images
     prior, f = diffusion.DDPM(Constant(0.1), (8, 8), 50), Bent()
     dime = DiME(prior=prior, **QUICK | {"steps": 2, "fast": True, "l1": 0.0})
-    s, noise = prior.schedule.respaced("25"), diffusion.noise_of(0, IDS, x, "dime 0")
-    z = s.noised(2 * x - 1, 1, diffusion.noise_of(0, IDS, x, "dime")(2))
+    s, noise = prior.schedule.respace("25"), diffusion.noise_of(0, IDS, x, "dime 0")
+    z = s.add_noise(2 * x - 1, 1, diffusion.noise_of(0, IDS, x, "dime")(2))
     for k in (1, 0):
         z.requires_grad_()
         mean, log_variance, guess = s.mean_variance(z, k, torch.full_like(z, 0.1))
@@ -206,7 +206,7 @@ def test_how_far_a_scale_moves_an_image_in_closed_form(silent, images, fast):
     """No noise predicted, a linear classifier: the push of step k ends as
     beta_k s w / (2 sqrt(abar_k abar_{k-1}))."""
     x, _ = images
-    f, s, target = Linear(0.01), silent.schedule.respaced("25"), torch.ones(5, dtype=torch.int64)
+    f, s, target = Linear(0.01), silent.schedule.respace("25"), torch.ones(5, dtype=torch.int64)
     x = 0.5 + 0.1 * (x - 0.5) - 0.02 * f.w.sign()  # decided 0, and never clipped
     dime = DiME(prior=silent, **QUICK | {"steps": 2, "fast": fast, "l1": 0.0})
     free, pushed = (dime.with_(scales=(c,))(f, x, target, IDS).counterfactual for c in (0.0, 8.0))
@@ -449,7 +449,7 @@ def test_presets_follow_the_papers():
     celeba, bdd, fast = built("dime", "celeba"), built("dime", "bdd"), built("fastdime", "celeba")
     assert celeba.scales == bdd.scales == (8.0, 10.0, 15.0) and bdd.steps == 45
     assert fast.fast and fast.own_mask and fast.dilation == 5
-    s = diffusion.schedule.linear(500).respaced(celeba.spacing)
+    s = diffusion.schedule.linear(500).respace(celeba.spacing)
     assert abs(s.sigma[celeba.steps - 1] - 0.774) < 5e-4
 
 

@@ -295,7 +295,7 @@ def test_a_zero_edit_goes_through_the_prior_once(cache, monkeypatch, tmp_path):
     seen = []
 
     class Chain:
-        schedule = linear(500).respaced("50")
+        schedule = linear(500).respace("50")
 
         def filter(self, x, steps, noise):
             seen.append((round(float(self.schedule.sigma[steps - 1]), 2), len(x)))

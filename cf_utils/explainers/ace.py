@@ -2,7 +2,7 @@
 
 Source: Jeanneret, Simon & Jurie, "Adversarial Counterfactual Visual Explanations", CVPR 2023:
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps               Eq. 1    `Schedule.noised`
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps               Eq. 1    `Schedule.add_noise`
     x_{t-1} = mu_t(x_t) + Sigma_t(x_t) eps                      Eq. 2    `Chain.step`
     min_x'  L_class(F_tau(x'); y') + lambda_d d(x', x)          Eq. 3    `ACE._attack`
     x_{t-1} = mu_t(x'_t) + Sigma_t(x'_t) eps, x'_t a collage    Eq. 4    `inpaint`
@@ -87,7 +87,7 @@ class ACE(Explainer):
     """
 
     prior: DDPM = field(repr=False)
-    spacing: str = "50"  # levels of the re-spaced chain (`schedule.spaced`)
+    spacing: str = "50"  # levels of the re-spaced chain (`schedule.select_levels`)
     steps: int = 5  # tau of F_tau: its levels, counted from the least noise
     attack: str = "pgd"  # pgd, gd, cw
     iterations: int = 50  # the paper: 100 for gd and cw
@@ -266,7 +266,7 @@ class ACE(Explainer):
         """Return the filtered images of the stages `fr` and `f`."""
         spacing, steps = self._refinement
         if self.stage == "f":  # the same noise level, through all original levels
-            steps, spacing = self.prior.schedule.respaced(spacing).t[steps - 1] + 1, None
+            steps, spacing = self.prior.schedule.respace(spacing).t[steps - 1] + 1, None
         chain = build_chain(self.prior, generator, torch.arange(len(x)), spacing)
         return chain.filter(x, steps, noise_of(self.seed, ids, x, "refine")).clamp(0, 1)
 

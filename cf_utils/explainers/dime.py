@@ -87,7 +87,7 @@ class DiME(Explainer):
     """
 
     prior: DDPM = field(repr=False)
-    spacing: str = "200"  # levels of the re-spaced chain (`schedule.spaced`)
+    spacing: str = "200"  # levels of the re-spaced chain (`schedule.select_levels`)
     steps: int = 60  # tau: its levels that are used, counted from the least noise
     scales: tuple[float, ...] = (8.0, 10.0, 15.0)  # s, in turn
     l1: float = 0.05  # weight of the pull to the query
@@ -220,7 +220,7 @@ class DiME(Explainer):
             noise_of(self.seed, ids, x, f"{name} {number}") for name in ("dime", "query")
         )
         start = noise_of(self.seed, ids, x, "dime")(self.steps)
-        z, clean, mask = schedule.noised(q, self.steps - 1, start), q, None
+        z, clean, mask = schedule.add_noise(q, self.steps - 1, start), q, None
         finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
         levels = range(self.steps - 1, -1, -1)
         for k in progress(levels, desc=f"scale {number + 1}", leave=False):
@@ -240,7 +240,7 @@ class DiME(Explainer):
                 mean = mean - log_variance.exp() * gradient
             z = mean + (log_variance / 2).exp() * noise(k) if k else mean
             if k and mask is not None:
-                z = torch.where(mask, z, schedule.noised(q, k - 1, query_noise(k)))
+                z = torch.where(mask, z, schedule.add_noise(q, k - 1, query_noise(k)))
             if k and guide is not None and not self.fast:
                 below = noise_of(self.seed, ids, x, f"dime {number} below {k}")
                 clean = chain.denoise(z, k, below)

@@ -36,7 +36,7 @@ def check_prior(
             "this prior was trained on images of that size"
         )
     for name, (spacing, steps) in chains.items():
-        levels = len(prior.schedule.respaced(spacing))
+        levels = len(prior.schedule.respace(spacing))
         if not 1 <= steps <= levels:
             raise ValueError(
                 f"{name}: got {steps}, expected 1 to {levels}, the levels of spacing {spacing!r}"

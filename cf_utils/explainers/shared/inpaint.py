@@ -71,8 +71,8 @@ def inpaint(
     Returns images (B, C, H, W) in [0, 1], equal to the query outside the mask.
     """
     z0, schedule = to_model(query), chain.schedule
-    z = schedule.noised(to_model(edited), steps - 1, noise(steps))
+    z = schedule.add_noise(to_model(edited), steps - 1, noise(steps))
     for k in range(steps - 1, -1, -1):
-        z = torch.where(mask, z, schedule.noised(z0, k, query_noise(k)))  # Eq. 4's collage
+        z = torch.where(mask, z, schedule.add_noise(z0, k, query_noise(k)))  # Eq. 4's collage
         z = chain.step(z, k, noise(k) if k > 0 else None)
     return torch.where(mask, to_image(z).clamp(0, 1), query)
