@@ -43,10 +43,18 @@ def list_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
 def describe_function(function: object) -> str:
     """Return the dotted name of a function, with the arguments that `functools.partial` binds."""
     if isinstance(function, functools.partial):
-        bound = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
+        bound = [describe_value(value) for value in function.args]
+        bound += [f"{key}={describe_value(value)}" for key, value in function.keywords.items()]
         return f"{describe_function(function.func)}({', '.join(bound)})"
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def describe_value(value: object) -> str:
+    """Return a text that is equal in every process: no addresses of objects."""
+    if value is None or isinstance(value, str | int | float | bool | list | tuple):
+        return repr(value)
+    return describe_function(value) if callable(value) else type(value).__qualname__
 
 
 def describe_module(module: nn.Module) -> str:

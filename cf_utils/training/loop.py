@@ -79,17 +79,9 @@ def fit(
     epoch.
     Raises ValueError if the state in `folder` is unreadable or belongs to another training.
     """
-    state = None
-    if folder:
-        values = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "seed": seed,
-            "ema": ema,
-            "clip": clip,
-        }
-        values = _describe(module, data, parts, values | {"settings": settings or {}})
-        state = StateFile(Path(folder) / "state.pt", values)
+    values = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "ema": ema, "clip": clip}
+    values["settings"] = settings or {}
+    state = _open_state(folder, module, data, parts, values) if folder else None
     training = _prepare(module, data, parts, epochs, batch_size, workers, device)
     if ema:
         training.start_average(ema)
@@ -102,13 +94,9 @@ def fit(
             break
         training.seed(seed * 100_003 + epoch)
         losses = training.run_epoch(f"epoch {epoch + 1}/{epochs}", clip, stop)
-        log["epochs"], log["seconds"] = epoch + 1, time.perf_counter() - began
-        log["losses"].append(losses)
-        if training.accelerator.is_main_process:
-            if state:
-                state.write(training.save())
-            text = ", ".join(f"{loss:.4g}" for loss in losses)
-            report(f"epoch {epoch + 1}/{epochs}: loss {text}, {log['seconds']:.0f} s")
+        training.end_epoch(losses, time.perf_counter() - began)
+        if state and training.accelerator.is_main_process:
+            state.write(training.save())
     training.finish()
     return log
 
@@ -121,6 +109,7 @@ class _Training:
     owner: nn.Module  # the caller's module
     module: nn.Module  # the same, wrapped by accelerate
     parts: list[Part]
+    epochs: int  # that are planned
     loader: DataLoader
     order: torch.Generator  # of the batches
     optimisers: list[Any]
@@ -158,6 +147,15 @@ class _Training:
                 self.stopped = True
                 break
         return (sums / len(self.loader)).tolist()
+
+    def end_epoch(self, losses: list[float], seconds: float) -> None:
+        """Add an epoch to the log, and report it where no progress bar is shown."""
+        self.log["epochs"] += 1
+        self.log["seconds"] = seconds
+        self.log["losses"].append(losses)
+        if self.accelerator.is_main_process:
+            text = ", ".join(f"{loss:.4g}" for loss in losses)
+            report(f"epoch {self.log['epochs']}/{self.epochs}: loss {text}, {seconds:.0f} s")
 
     def step(self, i: int, batch: Any, clip: float | None) -> float:
         """Update the parameters of part i on a batch; return its loss."""
@@ -242,13 +240,19 @@ def _prepare(
         else None
         for optimiser, part in zip(optimisers, parts, strict=True)
     ]
-    return _Training(accelerator, owner, module, parts, loader, order, optimisers, schedules)
+    return _Training(
+        accelerator, owner, module, parts, epochs, loader, order, optimisers, schedules
+    )
 
 
-def _describe(
-    module: nn.Module, data: Dataset, parts: list[Part], values: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the fingerprint of a training: its arguments, its parts, its module and its data."""
+def _open_state(
+    folder: str | Path,
+    module: nn.Module,
+    data: Dataset,
+    parts: list[Part],
+    values: dict[str, Any],
+) -> StateFile:
+    """Return the state file of a training that `values`, parts, module and data identify."""
     values["module"] = fingerprint.describe_module(module)
     values["data"] = fingerprint.hash_dataset(data)
     for i, part in enumerate(parts):
@@ -259,7 +263,7 @@ def _describe(
             "betas": part.betas,
             "schedule": part.schedule,
         }
-    return fingerprint.flatten(values)
+    return StateFile(Path(folder) / "state.pt", fingerprint.flatten(values))
 
 
 def _update_average(averages: list[Tensor], now: list[Tensor], n: Tensor, decay: float) -> None:

@@ -32,8 +32,8 @@ class StateFile:
     def read(self, device: torch.device) -> dict[str, Any] | None:
         """Return the content with its tensors on `device`, or None if there is no file.
 
-        Raises ValueError if the file is unreadable, has no fingerprint, or belongs to a training with
-        other settings, other data or another seed. The error names what differs.
+        Raises ValueError if the file is unreadable, has no fingerprint, or belongs to a training
+        with other settings, other data or another seed. The error names what differs.
         """
         if not self.path.exists():
             return None

@@ -1,13 +1,19 @@
-"""One recipe per shipped checkpoint. `cf train NAME` trains it again and writes its card."""
+"""One recipe per shipped checkpoint; `cf train NAME` trains it again and writes its model card."""
 
-from cf_utils.training.recipes import (  # noqa: F401 (importing them registers their recipes)
+from cf_utils.training.recipes import (  # noqa: F401 (importing a module registers its recipes)
+    attributes,
     credit,
     diffusion,
+    digit_autoencoders,
+    digit_judges,
     digits,
-    people,
+    factor_oracles,
+    identity,
     photographs,
-    readers,
-    renders,
     reviews,
+    world_classifiers,
 )
-from cf_utils.training.recipes.base import EMBEDDED, RECIPES, make, recipe  # noqa: F401
+from cf_utils.training.recipes.base import EMBEDDED, RECIPES, Trained, make, recipe
+from cf_utils.training.recipes.calibration import calibrate_again
+
+__all__ = ["EMBEDDED", "RECIPES", "Trained", "calibrate_again", "make", "recipe"]

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cf_utils.core import files
 from cf_utils.datasets import german_credit, heloc, tabular, uci_credit
 from cf_utils.models import classifiers
 from cf_utils.training import loop
-from cf_utils.training.recipes.base import recipe
+from cf_utils.training.recipes.base import Trained, recipe
 
 
-def _credit(table, root, seed, folder, epochs, batch_size, noise):
-    """Five layers on standardised features (folded into the first layer afterwards). Noise of `noise` standard deviations on the
-    inputs, weight decay and few epochs keep the network smooth and its scores calibrated; no row outside `train` is used."""
-    splits = {s: table.load(root, s) for s in tabular.SPLITS}
+def train_mlp(
+    table: ModuleType,
+    root: str,
+    seed: int,
+    folder: Path | None,
+    epochs: int,
+    batch_size: int,
+    noise: float,
+) -> Trained:
+    """Train a network of five layers on the standardised features of a table.
+
+    Weight decay, few epochs and noise on the inputs keep the network smooth and its scores
+    calibrated. Only rows of the training split are used. The standardisation ends up in the first
+    layer.
+
+    table: module of the data set. noise: standard deviation, relative to that of the features.
+    """
+    splits = {split: table.load(root, split) for split in tabular.SPLITS}
     train = splits["train"]
-    mean, std = (
-        train.x.mean(0),
-        train.x.std(0).clamp(min=1e-3),
-    )  # a feature of one value only is no signal
+    mean = train.x.mean(0)
+    std = train.x.std(0).clamp(min=1e-3)  # a feature with a single value carries no signal
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -31,7 +47,7 @@ def _credit(table, root, seed, folder, epochs, batch_size, noise):
         "noise": noise,
     }
 
-    def loss(module, batch):
+    def loss(module: nn.Module, batch: Any) -> Tensor:
         z, y = batch
         return F.cross_entropy(module(z + noise * torch.randn_like(z)), y)
 
@@ -39,11 +55,12 @@ def _credit(table, root, seed, folder, epochs, batch_size, noise):
     log = loop.fit(
         model,
         TensorDataset((train.x - mean) / std, train.y),
-        [loop.Part(loss, lr=2e-3, weight_decay=1e-2)],
+        [loop.Part(loss, lr=settings["lr"], weight_decay=settings["weight_decay"])],
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
         folder=folder,
+        settings=settings,
     )
     model.cpu().fold(mean, std)
     card = {
@@ -55,23 +72,24 @@ def _credit(table, root, seed, folder, epochs, batch_size, noise):
         "architecture": {"class": "TabularMLP", "arguments": {"n_features": train.x.shape[1]}},
         "settings": settings,
     }
-    return model, card, log | {"quality": _credit_quality(model, splits)}
+    return Trained(model, card, log, lambda model: measure(model, splits))
 
 
-def _credit_quality(model: nn.Module, splits: dict) -> dict:
-    """Accuracy beside what the share of the larger class alone gives, and the score of the mean logits of the training rows that
-    are classified correctly (the search is pulled there: it must be above tau)."""
+def measure(model: nn.Module, splits: dict[str, tabular.Table]) -> dict[str, Any]:
+    """Measure accuracy, next to the share of the larger class, and the score of the mean logits.
+
+    The mean logits are those of the training rows that are classified correctly. Gradual
+    Construction pulls a search towards them, so their score must exceed tau.
+    """
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-    test, train = splits["test"], splits["train"]
+    test, train, validation = splits["test"], splits["train"], splits["validation"]
     logits, own = classifiers.predict(model, test.x), classifiers.predict(model, train.x)
     mean = torch.stack([own[(own.argmax(1) == c) & (train.y == c)].mean(0) for c in (0, 1)])
     return {
         "test_accuracy": classifiers.accuracy(model, test.x, test.y),
         "test_n": len(test),
-        "validation_accuracy": classifiers.accuracy(
-            model, splits["validation"].x, splits["validation"].y
-        ),
+        "validation_accuracy": classifiers.accuracy(model, validation.x, validation.y),
         "test_majority_rate": test.y.bincount(minlength=2).max().item() / len(test),
         "test_balanced_accuracy": float(balanced_accuracy_score(test.y, logits.argmax(1))),
         "test_auc": float(roc_auc_score(test.y, logits.softmax(1)[:, 1])),
@@ -82,18 +100,27 @@ def _credit_quality(model: nn.Module, splits: dict) -> dict:
 
 
 @recipe("uci_credit_mlp")
-def uci_credit_mlp(root, seed, folder):
-    """The explained classifier of UCI's 30,000 credit card clients: class 1 approved (no default), class 0 refused."""
-    return _credit(uci_credit, root, seed, folder, epochs=12, batch_size=256, noise=0.2)
+def uci_credit_mlp(root: str, seed: int, folder: Path | None) -> Trained:
+    """The explained classifier of UCI's 30,000 credit card clients.
+
+    Class 1 is approved (no default), class 0 refused.
+    """
+    return train_mlp(uci_credit, root, seed, folder, epochs=12, batch_size=256, noise=0.2)
 
 
 @recipe("heloc_mlp")
-def heloc_mlp(root, seed, folder):
-    """The explained classifier of FICO's HELOC table, 22 features: class 1 approved (Good), class 0 refused (Bad)."""
-    return _credit(heloc, root, seed, folder, epochs=8, batch_size=128, noise=0.5)
+def heloc_mlp(root: str, seed: int, folder: Path | None) -> Trained:
+    """The explained classifier of FICO's HELOC table, 22 features.
+
+    Class 1 is approved (Good), class 0 refused (Bad).
+    """
+    return train_mlp(heloc, root, seed, folder, epochs=8, batch_size=128, noise=0.5)
 
 
 @recipe("german_credit_mlp", embedded=True)
-def german_credit_mlp(root, seed, folder):
-    """The explained classifier of the embedded German credit table: class 1 approved (good), class 0 refused (bad)."""
-    return _credit(german_credit, "", seed, folder, epochs=8, batch_size=32, noise=0.5)
+def german_credit_mlp(root: str, seed: int, folder: Path | None) -> Trained:
+    """The explained classifier of the embedded German credit table.
+
+    Class 1 is approved (good), class 0 refused (bad).
+    """
+    return train_mlp(german_credit, "", seed, folder, epochs=8, batch_size=32, noise=0.5)

@@ -1,0 +1,185 @@
+"""Calibration of factor oracles, and what their model cards say about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cf_utils import core, worlds
+from cf_utils.core import files
+from cf_utils.evaluation.baselines import PGD
+from cf_utils.evaluation.truth import displacement
+from cf_utils.models import checkpoints
+from cf_utils.models.classifiers import OneOutput, predict
+from cf_utils.models.oracle_columns import factor_of, true_readings
+from cf_utils.models.oracles import FactorOracle
+from cf_utils.training.recipes.attributes import ORACLE_SEED
+from cf_utils.training.recipes.base import round_weights
+from cf_utils.training.recipes.renders import concatenate, move_each_factor, render_bytes
+from cf_utils.training.recipes.zero_edits import find_prior, render_zero_edits
+from cf_utils.worlds import Factors, Label, World
+
+
+def read_bytes(model: FactorOracle, x: Tensor) -> Tensor:
+    """Return the readings (N, K) of images x uint8 (N, 3, H, W)."""
+    return torch.cat([model.read(batch.float() / 255)[0] for batch in x.split(500)])
+
+
+@torch.no_grad()
+def fit_slopes(model: FactorOracle, factors: Factors) -> None:
+    """Set the oracle's `slope` and `centre` by regressing readings on the truth of fresh renders.
+
+    The slope is at least 0.5: dividing by less would turn the noise of a column that is hardly read
+    into the largest displacement.
+    """
+    value, shown = true_readings(factors, model.names)
+    read = read_bytes(model, render_bytes(factors))
+    count = shown.sum(0).clamp(min=2)
+    centre, middle = ((t * shown).sum(0) / count for t in (value, read))
+    a, b = (value - centre) * shown, (read - middle) * shown
+    model.slope.copy_(((a * b).sum(0) / a.square().sum(0).clamp(min=1e-9)).clamp(0.5, 1))
+    model.centre.copy_(middle)
+
+
+@torch.no_grad()
+def calibrate(
+    model: FactorOracle, world: World, seed: int, n: int = 1500, n_null: int = 300
+) -> dict[str, Any]:
+    """Set the oracle's calibration buffers, and return the quality for its model card.
+
+    n: renders for slope, centre and sd. n_null: images for the displacement without an edit.
+    Buffers are rounded to float16, as they are stored, before anything is measured with them.
+    """
+    model.eval()
+    fit_slopes(model, world.sample(n, "validation", seed=seed + ORACLE_SEED))
+    round_weights(model)
+    factors = world.sample(n, "test", seed=seed + ORACLE_SEED)
+    value, shown = true_readings(factors, model.names)
+    x = render_bytes(factors)
+    error = (read_bytes(model, x) - value).square() * shown
+    count = shown.sum(0).clamp(min=2)
+    mean = (value * shown).sum(0) / count
+    model.sd.copy_((error.sum(0) / count).sqrt())
+    r2 = 1 - error.sum(0) / ((value - mean).square() * shown).sum(0)
+    few = factors.take(slice(0, n_null))
+    unedited = render_null(few, x, seed)
+    model.null.copy_(displacement.null_sd(model, x[:n_null].float() / 255, unedited))
+    round_weights(model)
+    disagreement = model.read(unedited)[1]
+    prior = find_prior(world)
+    columns = {
+        name: {
+            "sd": model.sd[k].item(),
+            "r2": r2[k].item(),
+            "null": model.null[k].item(),
+            "slope": model.slope[k].item(),
+        }
+        for k, name in enumerate(model.names)
+    }
+    return {
+        "test_n": n,
+        "null_by": prior or "camera noise",
+        "null_by_sha256": prior and files.sha256(checkpoints.FOLDER / f"{prior}.safetensors"),
+        "columns": columns,
+        "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
+        "leakage_over_half": measure_leakage(model, world, seed),
+        "pgd": measure_adversarial(model, world, seed),
+    }
+
+
+def render_null(factors: Factors, x: Tensor, seed: int) -> Tensor:
+    """Render the images of a table once more, with nothing edited, (N, 3, H, W) in [0, 1].
+
+    They pass through the world's prior; without one, only the camera noise is drawn again.
+    """
+    world = factors.world
+    if find_prior(world):
+        return render_zero_edits(factors, seed).float() / 255
+    noise = core.item_noise(seed, factors.ids, x.shape[1:], "another camera")
+    clean = world.render(factors, noise=False)
+    return (clean + world.noise_sd(factors)[:, None, None, None] * noise).clamp(0, 1)
+
+
+def calibrate_again(name: str, out: Path = checkpoints.FOLDER) -> dict[str, Any]:
+    """Calibrate a shipped oracle with the prior that ships now; its members stay unchanged.
+
+    Writes checkpoint and model card to the folder `out`, and returns the card.
+    Raises ValueError if the checkpoint is no factor oracle.
+    """
+    model, card = checkpoints.load(name)
+    if not isinstance(model, FactorOracle):
+        raise ValueError(
+            f"{name}: got a {type(model).__name__}, expected a FactorOracle; "
+            "only factor oracles are calibrated"
+        )
+    model.slope.fill_(1)  # `fit_slopes` expects uncorrected readings
+    quality = calibrate(model, worlds.get(name.split("_")[0]), card.seed)
+    card = dataclasses.replace(card, quality=quality)
+    checkpoints.save(name, model, card, out)
+    return card.to_json()
+
+
+def measure_leakage(
+    model: FactorOracle, world: World, seed: int, n: int = 64, least: float = 0.5
+) -> dict[str, dict[str, float]]:
+    """Measure which columns react when the renderer moves one factor over its scale.
+
+    Returns, per moved factor, the mean |displacement| of each column in units of its `sd`. Columns
+    below `least` are left out.
+    """
+    factors = world.sample(n, "test", seed=seed)
+    tables = move_each_factor(factors)
+    x = render_bytes(concatenate([factors, *(table for _, table in tables)]))
+    read = read_bytes(model, x).view(-1, n, len(model.names))
+    out = {}
+    for name in dict.fromkeys(name for name, _ in tables):
+        own = read[[k + 1 for k, (moved, _) in enumerate(tables) if moved == name]]
+        largest = ((own - read[0]).abs() / model.sd).amax(0).mean(0)
+        out[name] = {
+            column: round(largest[k].item(), 2)
+            for k, column in enumerate(model.names)
+            if largest[k] >= least
+        }
+    return out
+
+
+def measure_adversarial(
+    model: FactorOracle, world: World, seed: int, n: int = 128
+) -> dict[str, dict[str, Any]]:
+    """Measure how far PGD attacks (2/255) on the shipped classifiers of a world move the readings.
+
+    A perfect oracle reads nothing as moved. Returns per classifier, over the n' images that flip:
+    the shares of (image, column) pairs that are not moved, of images none of whose causes is moved,
+    of images whose causes all move by at most 1 sd, and the mean of the largest move in sd.
+    """
+    factors = world.sample(n, "test", seed=seed)
+    x, out = render_bytes(factors).float() / 255, {}
+    for label in world.labels:
+        for path in sorted(checkpoints.FOLDER.glob(f"{world.name}_{label.name}_*.safetensors")):
+            classifier = OneOutput(checkpoints.load(path.stem).model)
+            cfs = PGD()(classifier, x, 1 - predict(classifier, x).argmax(1))
+            if cfs.valid.any():
+                moves = displacement.measure(cfs, model)
+                out[path.stem] = summarise_moves(moves, cfs.valid, model, label)
+    return out
+
+
+def summarise_moves(
+    moves: displacement.Displacement, valid: Tensor, model: FactorOracle, label: Label
+) -> dict[str, Any]:
+    """Summarise the displacements of valid images; see `measure_adversarial`."""
+    names = {label.factor, *(name for name, _ in label.neutral)}
+    causes = [k for k, column in enumerate(model.names) if factor_of(column) in names]
+    still = ~moves.moved[valid]
+    largest = (moves.value.abs() / model.sd)[valid][:, causes].amax(1).double()
+    return {
+        "n": len(still),
+        "columns_not_moved": still.double().mean().item(),
+        "causes_not_moved": still[:, causes].all(1).double().mean().item(),
+        "causes_within_1_sd": (largest <= 1).double().mean().item(),
+        "most_moved_cause_sd": largest.mean().item(),
+    }
