@@ -17,7 +17,7 @@ from cf_utils.models.cards import Card
 from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.training.recipes import RECIPES, diffusion, people, readers, renders
-from tests.test_truth import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
+from tests.stripes import LOW, SPAN, STRIPES, TOY, Perfect, Stripe
 
 CLASSIFIERS = (
     "faces_smile_causal",

@@ -36,7 +36,7 @@ from cf_utils.training.tuning.record import (
     format_record,
 )
 from cf_utils.training.tuning.tuner import Tuner, tune
-from tests.test_truth import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
+from tests.stripes import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
 RECORDS = sorted((files.ROOT / "results" / "tuning").glob("*.json"))
 
