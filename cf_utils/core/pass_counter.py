@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
+def eval_mode(*modules: nn.Module) -> Generator[None, None, None]:
     """Put modules into eval mode; restore the training mode of every submodule afterwards."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     try:
@@ -24,7 +24,7 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
+def frozen(*modules: nn.Module) -> Generator[None, None, None]:
     """Put modules into eval mode without parameter gradients; restore both afterwards.
 
     A backward pass then computes the gradient of the input alone.
@@ -54,7 +54,7 @@ class PassCounter:
         self.seconds = torch.zeros(n, dtype=torch.float64)
         self._rows, self._pending, self._since = torch.arange(n), [0, 0], time.perf_counter()
 
-    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """Return module(x), where x[j] belongs to item rows[j]. An item may occur several times."""
         if rows is not self._rows:  # the same object again costs one addition, not an index
             self.flush()

@@ -53,10 +53,10 @@ class _Autocast(nn.Module):
 
     def __init__(self, prior: DDPM, bfloat16: bool):
         super().__init__()
-        self.prior, self.bfloat16 = prior, bfloat16
+        self.prior, self.enabled = prior, bfloat16
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(pair[0].device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(pair[0].device.type, torch.bfloat16, enabled=self.enabled):
             return self.prior(*pair)
 
 
