@@ -45,7 +45,7 @@ ACE, INPAINT, A = (
     "tests/test_ace.py::test_",
 )
 PRIOR, DDPM = "cf_utils/explainers/shared/diffusion.py", "cf_utils/models/generators/diffusion.py"
-TRUE_SET, T = "cf_utils/evaluation/truth/true_counterfactuals.py", "tests/test_truth.py::test_"
+TRUE_SET, T = "cf_utils/evaluation/truth/localization.py", "tests/test_localization.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
 LEFT = (
     "Makefile",
@@ -286,23 +286,23 @@ FAULTS = {
     ),
     "features that fall are not counted": Fault(
         "cf_utils/evaluation/metrics/decision.py",
-        "moved = ((counterfactual - query).abs() >= ",
-        "moved = ((counterfactual - query) >= ",
-        ("tests/test_metrics_tabular.py::test_a_feature_that_falls",),
+        "changed = ((counterfactual - query).abs() >= ",
+        "changed = ((counterfactual - query) >= ",
+        ("tests/test_metrics_tabular.py::test_features_that_fall",),
     ),
     "neighbours of another decision": Fault(
         TABULAR,
         "(decision[rows, None] == decision)",
         "(decision[rows, None] == decision[rows, None])",
-        ("tests/test_metrics_tabular.py::test_who_is_no_neighbour",),
+        ("tests/test_metrics_tabular.py::test_failed_duplicate",),
     ),
     "coherence's duplicates": Fault(
         TABULAR,
-        "near &= (apart > 0) & ",
+        "near &= (distance > 0) & ",
         "near &= ",
         (
-            "tests/test_metrics_tabular.py::test_who_is_no_neighbour",
-            "tests/test_metrics_tabular.py::test_coherence_as_pair",
+            "tests/test_metrics_tabular.py::test_failed_duplicate",
+            "tests/test_metrics_tabular.py::test_coherence_equals",
         ),
     ),
     "rows of a table split by position": Fault(
@@ -375,28 +375,28 @@ FAULTS = {
         ("tests/test_tuning.py::test_leaving_what_has_lost",),
     ),
     "weakest part of a region first": Fault(
-        TRUE_SET, "argsort(descending=True)", "argsort()", (f"{T}the_decisive_part_of_a_region",)
+        TRUE_SET, "argsort(descending=True)", "argsort()", (f"{T}decisive_regions",)
     ),
     "all parts of a region decide": Fault(
         TRUE_SET,
-        "sofar[enough[0] if len(enough) else n - 1]",
-        "sofar[n - 1]",
-        (f"{T}the_decisive_part_of_a_region",),
+        "unions[enough[0] if len(enough) else n - 1]",
+        "unions[n - 1]",
+        (f"{T}decisive_regions",),
     ),
     "parts of a region that touch at a corner are two": Fault(
         TRUE_SET,
         "structure=np.ones((3, 3))",
         "structure=None",
-        (f"{T}the_decisive_part_of_a_region",),
+        (f"{T}decisive_regions",),
     ),
     "pixels beside a region counted outside": Fault(
-        TRUE_SET, "(~inside & ~neither)", "(~inside)", (f"{T}pixels_beside_a_region",)
+        TRUE_SET, "(~inside & ~ignored)", "(~inside)", (f"{T}ignored_pixels",)
     ),
     "a category read in part": Fault(
         "cf_utils/evaluation/truth/displacement.py",
         "self.moved[:, at].any(1) & read, read",
         "self.moved[:, at].any(1), read",
-        ("tests/test_truth.py::test_a_category_that_is_read",),
+        ("tests/test_truth.py::test_category_with",),
     ),
     "mask not dilated": Fault(
         INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)
