@@ -40,7 +40,7 @@ from cf_utils.core import Explainer, Ids, PassCounter, SearchResult, frozen, ite
 from cf_utils.explainers.shared.genetic import crossover, mutate, select, tournament
 from cf_utils.explainers.shared.grading import GradedCodes, Grader, Population
 from cf_utils.explainers.shared.latent import LatentPasses, cast_to_model
-from cf_utils.explainers.shared.rules import LeafBox, read_boxes
+from cf_utils.explainers.shared.rules import LeafBox, fit_tree, read_boxes
 from cf_utils.models.generators.adversarial_autoencoder import AdversarialAutoencoder
 
 NO_RULE = "no counter-rule: no accepted neighbour is decided as the target"
@@ -144,8 +144,7 @@ class ABELE(Explainer):
         n_target = is_target.sum()
         weight_target, weight_rest = 0.5 / max(n_target, 1), 0.5 / max(len(y) - n_target, 1)
         weight = np.where(is_target, weight_target, weight_rest) * len(y)
-        tree = DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed)
-        return tree.fit(z.cpu().numpy(), y, weight)
+        return fit_tree(z.cpu().numpy(), y, self.leaf, self.seed, weight)
 
     def _evolve(self, grader: Grader, z0: Tensor, ids: Ids) -> GradedCodes:
         """Evolve one population decided as the query and one as the target, per item.

@@ -28,7 +28,7 @@ Decisions:
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from cf_utils.explainers.shared.genetic import draw_values, exchange_segments, t
 from cf_utils.explainers.shared.rules import (
     Rule,
     Rules,
+    fit_tree,
     move_to_neighbour,
     move_to_thresholds,
     read_rules,
@@ -252,7 +253,7 @@ class LORE(Explainer):
 
         The counterfactual rules are those that the constraints allow, in the order of trial.
         """
-        tree = self._fit_tree(z, wanted)
+        tree: Any = self._fit_tree(z, wanted)
         query, node = x.cpu().double().numpy(), tree.apply(z)
         ranked: list[tuple[int, float, int, Rule, Tensor]] = []
         rules = read_rules(tree)
@@ -294,5 +295,4 @@ class LORE(Explainer):
         return torch.stack([allowed[0], allowed[-1]]) if allowed else None
 
     def _fit_tree(self, z: np.ndarray, wanted: np.ndarray) -> DecisionTreeClassifier:
-        tree = DecisionTreeClassifier(min_samples_leaf=self.leaf, random_state=self.seed % 2**32)
-        return tree.fit(z, wanted)
+        return fit_tree(z, wanted, self.leaf, self.seed)

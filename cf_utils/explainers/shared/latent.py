@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cf_utils.core import PassCounter, target_score
 from cf_utils.explainers.shared.search import Adam, SearchState, is_reached
@@ -14,6 +14,17 @@ from cf_utils.models.generators.latent import LatentModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (R, K), target (R,)) -> (R,)
 Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]  # (output, code, rows (R,)) -> (R,)
+
+
+class _Method(nn.Module):
+    """A method of a model as a module. It is looked up when called: CEM only reconstructs."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.model, self.name)(x)
 
 
 class LatentPasses:
@@ -25,9 +36,8 @@ class LatentPasses:
 
     def __init__(self, model: LatentModel, n: int):
         """Count the passes of `model` for n items."""
-        # Methods are looked up when called: CEM also serves modules that only reconstruct.
-        self.encode = PassCounter(lambda x: model.encode(x), n)
-        self.decode = PassCounter(lambda z: model.decode(z), n)
+        self.encode = PassCounter(_Method(model, "encode"), n)
+        self.decode = PassCounter(_Method(model, "decode"), n)
         self.reconstruct = PassCounter(model, n)
 
     def total(self) -> PassCounter:

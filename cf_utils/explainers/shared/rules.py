@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
@@ -54,11 +55,11 @@ class Rule:
             x: the query (F,), needed with `at`.
         """
         name_value = unit or (lambda i, v: f"{v:.3g}")
-        shown = np.isfinite(self.low) | np.isfinite(self.high) if at is None else self.unmet(x)
+        shown = np.isfinite(self.low) | np.isfinite(self.high) if x is None else self.unmet(x)
         parts = []
         for i in np.flatnonzero(shown).tolist():
             part = _interval(names[i], i, float(self.low[i]), float(self.high[i]), name_value)
-            if at is not None:
+            if x is not None and at is not None:
                 part += f" (here {name_value(i, float(x[i]))}, to {name_value(i, float(at[i]))})"
             parts.append(part)
         return " and ".join(parts) or "always"
@@ -125,7 +126,8 @@ class LeafBox:
 
     def contains(self, z: np.ndarray) -> np.ndarray:
         """Return which codes z (N, d) lie in the leaf, bool (N,)."""
-        return ((z > self.low) & (z <= self.high)).all(-1)
+        inside: Any = (z > self.low) & (z <= self.high)
+        return inside.all(-1)
 
     def project(self, z: np.ndarray, margin: float = 1e-4) -> np.ndarray:
         """Return the leaf's point nearest to z (d,), `margin` inside its bounds.
@@ -136,12 +138,29 @@ class LeafBox:
         return np.clip(z, self.low + width, self.high - width)
 
 
+def fit_tree(
+    x: np.ndarray, label: np.ndarray, leaf: int, seed: int, weight: np.ndarray | None = None
+) -> DecisionTreeClassifier:
+    """Fit a decision tree.
+
+    Args:
+        x: (N, F).
+        label: (N,), bool or integer.
+        leaf: fewest items in a leaf.
+        seed: of the order in which features are tried.
+        weight: per item (N,); None: all the same.
+    """
+    tree: Any = DecisionTreeClassifier(min_samples_leaf=leaf, random_state=seed % 2**32)
+    return tree.fit(x, label, weight)
+
+
 def read_rules(tree: DecisionTreeClassifier) -> list[Rule]:
     """Return the leaves of a tree with classes False and True as rules, from left to right."""
-    nodes, rules = tree.tree_, []
+    nodes: Any = tree.tree_
+    classes, rules = [bool(c) for c in tree.classes_], []
     for node, low, high in _leaves(tree):
         values = nodes.value[node, 0]
-        shares = dict(zip(tree.classes_.tolist(), (values / values.sum()).tolist(), strict=True))
+        shares = dict(zip(classes, (values / values.sum()).tolist(), strict=True))
         wanted = shares.get(True, 0.0) > shares.get(False, 0.0)
         support = int(nodes.n_node_samples[node])
         rules.append(Rule(low, high, wanted, support, shares[wanted], node))
@@ -153,10 +172,11 @@ def read_boxes(tree: DecisionTreeClassifier, z: np.ndarray) -> list[LeafBox]:
 
     z (d,) is the query's code. The box that contains it has `n_changes` 0.
     """
+    nodes: Any = tree.tree_
     boxes = []
     for node, low, high in _leaves(tree):
         n_changes = int(((z <= low) | (z > high)).sum())
-        label = int(tree.classes_[tree.tree_.value[node, 0].argmax()])
+        label = int(tree.classes_[nodes.value[node, 0].argmax()])
         boxes.append(LeafBox(low, high, label, n_changes))
     return boxes
 
@@ -172,10 +192,10 @@ def move_to_thresholds(rule: Rule, x: np.ndarray, overshoot: float, step: np.nda
     """
     i = np.flatnonzero(rule.unmet(x))
     low, high, size, rises = rule.low[i], rule.high[i], step[i], x[i] <= rule.low[i]
-    overshoot = np.minimum(overshoot, (high - low) / 2)
+    past = np.minimum(overshoot, (high - low) / 2)
     moved, unit = x.copy(), np.where(size > 0, size, 1)
     grid = np.where(rises, np.floor(low / unit + 1e-6) + 1, np.floor(high / unit + 1e-6)) * unit
-    moved[i] = np.where(size > 0, grid, np.where(rises, low + overshoot, high - overshoot))
+    moved[i] = np.where(size > 0, grid, np.where(rises, low + past, high - past))
     return moved
 
 
@@ -192,7 +212,7 @@ def move_to_neighbour(rule: Rule, x: np.ndarray, members: np.ndarray) -> np.ndar
 
 def _leaves(tree: DecisionTreeClassifier) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield node, low and high (F,) of each leaf, from left to right."""
-    nodes = tree.tree_
+    nodes: Any = tree.tree_
     open_end = np.full(nodes.n_features, np.inf)
     stack = [(0, -open_end, open_end)]
     while stack:
