@@ -1,4 +1,4 @@
-"""Recipes on official photographs: a tree of six faces in CelebA's layout through the whole way, from JPEG to checkpoint."""
+"""Recipes on official photographs, on six images in CelebA's layout: from JPEGs to a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from cf_utils.datasets import celeba
 from cf_utils.models import checkpoints
 from cf_utils.training.recipes import RECIPES, make, photographs
 from tests.test_image_sets import NAMES, VALUES, faces  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(photographs, "CLASSIFIER", {"epochs": 1, "batch_size": 32, "lr": 1e-4})
+def shorten(monkeypatch):
+    widths = {
+        "widths": (16, 32),
+        "blocks": 1,
+        "attention": (False, False),
+        "head_width": 16,
+        "groups": 8,
+        "unshuffle": 4,
+    }
+    monkeypatch.setattr(photographs, "CLASSIFIER", photographs.CLASSIFIER | {"epochs": 1})
     monkeypatch.setattr(photographs, "PRIOR", photographs.PRIOR | {"epochs": 1})
-    monkeypatch.setattr(
-        photographs,
-        "WIDTHS",
-        {
-            "widths": (16, 32),
-            "blocks": 1,
-            "attention": (False, False),
-            "head_width": 16,
-            "groups": 8,
-            "unshuffle": 4,
-        },
-    )
+    monkeypatch.setattr(photographs, "WIDTHS", widths)
 
 
-def test_a_densenet_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path, monkeypatch):  # noqa: F811
+def test_the_densenet_recipe_makes_a_checkpoint_that_loads(faces, tmp_path):  # noqa: F811
     out = tmp_path / "checkpoints"
     card = make("celeba_densenet", str(faces), 0, tmp_path / "state", out)
     assert card["classes"] == NAMES and card["quality"]["validation_n"] == 1
@@ -40,7 +39,25 @@ def test_a_densenet_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_p
     assert model(torch.rand(2, 3, 128, 128)).shape == (2, 40)
 
 
-def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path, monkeypatch):  # noqa: F811
+def test_each_accuracy_stands_beside_the_majority_rate(faces):  # noqa: F811
+    """A model that ignores the image: its accuracy is the share of the label it always gives."""
+    train = celeba.load(str(faces), "train", None)
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 40)
+
+    quality = photographs.measure_labels(Constant(), train, train.class_names)
+    accuracy, majority = quality["validation_accuracy"], quality["validation_majority_rate"]
+    assert list(accuracy) == list(majority) == NAMES
+    for k, name in enumerate(NAMES):
+        share = (train.y[:, k] > 0).double().mean().item()
+        assert accuracy[name] == pytest.approx(share)
+        assert majority[name] == pytest.approx(max(share, 1 - share))
+    assert any(accuracy[name] < majority[name] for name in NAMES)
+
+
+def test_the_prior_recipe_makes_a_checkpoint_that_loads(faces, tmp_path):  # noqa: F811
     out = tmp_path / "checkpoints"
     card = make("celeba_ddpm", str(faces), 0, None, out)
     assert card["training"]["steps"] == 1 and card["quality"]["test_n"] == 1
@@ -48,9 +65,11 @@ def test_a_prior_of_celeba_from_files_to_a_checkpoint_that_loads(faces, tmp_path
     assert model.size == (128, 128) and len(model.schedule) == 500
 
 
-def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
-    """A model that reads the first label off the image's mean: its loss is that of its logits, mirrored or not. One that reads
-    it off the left half is wrong about what is mirrored."""
+def test_the_loss_compares_logits_with_labels_and_mirrors_half_of_the_batches(monkeypatch):
+    """One model reads the first label from the image's mean, which mirroring does not change.
+
+    Another reads it from the left half, and is wrong about mirrored images.
+    """
     y = torch.tensor(VALUES[:4, :2] > 0).long()
     x = y[:, :1, None, None].float().expand(-1, 3, 8, 8)
 
@@ -62,24 +81,23 @@ def test_the_loss_is_of_the_labels_of_the_images(monkeypatch):
         monkeypatch.setattr(torch, "rand", lambda *_, chance=chance: torch.tensor(chance))
         for loss in (photographs.labels_loss, photographs.mirrored_loss):
             got = loss(model, (x, y, list("abcd")))
-            torch.testing.assert_close(
-                got, torch.tensor((4.5398e-5 + 0.6931472) / 2), rtol=1e-4, atol=1e-6
-            )
+            expected = torch.tensor((4.5398e-5 + 0.6931472) / 2)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
         sided = torch.cat([x[..., :4], 1 - x[..., :4]], 3)
-        of_left = {
-            loss: loss(lambda images: model(images[..., :4])[:, :1], (sided, y[:, 0], ())).item()
-            for loss in (photographs.labels_loss, photographs.mirrored_loss)
-        }
-        assert of_left[photographs.labels_loss] < 1e-4
-        assert (of_left[photographs.mirrored_loss] > 5) == (chance < 0.5)
-    assert (
-        photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ())) < 1e-4
-    )  # one label, (N,)
+
+        def read_left(images):
+            return model(images[..., :4])[:, :1]
+
+        plain = photographs.labels_loss(read_left, (sided, y[:, 0], ())).item()
+        mirrored = photographs.mirrored_loss(read_left, (sided, y[:, 0], ())).item()
+        assert plain < 1e-4 and (mirrored > 5) == (chance < 0.5)
+    one_label = photographs.labels_loss(lambda images: model(images)[:, :1], (x, y[:, 0], ()))
+    assert one_label < 1e-4
 
 
 def test_roads_are_not_mirrored(monkeypatch):
-    """Left is one of BDD-OIA's actions; a mirrored face is a face."""
-    monkeypatch.setattr(photographs, "_classifier", lambda *_, mirror=True: mirror)
+    """Left is one of BDD-OIA's actions, whereas a mirrored face is a face."""
+    monkeypatch.setattr(photographs, "train_classifier", lambda *_, mirror=True: mirror)
     for name, module, mirrored in (
         ("bdd_densenet", photographs.bdd, False),
         ("celeba_densenet", photographs.celeba, True),
@@ -88,9 +106,9 @@ def test_roads_are_not_mirrored(monkeypatch):
         assert RECIPES[name]("", 0, None) is mirrored
 
 
-def test_what_is_missing_is_said_first(tmp_path):
+def test_missing_data_are_named_before_any_work(tmp_path):
     for name in ("celeba_densenet", "celebahq_densenet", "bdd_densenet", "celeba_ddpm", "bdd_ddpm"):
         with pytest.raises(FileNotFoundError, match=r"data/README\.md"):
             RECIPES[name](str(tmp_path), 0, None)
-    with pytest.raises(ValueError, match="celeba_densenet is made from official files"):
+    with pytest.raises(ValueError, match="celeba_densenet is made from official files; pass"):
         make("celeba_densenet", "")

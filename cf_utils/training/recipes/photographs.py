@@ -150,7 +150,7 @@ def train_prior(
     )
     card = {
         "data": {"name": f"{name} (official)", "split": f"train ({len(train):,} images)"},
-        "architecture": diffusion.card_of(model),
+        "architecture": diffusion.describe_architecture(model),
         "settings": PRIOR,
     }
 
