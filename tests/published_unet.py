@@ -1,7 +1,8 @@
-"""The U-Net of "Diffusion Models Beat GANs" written once more from the paper and the names in the published files.
+"""Second implementation of the U-Net of "Diffusion Models Beat GANs" (Dhariwal & Nichol, 2021).
 
-A second implementation to hold `cf_utils.models.generators.guided_diffusion` against: nothing of diffusers or of the project is used. Module
-names are those of the published state dicts; plain attention by einsum; float32 timestep features as the published code has them.
+It is written from the paper and the names in the published files, without diffusers or the project,
+and tests `cf_utils.models.generators.guided_diffusion`. Module names are those of the published
+state dicts. Attention is a plain einsum. Timestep features are float32, as in the published code.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 
 
 def numbered(**parts):
-    """Modules under the numbers of a published Sequential whose other entries have no weights."""
+    """Name modules by their places in a published Sequential; other places have no weights."""
     return nn.ModuleDict({k.lstrip("_"): v for k, v in parts.items()})
 
 
@@ -47,11 +48,8 @@ class Attention(nn.Module):
     def __init__(self, width, heads, new_order):
         super().__init__()
         self.heads, self.new_order = heads, new_order
-        self.norm, self.qkv, self.proj_out = (
-            nn.GroupNorm(32, width),
-            nn.Conv1d(width, 3 * width, 1),
-            nn.Conv1d(width, width, 1),
-        )
+        self.norm = nn.GroupNorm(32, width)
+        self.qkv, self.proj_out = nn.Conv1d(width, 3 * width, 1), nn.Conv1d(width, width, 1)
 
     def forward(self, x, emb):
         b, c, height, width = x.shape
@@ -107,11 +105,8 @@ class PublishedUNet(nn.Module):
         factors = [image_size // r for r in attention_resolutions]
 
         def attention(width, heads):
-            return Attention(
-                width,
-                heads if num_head_channels == -1 else width // num_head_channels,
-                use_new_attention_order,
-            )
+            heads = heads if num_head_channels == -1 else width // num_head_channels
+            return Attention(width, heads, use_new_attention_order)
 
         def res(into, out, way=0):
             return Res(into, out, emb, use_scale_shift_norm, way)
@@ -128,9 +123,8 @@ class PublishedUNet(nn.Module):
                 ch = out
                 kept.append(ch)
             if level + 1 < len(widths):
-                self.input_blocks.append(
-                    nn.ModuleList([res(ch, ch, -1) if resblock_updown else Down(ch)])
-                )
+                down = res(ch, ch, -1) if resblock_updown else Down(ch)
+                self.input_blocks.append(nn.ModuleList([down]))
                 kept.append(ch)
                 factor *= 2
         self.middle_block = nn.ModuleList([res(ch, ch), attention(ch, num_heads), res(ch, ch)])
@@ -140,22 +134,19 @@ class PublishedUNet(nn.Module):
                 layers = [res(ch + kept.pop(), out)]
                 ch = out
                 if factor in factors:
-                    layers.append(
-                        attention(ch, num_heads if num_heads_upsample == -1 else num_heads_upsample)
-                    )
+                    heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+                    layers.append(attention(ch, heads))
                 if level and i == num_res_blocks:
                     layers.append(res(ch, ch, 1) if resblock_updown else Up(ch))
                     factor //= 2
                 self.output_blocks.append(nn.ModuleList(layers))
-        self.out = numbered(
-            _0=nn.GroupNorm(32, ch), _2=nn.Conv2d(ch, 6 if learn_sigma else 3, 3, padding=1)
-        )
+        last = nn.Conv2d(ch, 6 if learn_sigma else 3, 3, padding=1)
+        self.out = numbered(_0=nn.GroupNorm(32, ch), _2=last)
 
     def forward(self, z, t, y=None):
         half = self.width // 2
-        angle = t[:, None].float() * torch.exp(
-            -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
-        )
+        place = torch.arange(half, dtype=torch.float32)
+        angle = t[:, None].float() * torch.exp(-math.log(10000) * place / half)
         emb = torch.cat([angle.cos(), angle.sin()], 1).to(z)
         emb = self.time_embed["2"](F.silu(self.time_embed["0"](emb)))
         if y is not None:

@@ -67,15 +67,15 @@ def mnist_aae(root: str, seed: int, folder: Path | None) -> Trained:
     settings = {"epochs": 14, "batch_size": 256, "lr": lr}
     betas = (0.5, 0.999)
     parts = [
-        loop.Part(aae.reconstruction, lr["reconstruction"], _autoencoder_parameters),
+        loop.Part(aae.batch_reconstruction_loss, lr["reconstruction"], _autoencoder_parameters),
         loop.Part(
-            aae.discrimination,
+            aae.batch_discriminator_loss,
             lr["discrimination"],
             lambda model: model.discriminator.parameters(),
             betas=betas,
         ),
         loop.Part(
-            aae.deception, lr["deception"], lambda model: model.encoder.parameters(), betas=betas
+            aae.batch_generator_loss, lr["deception"], lambda model: model.encoder.parameters(), betas=betas
         ),
     ]
     model = aae.AdversarialAutoencoder()
@@ -92,7 +92,7 @@ def mnist_aae(root: str, seed: int, folder: Path | None) -> Trained:
 
     def measure(model: nn.Module) -> dict[str, Any]:
         classifier = checkpoints.load("mnist_cnn").model
-        quality = aae.quality(model, splits["test"].x, classifier)
+        quality = aae.measure_quality(model, splits["test"].x, classifier)
         return quality | {"agreement_with": "mnist_cnn"}
 
     return Trained(model, {"data": data, "settings": settings}, log, measure)
