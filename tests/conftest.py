@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cf_utils.explainers.gradual import GradualConstruction
+from tests.workplace import project  # noqa: F401 (a fixture for all tests)
 
 torch.set_num_threads(1)  # many tiny operations: a second thread costs more than it brings
 

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from cf_utils.core.files import ROOT
-from cf_utils.harness import job
+from cf_utils.harness import parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
@@ -247,8 +247,8 @@ def test_the_checked_outputs_survive_nbstripout(path, notebook):
 
 @pytest.mark.parametrize("profile", [p.stem for p in PROFILES])
 def test_a_profile_names_only_existing_notebooks_and_known_parameters_of_the_right_type(profile):
-    for name in job.profile_sections(profile):  # refuses an unknown notebook
-        parameters, shards = job.settings(
-            name, profile, None, []
+    for name in parameters.profile_sections(profile):  # refuses an unknown notebook
+        given, shards = parameters.for_run(
+            name, profile
         )  # refuses an unknown parameter, or another type
-        assert shards >= 1 and parameters["profile"] == profile
+        assert shards >= 1 and given["profile"] == profile

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cf_utils.core import files
-from cf_utils.harness import job
+from cf_utils.harness import parameters
 from tests.mutants import FAULTS
 
 ROOT = files.ROOT
@@ -87,15 +87,11 @@ def test_hooks_are_local_and_use_installed_tools():
     "profile", sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
 )
 def test_profiles_pass_the_runners_own_checks(profile):
-    sections = job.profile_sections(profile)
+    sections = parameters.profile_sections(profile)
     assert sections or profile == "embedded"  # its first section comes with notebook 07
     for name, section in sections.items():
-        parameters, shards = job.settings(
-            name, profile, None, []
-        )  # refuses what the notebook does not know
-        assert parameters == {k: v for k, v in section.items() if k != "shards"} | {
-            "profile": profile
-        }
+        given, shards = parameters.for_run(name, profile)  # refuses what the notebook does not know
+        assert given == {k: v for k, v in section.items() if k != "shards"} | {"profile": profile}
         assert shards == section.get("shards", 1)
 
 

@@ -1,4 +1,4 @@
-"""Results: what a run writes, that claims mean something, and that a kill at any moment leaves nothing half-written."""
+"""Results of a run: its files, its claims, and that a kill leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from torch import nn
 
 from cf_utils import core
 from cf_utils.core import files
-from cf_utils.harness import job, report, results
+from cf_utils.harness import claims, figures, folders, job, parameters, publish, report, results
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 from tests.conftest import make_explainer, make_net, make_queries
-from tests.workplace import LIGHT, execute_here, killed_at_rename, make_notebook, project  # noqa: F401 (a fixture)
+from tests.workplace import (
+    LIGHT,
+    execute_here,
+    kill_at_rename,
+    make_notebook,
+)
 
 
 @pytest.fixture
-def run(project):  # noqa: F811
+def run(project):
     return results.Run("01_tiny", profile="demo", seed=0, data="embedded")
 
 
@@ -72,7 +77,7 @@ def test_the_same_claim_may_come_again_but_not_with_other_bounds(run):
         run.claim("x", 1, 0, 3)
 
 
-def test_metrics_are_strict_json_with_what_design_asks(run):
+def test_metrics_are_strict_json_with_the_required_entries(run):
     run.metrics(n=90, a=torch.tensor(0.5), b=np.float32(2), c=math.nan, d=math.inf, e=None, f=True)
     run.finish()
     found = json.loads((run.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
@@ -93,7 +98,7 @@ def test_metrics_are_strict_json_with_what_design_asks(run):
     )
 
 
-def test_metrics_refuse_a_second_value_a_reserved_name_and_what_is_no_number(run):
+def test_metrics_refuse_a_second_value_a_reserved_name_and_non_numbers(run):
     run.metrics(n=1)
     run.metrics(n=1)
     for bad, text in (
@@ -107,24 +112,24 @@ def test_metrics_refuse_a_second_value_a_reserved_name_and_what_is_no_number(run
             run.metrics(**bad)
 
 
-# ---------------------------------------------------------------- figures, tables, what was left by an earlier run
+# ---------------------------------------------------------------- figures, tables, earlier runs
 
 
-def test_a_heavy_figure_is_brought_under_the_limit_and_stays_a_png(run):
+def test_a_heavy_figure_is_reduced_below_the_limit_and_stays_a_png(run):
     run.figure("noise", noisy())
     content = (run.folder / "figures" / "noise.png").read_bytes()
-    assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= results.PNG_BYTES
+    assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= figures.MAX_BYTES
 
 
-def test_a_figure_that_cannot_be_brought_under_the_limit_is_refused(run, monkeypatch):
-    monkeypatch.setattr(results, "PNG_BYTES", 100)
-    with pytest.raises(ValueError, match=r"a figure of .* does not fit in 100 bytes"):
+def test_a_figure_that_cannot_be_reduced_below_the_limit_is_refused(run, monkeypatch):
+    monkeypatch.setattr(figures, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match=r"figure: got .* do not fit in 100 bytes"):
         run.figure("noise", noisy())
     assert not (run.folder / "figures" / "noise.png").exists()
 
 
 def test_a_heavy_figure_keeps_its_colours(run):
-    """A picture of 4,000 colours, too heavy as it is: what is written is off by a level on average."""
+    """A picture of 4,000 colours is too heavy; the reduction changes it by about one level."""
     fig = Figure(figsize=(6, 6))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis("off")
@@ -142,7 +147,7 @@ def test_a_heavy_figure_keeps_its_colours(run):
     assert np.abs(found.reshape(30, 5, 30, 5, 3).mean((1, 3)) - wide).mean() < 1.1
 
 
-def test_a_figure_is_the_same_bytes_each_time(run):
+def test_a_figure_has_the_same_bytes_each_time(run):
     def draw():
         run.figure("f", noisy(2))
         return (run.folder / "figures" / "f.png").read_bytes()
@@ -150,14 +155,14 @@ def test_a_figure_is_the_same_bytes_each_time(run):
     assert draw() == draw()
 
 
-def test_a_table_keeps_an_index_that_says_something(run):
+def test_a_table_keeps_its_index_unless_it_holds_row_numbers(run):
     run.table("a", pd.DataFrame({"v": [1.5]}, index=pd.Index(["ours"], name="method")))
     run.table("b", pd.DataFrame({"v": [1.5]}))
     assert (run.folder / "tables" / "a.csv").read_text() == "method,v\nours,1.5\n"
     assert (run.folder / "tables" / "b.csv").read_text() == "v\n1.5\n"
 
 
-def test_finish_removes_what_only_an_earlier_run_made(run):
+def test_finish_removes_tables_that_only_an_earlier_run_wrote(run):
     run.table("old", pd.DataFrame({"v": [1]}))
     run.finish()
     again = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
@@ -167,7 +172,7 @@ def test_finish_removes_what_only_an_earlier_run_made(run):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x"])
-def test_names_cannot_leave_the_folder(run, name):
+def test_names_that_leave_the_folder_are_refused(run, name):
     with pytest.raises(ValueError, match="name: got"):
         run.figure(name, noisy(1))
 
@@ -175,7 +180,7 @@ def test_names_cannot_leave_the_folder(run, name):
 # ---------------------------------------------------------------- the owner
 
 
-def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # noqa: F811
+def test_an_orphaned_kernel_cannot_write_into_its_successors_folder(project, monkeypatch):
     monkeypatch.setenv("CF_RUN_TOKEN", "first")
     run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
     files.write_json(run.folder / "owner.json", {"token": "first"})
@@ -185,7 +190,7 @@ def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # n
     took_over = []
 
     class Slow(nn.Module):
-        """The successor comes while the orphan searches."""
+        """A classifier during whose first call the successor takes over."""
 
         def forward(self, x):
             if not took_over:
@@ -209,7 +214,7 @@ def test_an_orphan_cannot_write_beside_its_successor(project, monkeypatch):  # n
     ]
 
 
-def test_the_owner_check_changes_nothing_in_the_result(run):
+def test_the_owner_check_does_not_change_the_result(run):
     net = make_net()
     x, target = make_queries(net, n=3)
     ours = run.explain("a", make_explainer(steps=3), net, x, target, torch.arange(3), batch_size=2)
@@ -221,15 +226,17 @@ def test_the_owner_check_changes_nothing_in_the_result(run):
     )
 
 
-# ---------------------------------------------------------------- killed just before and just after each rename
+# ---------------------------------------------------------------- kills around each rename
 
 
 def versions(root, monkeypatch):
-    """Writer -> (write(version), read() -> the version that is there, or None where nothing is taken for whole)."""
+    """Return writer -> (write(version), read() -> the version on disk, or an error)."""
     run = lambda v: results.Run("01_tiny", profile="paper", seed=v, data="embedded")  # noqa: E731
-    folder = results.run_folder("paper", "01_tiny")
+    folder = folders.run_folder("paper", "01_tiny")
     monkeypatch.setattr(job, "execute", execute_here)
     frame = lambda v: pd.DataFrame({"v": [v] * 1000})  # noqa: E731
+    given, _ = parameters.for_run("01_tiny", "paper")
+    parameters_of_the_profile = parameters.complete("01_tiny", given)
 
     def checkpoint(v):
         net = nn.Linear(3, 3).requires_grad_(False).apply(lambda m: m.weight.fill_(v))
@@ -261,7 +268,7 @@ def versions(root, monkeypatch):
     make_notebook(root, "02_light", ("", LIGHT))
 
     def ran():
-        light = results.run_folder("paper", "02_light")
+        light = folders.run_folder("paper", "02_light")
         n = files.read_json(light / "metrics.json")["n"]
         json.loads((light / "notebook.ipynb").read_text())
         assert files.read_json(light / "claims.json")[0]["value"] == n
@@ -270,11 +277,15 @@ def versions(root, monkeypatch):
     def publish(v):
         finish(v)
         run(v).table("t", frame(v))
-        report.publish("paper", "01_tiny")
+        # the profile's own parameters, as the runner would have left them
+        files.write_json(folder / "parameters.json", parameters_of_the_profile)
+        publish.publish("paper", "01_tiny")
 
     def published():
-        n = results.published("paper", "01_tiny")["n"]
-        assert pd.read_csv(root / "results" / "paper" / "01_tiny" / "tables" / "t.csv").v[0] == n
+        folder = folders.published_folder("paper", "01_tiny")
+        n = files.read_json(folder / "metrics.json")["n"]
+        assert pd.read_csv(folder / "tables" / "t.csv").v[0] == n
+        assert files.read_json(folder / "parameters.json")["steps"] == 6
         return n
 
     return {
@@ -301,8 +312,8 @@ def versions(root, monkeypatch):
             lambda: int(pd.read_csv(folder / "tables" / "t.csv").v.iloc[999]),
         ),
         "Run.finish": (finish, finished),
-        "run_one": (
-            lambda v: job.run_one("02_light", "paper", {"steps": v, "profile": "paper"}),
+        "run_notebook": (
+            lambda v: job.run_notebook("02_light", "paper", {"steps": v, "profile": "paper"}),
             ran,
         ),
         "publish": (publish, published),
@@ -310,8 +321,8 @@ def versions(root, monkeypatch):
             lambda v: report.write("paper"),
             lambda: 2 if report.path("paper").read_text().endswith("</html>") else None,
         ),
-        "claim_ranges": (
-            lambda v: (finish(v), report.claim_ranges("01_tiny", [folder])),
+        "write_ranges": (
+            lambda v: (finish(v), claims.write_ranges("01_tiny", [folder])),
             lambda: files.read_json(root / "results" / "claims" / "01_tiny.json")["v"]["max"],
         ),
     }
@@ -328,16 +339,18 @@ def versions(root, monkeypatch):
         "Run.figure",
         "Run.table",
         "Run.finish",
-        "run_one",
+        "run_notebook",
         "publish",
         "report",
-        "claim_ranges",
+        "write_ranges",
     ],
 )
-def test_a_kill_around_any_rename_leaves_old_new_or_nothing(project, writer, monkeypatch):  # noqa: F811
+def test_a_kill_around_any_rename_leaves_the_old_file_the_new_one_or_none(
+    project, writer, monkeypatch
+):
     write, read = versions(project, monkeypatch)[writer]
 
-    def taken_for_whole():
+    def read_whole():
         try:
             return read()
         except (
@@ -348,23 +361,23 @@ def test_a_kill_around_any_rename_leaves_old_new_or_nothing(project, writer, mon
 
     for nth in itertools.count(1):
         write(1)
-        if killed_at_rename(lambda: write(2), nth, "before") == 0:
+        if kill_at_rename(lambda: write(2), nth, "before") == 0:
             break
-        assert taken_for_whole() in (1, 2, None)
-        write(2)  # the next run, without any clearing up by hand
-        assert taken_for_whole() == 2
+        assert read_whole() in (1, 2, None)
+        write(2)  # the next run needs no manual repair
+        assert read_whole() == 2
         write(1)
-        assert killed_at_rename(lambda: write(2), nth, "after") == -9
-        assert taken_for_whole() in (1, 2, None)
+        assert kill_at_rename(lambda: write(2), nth, "after") == -9
+        assert read_whole() in (1, 2, None)
         write(2)
-        assert taken_for_whole() == 2
+        assert read_whole() == 2
     assert nth > 1  # at least one rename was met
 
 
 # ---------------------------------------------------------------- the papers' figures
 
 
-def test_reported_figures_by_paper_and_table():
+def test_reported_figures_can_be_read_by_paper_and_table():
     assert len(results.reported()) == 436
     table = results.reported("gradual-construction", "Table 6")
     row = table[
@@ -381,3 +394,99 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, monk
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"cannot be written .*CF_RESULTS_ROOT"):
         results.Run("01_tiny", profile="demo", seed=0, data="embedded")
+
+
+# ---------------------------------------------------------------- publishing and the report
+
+
+@pytest.fixture
+def done(project, monkeypatch):
+    """The results folder of notebook 02, which the runner has run in the demo profile."""
+    monkeypatch.setattr(job, "execute", execute_here)
+    make_notebook(project, "02_light", ("", LIGHT))
+    return job.run_notebook("02_light", "demo", {"profile": "demo"})
+
+
+def test_metrics_stay_flat_and_the_parameters_are_a_file_beside_them(done):
+    metrics = files.read_json(done / "metrics.json")
+    assert "parameters" not in metrics
+    assert not any(isinstance(value, dict | list) for value in metrics.values())
+    stored = files.read_json(done / "parameters.json")
+    assert stored == parameters.complete("02_light", {"profile": "demo"})
+    assert stored["steps"] == 5 and stored["sizes"] == [1, 2]
+
+
+def test_a_run_records_the_checkpoints_that_it_loaded(run):
+    checkpoints.load("mnist_cnn")
+    run.finish()
+    found = files.read_json(run.folder / "checkpoints.json")
+    assert found["mnist_cnn"] == files.sha256(checkpoints.FOLDER / "mnist_cnn.json")
+    assert "faces_oracle" not in found
+
+
+def test_parameters_are_published_without_the_folder_of_this_machine(done, project):
+    stored = files.read_json(done / "parameters.json")
+    files.write_json(done / "parameters.json", {**stored, "data_root": "/home/somebody/data"})
+    target = publish.publish("demo", "02_light")
+    assert files.read_json(target / "parameters.json") == {**stored, "data_root": "DATA"}
+
+
+def test_results_of_uncommitted_code_are_published_only_if_allowed(done):
+    metrics = files.read_json(done / "metrics.json")
+    files.write_json(done / "metrics.json", {**metrics, "commit": "0123456789ab-dirty"})
+    with pytest.raises(ValueError, match="commit got 0123456789ab-dirty, expected a clean tree"):
+        publish.publish_all("demo", [])
+    assert not folders.published_folder("demo", "02_light").exists()
+    (target,) = publish.publish_all("demo", [], allow_dirty=True)
+    published = files.read_json(target / "metrics.json")
+    assert published == {**metrics, "commit": "0123456789ab-dirty"}  # and no other mark
+
+
+def test_nothing_is_published_if_one_notebook_is_refused(done, project):
+    make_notebook(project, "03_light", ("", LIGHT))
+    job.run_notebook("03_light", "demo", {"profile": "demo", "steps": 3})
+    with pytest.raises(ValueError, match="03_light: it ran with steps=3 instead of 5"):
+        publish.publish_all("demo", [])
+    assert not folders.published_folder("demo", "02_light").exists()
+
+
+def test_a_heavy_figure_is_not_published(done):
+    (done / "figures").mkdir()
+    (done / "figures" / "heavy.png").write_bytes(b"0" * (figures.MAX_BYTES + 1))
+    with pytest.raises(ValueError, match=r"heavy\.png weigh more than 150000 bytes"):
+        publish.publish("demo", "02_light")
+
+
+def test_an_empty_or_damaged_table_does_not_stop_the_report(done):
+    (done / "tables").mkdir()
+    (done / "tables" / "empty.csv").write_text("")
+    (done / "tables" / "no_rows.csv").write_text("a,b\n")
+    (done / "tables" / "damaged.csv").write_bytes(b"a,b\n\xff\xfe,1\n")
+    (done / "tables" / "whole.csv").write_text("a,b\n1,2\n")
+    page = report.write("demo").read_text()
+    assert page.count("No rows.") == 2 and page.count("cannot be read") == 1
+    assert "<td>2</td>" in page and "02 · tiny" in page
+
+
+def test_a_table_without_columns_can_be_written_and_shown(project, monkeypatch):
+    run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
+    run.table("none", pd.DataFrame())
+    run.finish()
+    assert "No rows." in report.write("demo").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "claims.json"])
+def test_a_damaged_record_does_not_stop_the_report(done, name):
+    (done / name).write_text("")
+    page = report.write("demo").read_text()
+    assert "02 · tiny" in page
+    assert ("cannot be read" in page) == (name == "metrics.json")
+
+
+@pytest.mark.parametrize("profile", ["../../etc", "..", "nobody", "", "/etc"])
+def test_a_report_of_an_unknown_profile_is_refused_and_writes_nothing(project, profile):
+    before = sorted(project.parent.rglob("*"))
+    for write in (report.write, lambda p: publish.publish_all(p, [])):
+        with pytest.raises(ValueError, match="profile: got"):
+            write(profile)
+    assert sorted(project.parent.rglob("*")) == before

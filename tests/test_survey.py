@@ -18,7 +18,7 @@ from cf_utils.evaluation.metrics.decision import vote
 from cf_utils.viz.survey import Survey
 from cf_utils.viz.survey_analysis import JUDGES, wilson
 from cf_utils.viz.survey_votes import COLUMNS
-from tests.workplace import killed_at_rename
+from tests.workplace import kill_at_rename
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +231,7 @@ def test_kill_during_a_vote_leaves_the_old_votes_or_the_new_ones(tmp_path, when)
     survey = Survey(make_results(), n_each=3, path=path)
     survey.vote(0, True, "ann")
     before = path.read_bytes()
-    assert killed_at_rename(lambda: survey.vote(1, True, "ann"), 1, when) == -9
+    assert kill_at_rename(lambda: survey.vote(1, True, "ann"), 1, when) == -9
     assert (path.read_bytes() == before) == (when == "before")
     reopened = Survey(make_results(), n_each=3, path=path)
     reopened.vote(2, True, "ann")  # the lock of the killed process does not block

@@ -1,161 +1,246 @@
-"""Run notebooks: `python -m cf_utils.harness.run [NB ...] --profile demo|paper|embedded`.
+"""Run notebooks through Snakemake: plan the jobs, check all of them, run those that are not done.
 
-Plans the jobs (parameters, shards, what each depends on), checks all of them, and lets Snakemake run what is not done yet under
-a lock of ours. `--one NB` is a single job, what Snakemake's rules call. What follows a lone `--` goes to Snakemake.
+The plan is a JSON file that workflow/Snakefile reads. Each of its jobs calls `cf run --one`.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from cf_utils.core import files
-from cf_utils.harness import job, report, results
+from cf_utils.harness import (
+    claims,
+    dependencies,
+    folders,
+    job,
+    notebooks,
+    parameters,
+    records,
+    report,
+)
+from cf_utils.harness.locks import environment, lock_file
 
 SNAKEFILE = files.ROOT / "workflow" / "Snakefile"
-SEEDS = range(5)  # of `--claims`
+SEEDS = range(5)  # of `run_claims`
 
 
-def modules(source: str, seen: set[Path] | None = None) -> set[Path]:
-    """The files of cf_utils that Python code imports, directly or through one another."""
-    seen, package = set() if seen is None else seen, results.project() / "cf_utils"
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
-    for parts in (n.split(".") for n in names if n.split(".")[0] == "cf_utils"):
-        for depth in range(1, len(parts) + 1):  # a package's __init__ runs on the way to a module
-            base = package.joinpath(*parts[1:depth])
-            for path in (base / "__init__.py", base.with_suffix(".py")):
-                if path.is_file() and path not in seen:
-                    seen.add(path)
-                    modules(path.read_text(encoding="utf-8"), seen)
-    return seen
+def available_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def inputs(name: str) -> list[str]:
-    """What a notebook's results depend on: itself, the modules it imports, and every checkpoint there is."""
-    path = job.notebooks()[name]
-    lines = [
-        line
-        for c in nbformat.read(path, 4).cells
-        if c.cell_type == "code"
-        for line in c.source.splitlines()
-    ]
-    code = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines)
-    checkpoints = (results.project() / "results" / "checkpoints").glob("*.*")
-    return [
-        str(p)
-        for p in (
-            path,
-            *sorted(modules(code)),
-            *sorted(p for p in checkpoints if ".part-" not in p.name),
-        )
-    ]
+@dataclass(frozen=True)
+class Options:
+    """How to run notebooks; the arguments of `cf run`."""
+
+    profile: str = folders.DEMO
+    data: str = ""  # folder with official data sets; '' means embedded data
+    changes: Sequence[str] = ()  # parameters as "NAME=VALUE"
+    shards: int | None = None  # None: as the profile says
+    cores: int | None = None  # None: all
+    dry_run: bool = False
+    snakemake: Sequence[str] = ()  # more arguments for Snakemake
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "cores"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name}: got {value}, expected a whole number >= 1")
+        if self.cores is None:
+            object.__setattr__(self, "cores", available_cores())
 
 
-def plan(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Snakemake's configuration: the jobs, checked, and what the report shows."""
-    jobs = {}
-    for name in names:
-        parameters, shards = job.settings(name, args.profile, args.data, args.p)
-        text = json.dumps(parameters, sort_keys=True)
-        jobs[name] = {"parameters": text, "shards": args.shards or shards, "inputs": inputs(name)}
-    units = sum(j["shards"] for j in jobs.values())
-    gpus = gpu_count()
+def choose_notebooks(wanted: Sequence[str], profile: str) -> list[str]:
+    """Return the names of the wanted notebooks, or of all that the profile has a section for."""
+    names = notebooks.find_all(wanted) or list(parameters.profile_sections(profile))
+    if not names:
+        raise ValueError(f"profile: {profile!r} has no notebooks to run")
+    return names
+
+
+def run_workflow(wanted: Sequence[str], options: Options) -> int:
+    """Run what is not done yet; return 0 if every notebook is done and every claim holds.
+
+    Args:
+        wanted: numbers or names of notebooks; none means all that the profile has a section for.
+    """
+    names = choose_notebooks(wanted, options.profile)
+    folders.check_writable(folders.root())
+    lock = folders.root() / ".locks" / "workflow.lock"
+    with lock_file(lock, "the workflow in this results folder") as descriptor:
+        plan = make_plan(names, options)
+        path = folders.root() / ".plans" / f"{options.profile}.json"
+        files.write_json(path, plan)
+        before = _modification_times(plan)
+        status = _run_snakemake(snakemake_command(path, plan, options), descriptor)
+        if options.dry_run:
+            return status
+        problem = _write_report(options.profile) if status else None
+        unchanged = status == 0 and _modification_times(plan) == before
+        return summarise(names, options.profile, status, unchanged, problem)
+
+
+def make_plan(names: Sequence[str], options: Options) -> dict[str, Any]:
+    """Return Snakemake's configuration: the jobs, checked, and what the report shows."""
+    jobs = {name: _plan_job(name, options) for name in names}
+    concurrent = min(sum(one["shards"] for one in jobs.values()), options.cores)
+    gpus = count_gpus()
     finished = {
-        n
-        for n in job.notebooks()
-        if (results.run_folder(args.profile, n) / "metrics.json").exists()
+        name
+        for name in notebooks.paths()
+        if (folders.run_folder(options.profile, name) / "metrics.json").exists()
     }
     return {
-        "profile": args.profile,
-        "root": str(results.root()),
+        "profile": options.profile,
+        "root": str(folders.root()),
         "jobs": jobs,
         "gpu": int(gpus > 0),
         "gpus": gpus,
-        "threads": max(
-            1, args.cores // max(1, min(units, args.cores))
-        ),  # more threads than cores slow all of them
-        "report": str(report.path(args.profile)),
+        "threads": max(1, options.cores // max(1, concurrent)),
+        "report": str(report.path(options.profile)),
         "shown": sorted(finished | jobs.keys()),
-        "report_inputs": report.inputs(),
+        "report_inputs": [str(path) for path in report.input_files()],
+        "stale": [file for name in names for file in _stale_files(name, options.profile, jobs)],
     }
 
 
-def gpu_count() -> int:
+def _plan_job(name: str, options: Options) -> dict[str, Any]:
+    given, shards = parameters.for_run(name, options.profile, options.data, options.changes)
+    if not notebooks.can_be_sharded(notebooks.read(name)):
+        shards = 1
+    elif options.shards is not None:
+        shards = options.shards
+    return {
+        "parameters": json.dumps(given, sort_keys=True),
+        "shards": shards,
+        "inputs": [str(path) for path in dependencies.input_files(name)],
+    }
+
+
+def _stale_files(name: str, profile: str, jobs: dict[str, Any]) -> list[str]:
+    """Return the outputs of a notebook and its shards that Snakemake must make again."""
+    expected = parameters.complete(name, json.loads(jobs[name]["parameters"]))
+    folder, shards = folders.run_folder(profile, name), jobs[name]["shards"]
+    outputs = [folder / "metrics.json"]
+    if shards > 1:
+        for k in range(1, shards + 1):
+            outputs.append(folders.shard_folder(folder, (k, shards)) / "done.json")
+    found = []
+    for path in outputs:
+        if path.exists() and (reason := records.why_stale(path.parent, expected)):
+            print(f"{name} runs again: {reason}", flush=True)
+            found.append(str(path))
+    return found
+
+
+def run_one(
+    wanted: Sequence[str], options: Options, shard: str, given: str, keep_going: bool
+) -> int:
+    """Run a single notebook in this process; return 1 if it or one of its claims failed, else 0.
+
+    Args:
+        wanted: exactly one number or name.
+        shard: "k/N".
+        given: a JSON object of parameters to pass instead of the profile's, or ''.
+        keep_going: whether failed claims are ignored.
+    """
+    if len(wanted) != 1:
+        raise ValueError(f"--one: got {len(wanted)} notebooks, expected one")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # papermill then ends its kernel
+    name = notebooks.find(wanted[0])
+    if given:
+        chosen = parameters.parse_json(given)
+    else:
+        chosen, _ = parameters.for_run(name, options.profile, options.data, options.changes)
+    try:
+        folder = job.run_notebook(name, options.profile, chosen, folders.parse_shard(shard))
+    except job.JobFailed as e:
+        print(f"FAILED {e}", file=sys.stderr)
+        return 1
+    if failed := job.failed_claims(folder):
+        print(f"{name}: {len(failed)} claims do not hold: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(failed) and not keep_going)
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that torch sees."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def workflow(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
-    """Let Snakemake do what is to be done; 0 when every notebook is done and every claim holds."""
-    results.writable(results.root())
-    with job.held(
-        results.root() / ".locks" / "workflow.lock", "the workflow in this results folder"
-    ) as lock:
-        config = plan(names, args)
-        path = results.root() / ".plans" / f"{args.profile}.json"
-        files.write_json(path, config)
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--snakefile",
-            str(SNAKEFILE),
-            "--configfile",
-            str(path),
-            "--directory",
-            str(results.root()),
-            "--cores",
-            str(args.cores),
-            "--nolock",
-            "--rerun-incomplete",
-            "--keep-going",
-            "--scheduler",
-            "greedy",
-            "--max-checksum-file-size",
-            "100MB",
-            *(
-                ["--dry-run"]
-                if args.dry_run
-                else ["--quiet", "host", "progress", "reason", "rules"]
-            ),
-        ]
-        command += ["--resources", f"gpu={config['gpus']}"] if config["gpu"] else []
-        before = stamps(config)
-        # the child inherits the lock: should only this process be killed, a successor waits for the orphan instead of racing it
-        rc = subprocess.run([*command, *extra], pass_fds=(lock,), check=False).returncode
-        if args.dry_run:
-            return rc
-        if rc:
-            report.write(args.profile)  # its rule waits for all; show what there is
-        return summary(names, args.profile, rc, rc == 0 and stamps(config) == before)
+def snakemake_command(path: Path, plan: dict[str, Any], options: Options) -> list[str]:
+    """Return the command that runs the plan in the file `path`."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    if plan["stale"]:
+        command += ["--forcerun", *plan["stale"]]
+    command += ["--configfile", str(path), "--directory", str(folders.root())]
+    command += ["--cores", str(options.cores), "--scheduler", "greedy"]
+    command += ["--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--max-checksum-file-size", "100MB"]
+    if options.dry_run:
+        command += ["--dry-run"]
+    else:
+        command += ["--quiet", "host", "progress", "reason", "rules"]
+    if plan["gpu"]:
+        command += ["--resources", f"gpu={plan['gpus']}"]
+    return [*command, *options.snakemake]
 
 
-def stamps(config: dict[str, Any]) -> list[int | None]:
-    """When each result was written; None where it is missing."""
-    made = [results.run_folder(config["profile"], n) / "metrics.json" for n in config["jobs"]]
-    return [p.stat().st_mtime_ns if p.exists() else None for p in (*made, Path(config["report"]))]
+def _run_snakemake(command: Sequence[str], lock: int) -> int:
+    """Run Snakemake and return its exit status; on Ctrl-C wait until it has ended its jobs.
+
+    The child inherits the lock. If only this process is killed, the next run waits for the child.
+    """
+    with subprocess.Popen(command, pass_fds=(lock,)) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(20)  # the terminal sent it the same signal
+            child.terminate()
+            raise
 
 
-def summary(names: list[str], profile: str, rc: int, unchanged: bool) -> int:
-    """Say what is done, what failed and where to look; the exit status."""
-    bad = bool(rc)
+def _write_report(profile: str) -> str | None:
+    """Write the report of a run in which a job failed; return why it could not be written."""
+    try:
+        report.write(profile)
+    except OSError as e:
+        return f"the report could not be written ({e})"
+    return None
+
+
+def _modification_times(plan: dict[str, Any]) -> list[int | None]:
+    """Return when each result was written; None where it is missing."""
+    outputs = [folders.run_folder(plan["profile"], name) / "metrics.json" for name in plan["jobs"]]
+    outputs.append(Path(plan["report"]))
+    return [path.stat().st_mtime_ns if path.exists() else None for path in outputs]
+
+
+def summarise(
+    names: Sequence[str], profile: str, status: int, unchanged: bool, problem: str | None = None
+) -> int:
+    """Print what is done, what failed and where to look; return the exit status.
+
+    Args:
+        status: Snakemake's exit status.
+        unchanged: whether no result was written.
+        problem: why there is no new report.
+    """
+    bad = bool(status)
     for name in names:
-        folder = results.run_folder(profile, name)
+        folder = folders.run_folder(profile, name)
         if not (folder / "metrics.json").exists():
             bad, log = True, folder / "log" / "notebook.ipynb"
             print(f"{name}: not done" + (f"; see {log}" if log.exists() else ""))
@@ -164,146 +249,40 @@ def summary(names: list[str], profile: str, rc: int, unchanged: bool) -> int:
             print(f"{name}: done, but {len(failed)} claims do not hold: {'; '.join(failed)}")
         elif not unchanged:
             print(f"{name}: done, results in {folder}")
-    print(f"report: {report.path(profile)}")
+    print(f"report: {problem or report.path(profile)}")
     if unchanged:
         print("all is done: nothing has changed since the last run")
     return int(bad)
 
 
-def claims(names: list[str], args: argparse.Namespace, extra: list[str]) -> int:
-    """Run each notebook with 5 seeds and write how far each claim's value ranges to results/claims/<notebook>.json."""
-    roots = [results.root() / ".claims" / f"seed-{seed}" for seed in SEEDS]
-    bad = 0
+def run_claims(wanted: Sequence[str], options: Options) -> int:
+    """Run each notebook with 5 seeds and write the range of each claim's value.
+
+    The ranges go to results/claims/<notebook>.json. Returns 1 if a notebook failed with some seed.
+    """
+    names = choose_notebooks(wanted, options.profile)
+    roots = [folders.root() / ".claims" / f"seed-{seed}" for seed in SEEDS]
     for seed, root in zip(SEEDS, roots, strict=True):
-        own = argparse.Namespace(**{**vars(args), "p": [*args.p, f"seed={seed}"]})
-        with job.environment(CF_RESULTS_ROOT=str(root), CF_CLAIMS="record"):
-            workflow(names, own, extra)  # a claim that fails is what we are looking for
+        changes = [*options.changes, f"seed={seed}"]
+        with environment(CF_RESULTS_ROOT=str(root), CF_CLAIMS="record"):
+            run_workflow(names, replace(options, changes=changes))  # failed claims are recorded
+    bad = 0
     for name in names:
-        folders = [root / args.profile / name for root in roots]
-        if missing := [f for f in folders if not (f / "claims.json").exists()]:
+        run_folders = [root / options.profile / name for root in roots]
+        missing = [f.parent.parent.name for f in run_folders if not (f / "claims.json").exists()]
+        if missing:
             bad = 1
-            print(
-                f"{name}: no claims from {', '.join(f.parent.parent.name for f in missing)}; not written"
-            )
+            print(f"{name}: no claims from {', '.join(missing)}; not written")
         else:
-            print(f"{name}: {report.claim_ranges(name, folders)}")
+            print(f"{name}: {claims.write_ranges(name, run_folders)}")
     return bad
 
 
-def one(args: argparse.Namespace) -> int:
-    """A single job; 1 when it or one of its claims failed (with --keep-going only when it failed)."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that papermill takes its kernel along
-    name = job.find(args.one)
-    if args.parameters is not None:
-        parameters = json.loads(args.parameters)
-    else:
-        parameters, _ = job.settings(name, args.profile, args.data, args.p)
-    k, _, n = (args.shard or "1/1").partition("/")
-    with job.environment(CF_SHARD=f"{k}/{n}"):
-        shard = results.shard_from_env()
-    folder = job.run_one(name, args.profile, parameters, shard)
-    if failed := job.failed_claims(folder):
-        print(f"{name}: {len(failed)} claims do not hold: {'; '.join(failed)}", file=sys.stderr)
-    return int(bool(failed) and not args.keep_going)
-
-
-def listing() -> None:
-    for name, path in job.notebooks().items():
-        title = nbformat.read(path, 4).cells[0].source.splitlines()[0].lstrip("# ")
-        done = [p.parent.parent.name for p in sorted(results.root().glob(f"*/{name}/metrics.json"))]
-        print(f"{name:28} {title}" + (f"   [done: {', '.join(done)}]" if done else ""))
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    parser = argparse.ArgumentParser(
-        prog="python -m cf_utils.harness.run",
-        allow_abbrev=False,
-        description=__doc__.splitlines()[0],
-        epilog="What follows a lone -- goes to Snakemake, e.g. -- --workflow-profile workflow/profiles/slurm",
-    )
-    parser.add_argument(
-        "notebooks",
-        nargs="*",
-        metavar="NB",
-        help="number or name; none: all that the profile has a section for",
-    )
-    parser.add_argument(
-        "--profile", default=results.DEMO, help="demo (default), or a file in notebooks/profiles"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with official data sets; without it the embedded default",
-    )
-    parser.add_argument(
-        "--shards",
-        type=int,
-        metavar="N",
-        help="jobs a notebook is cut into (default: what the profile says)",
-    )
-    parser.add_argument(
-        "--cores", type=int, default=cores, metavar="N", help=f"cores to use (here {cores})"
-    )
-    parser.add_argument(
-        "-p",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter, checked; may be repeated",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run")
-    parser.add_argument("--list", action="store_true", help="list the notebooks")
-    parser.add_argument(
-        "--claims",
-        action="store_true",
-        help="5 seeds each; write the claims' ranges to results/claims",
-    )
-    parser.add_argument("--one", metavar="NB", help="run this one job here, without Snakemake")
-    parser.add_argument("--shard", metavar="K/N", help="with --one: only this shard's batches")
-    parser.add_argument(
-        "--parameters",
-        metavar="JSON",
-        help="with --one: exactly these, instead of the profile's and -p",
-    )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="with --one: end with 0 although claims failed"
-    )
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    args, extra = arguments().parse_args(argv[:cut]), argv[cut + 1 :]
-    try:
-        if args.list:
-            listing()
-            return 0
-        if min(args.cores, 1 if args.shards is None else args.shards) < 1:
-            raise ValueError(
-                f"--shards, --cores: got {args.shards}, {args.cores}, expected whole numbers >= 1"
-            )
-        if args.one:
-            return one(args)
-        names = list(dict.fromkeys(job.find(n) for n in args.notebooks)) or list(
-            job.profile_sections(args.profile)
-        )
-        if not names:
-            raise ValueError(f"profile {args.profile!r} has no notebooks to run")
-        return (claims if args.claims else workflow)(names, args, extra)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except job.JobFailed as e:
-        print(f"FAILED {e}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def list_notebooks() -> list[str]:
+    """Return one line per notebook: name, title, and the profiles in which it is done."""
+    lines = []
+    for name in notebooks.paths():
+        done = sorted(p.parent.parent.name for p in folders.root().glob(f"*/{name}/metrics.json"))
+        suffix = f"   [done: {', '.join(done)}]" if done else ""
+        lines.append(f"{name:28} {notebooks.title(name)}{suffix}")
+    return lines
