@@ -1,4 +1,4 @@
-"""nbval on our notebooks: progress and warnings on stderr are no part of a lesson and differ between machines."""
+"""nbval compares the output of claims only: stderr holds progress bars and warnings."""
 
 
 def pytest_collectstart(collector):
