@@ -23,13 +23,13 @@ GRADUAL, OBJECTIVE, IO = (
     "cf_utils/explainers/shared/objective.py",
     "cf_utils/core/files.py",
 )
-BATCHES, BLACKBOX, CHECKS, EXPLAINER, RESULT, RUNTIME = (
+BATCHES, PASSES, CHECKS, EXPLAINER, RESULT, RUNTIME = (
     f"cf_utils/core/{name}.py"
-    for name in ("batches", "blackbox", "checks", "explainer", "result", "runtime")
+    for name in ("batches", "pass_counter", "checks", "explainer", "result", "runtime")
 )
 MNIST, JOB, RESULTS = (
     "cf_utils/datasets/mnist.py",
-    "cf_utils/harness/job.py",
+    "cf_utils/harness/parameters.py",
     "cf_utils/harness/results.py",
 )
 WORDS, LIMITS, TABULAR = (
@@ -151,21 +151,21 @@ FAULTS = {
     ),
     "failures dropped": Fault(
         BATCHES,
-        "        parts.append(part)\n",
-        "        parts.append(part.select(part.reached))\n",
-        (f"{C}failures_stay",),
+        "parts.append(part)",
+        "parts.append(part.select(part.reached))",
+        (f"{C}failures_are_kept",),
     ),
     "failures not flagged": Fault(
         EXPLAINER,
-        "valid = (logits.argmax(1) == target) & p.isfinite()",
-        "valid = p.isfinite()",
+        "valid = (logits.argmax(1) == target) & score.isfinite()",
+        "valid = score.isfinite()",
         (f"{G}budget_spent_is_a_flagged_failure",),
     ),
     "passes not counted": Fault(
-        BLACKBOX, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)
+        PASSES, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)
     ),
     "training mode not put back": Fault(
-        BLACKBOX,
+        PASSES,
         "            m.training = training\n",
         "            pass\n",
         (f"{G}parameters_gradients_and_mode",),
@@ -174,13 +174,13 @@ FAULTS = {
         RESULT,
         "if (first.settings, first.seed) != (part.settings, part.seed):",
         "if False:",
-        (f"{C}what_may_not_be_joined",),
+        (f"{C}results_that_do_not_fit",),
     ),
     "batches of another setting read": Fault(
         BATCHES,
-        "key = io.sha256(setting, x[rows]",
-        "key = io.sha256(x[rows]",
-        (f"{C}what_is_there_is_read",),
+        "key = files.sha256(setting, x[rows]",
+        "key = files.sha256(x[rows]",
+        (f"{C}stored_batches_are_read",),
     ),
     "normalised images accepted": Fault(
         CHECKS,
@@ -204,12 +204,12 @@ FAULTS = {
         MNIST,
         "if (found := hashlib.md5(raw).hexdigest()) != md5:",
         "if False:",
-        ("tests/test_mnist.py::test_a_broken_file_is_named",),
+        ("tests/test_mnist.py::test_a_damaged_file_is_named",),
     ),
     "training saw embedded digits": Fault(
         MNIST,
-        'embedded if split == "validation" else ~embedded',
-        "embedded | ~embedded",
+        'is_embedded if split == "validation" else ~is_embedded',
+        "is_embedded | ~is_embedded",
         ("tests/test_mnist.py::test_official_layout",),
     ),
     "average not updated": Fault(
@@ -262,20 +262,20 @@ FAULTS = {
     ),
     "immutable features move": Fault(
         LIMITS,
-        "return torch.where(immutable, x, torch.where(up,",
-        "return torch.where(up & ~up, x, torch.where(up,",
+        "return torch.where(immutable, x, low), torch.where(immutable, x, high)",
+        "return low, high",
         (f"{L}a_snapped_row_keeps",),
     ),
     "whole numbers are not kept": Fault(
         LIMITS,
-        "at = torch.where(grid, torch.where(own, x, (k * size).to(y)), at)",
+        "at = torch.where(grid, torch.where(is_own, x, point.to(y)), at)",
         "pass",
         (f"{L}a_snapped_row_keeps",),
     ),
     "constraints not verified": Fault(
         EXPLAINER,
-        "if self.constraints is not None and not self.constraints.allows(",
-        "if False and not (",
+        "if not allowed.all():",
+        "if False:",
         (f"{L}a_method_that_breaks_them",),
     ),
     "probe looks one way only": Fault(
@@ -316,45 +316,57 @@ FAULTS = {
     ),
     "a vector's cache by its stem": Fault(
         "cf_utils/datasets/glove.py",
-        'cache / f"{stem}.npy"',
-        '(cache / stem).with_suffix(".npy")',
-        ("tests/test_texts.py::test_the_second_start",),
+        'cache / f"{file.name}-{key}.npy"',
+        'cache / f"{file.name}.npy"',
+        ("tests/test_texts.py::test_a_file_is_parsed_once",),
     ),
     "ACE: gradient past the filter": Fault(
         ACE,
-        "shown = chain.filter(y, self.steps, noise)",
-        "shown = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
-        (f"{A}the_attack_is_equation_3",),
+        "filtered = chain.filter(y, self.steps, noise)",
+        "filtered = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
+        (f"{A}the_attack_minimises_equation_3",),
     ),
     "ACE: distance dropped": Fault(
-        ACE, " + self.lam * self._distance(y - q)", "", (f"{A}the_distance_holds_back",)
+        ACE, " + self.lam * self._distance(y - state.query)", "", (f"{A}the_distance_limits",)
     ),
     "ACE: mean instead of sum over the batch": Fault(
         ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)", (f"{A}an_item_does_not_depend",)
     ),
     "ACE: the same noise at all iterations": Fault(
-        ACE, '"attack" if self.common_noise', '"attack" if True', (f"{A}common_noise_repeats",)
+        ACE, '"attack" if self.common_noise', '"attack" if True', (f"{A}common_noise_is",)
     ),
     "ACE: an item leaves one step late": Fault(
         ACE,
-        "torch.where(leave.view(-1, 1, 1, 1), y, move(y, g, q, i + 1))",
-        "move(y, g, q, i + 1)",
-        (f"{A}items_leave_once",),
+        "torch.where(per_item(leave, y), y, self._step(state, y, gradient))",
+        "self._step(state, y, gradient)",
+        (f"{A}items_leave_the_attack",),
     ),
     "ACE: NaN not seen": Fault(
         ACE,
-        "bad = ~(logits.isfinite().all(1) & g.flatten(1).isfinite().all(1))",
-        "bad = logits[:, 0] > torch.inf",
+        "broken = ~(logits.isfinite().all(1) & gradient.flatten(1).isfinite().all(1))",
+        "broken = logits[:, 0] > torch.inf",
         (f"{A}an_item_with_nan",),
     ),
     "ACE: F-CE by re-spaced steps": Fault(
         ACE, ".t[steps - 1] + 1", ".t[0] + steps", (f"{A}stages_share",)
     ),
     "ACE: another attack's pre-explanation": Fault(
-        PRIOR, "return images[rows].to(x)", "return images[:len(rows)].to(x)", (f"{A}stages_share",)
+        PRIOR, "images[rows].to(x)", "images[: len(rows)].to(x)", (f"{A}stages_share",)
     ),
     "ACE: another query's pre-explanation": Fault(
-        PRIOR, "if not same.all():", "if False:", (f"{A}stages_share",)
+        PRIOR, "if not same.all():", "if False:", (f"{A}results_of_other_items",)
+    ),
+    "ACE: zero edit masked by nothing": Fault(
+        ACE,
+        "change_mask(x, filtered, self.threshold",
+        "change_mask(x, x, self.threshold",
+        (f"{A}zero_edit_repaints",),
+    ),
+    "DiME: zero edit with other noise": Fault(
+        "cf_utils/explainers/dime.py",
+        "        number: int = 0,\n",
+        "        number: int = 1,\n",
+        ("tests/test_dime.py::test_zero_edit_equals",),
     ),
     "v: the loss of the noise": Fault(
         DDPM,
@@ -370,9 +382,9 @@ FAULTS = {
     ),
     "tuning: left while it can win": Fault(
         "cf_utils/training/tuning/record.py",
-        '(row[name] * row["measured"] + n - row["measured"]) / n < least',
+        '(row[name] * row["measured"] + remaining) / n < least',
         "row[name] < least",
-        ("tests/test_tuning.py::test_leaving_what_has_lost",),
+        ("tests/test_tuning.py::test_leaving_settings_early",),
     ),
     "weakest part of a region first": Fault(
         TRUE_SET, "argsort(descending=True)", "argsort()", (f"{T}decisive_regions",)
@@ -399,11 +411,11 @@ FAULTS = {
         ("tests/test_truth.py::test_category_with",),
     ),
     "mask not dilated": Fault(
-        INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_by_brute",)
+        INPAINT, "dilation, 1, dilation // 2)", "1)", (f"{A}the_mask_equals_brute",)
     ),
     "query pasted at the end only": Fault(
         INPAINT,
-        "z = torch.where(mask, z, chain.schedule.add_noise(z0, k, other(k)))",
+        "z = torch.where(mask, z, schedule.add_noise(z0, k, query_noise(k)))",
         "pass",
         (f"{A}inpainting_pastes",),
     ),
