@@ -1,4 +1,4 @@
-"""Adversarial autoencoder: losses against closed forms, their gradients, and the shipped weights."""
+"""Adversarial autoencoder: losses against closed forms, gradients, and the shipped weights."""
 
 import math
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cf_utils.core import files
 
+Entry = Mapping[str, Any]
+
 
 class HasSha256(Protocol):
     """Anything with a content hash, such as a rendered world."""
@@ -25,17 +27,15 @@ class Card:
     recipe: str = ""  # command that trains it again
     about: str = ""  # purpose, in one or two sentences
     seed: int | None = None
-    data: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # name, split and hash of the training data
-    architecture: Mapping[str, Any] = field(default_factory=dict)  # class and its arguments
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training
-    quality: Mapping[str, Any] = field(default_factory=dict)  # measured after the training
-    training: Mapping[str, Any] = field(default_factory=dict)  # log: seconds, steps, losses
+    data: Entry = field(default_factory=dict)  # name, split and hash of the training data
+    architecture: Entry = field(default_factory=dict)  # class and its arguments
+    settings: Entry = field(default_factory=dict)  # of the training
+    quality: Entry = field(default_factory=dict)  # measured after the training
+    training: Entry = field(default_factory=dict)  # log: seconds, steps, losses
     torch: str = ""  # version
     parameters: int | None = None  # number of trainable values
     sha256: str = ""  # of the weights file
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Entry = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Card:

@@ -8,7 +8,6 @@ and its module. A module is imported when one of its classes is first loaded.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils.core import files
+from cf_utils.core.choices import check_choice, nearest
 from cf_utils.models.cards import Card, HasSha256
 from cf_utils.models.weights import channels_last, mismatches
 
@@ -121,8 +121,8 @@ def loaded() -> dict[str, str]:
 
 def names(kind: str | None = None, folder: Path | None = None) -> list[str]:
     """List the checkpoints in the folder, sorted; with `kind`, only those of that kind."""
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, expected one of {KINDS}")
+    if kind is not None:
+        check_choice("kind", kind, KINDS)
     found = sorted(path.stem for path in (FOLDER if folder is None else folder).glob("*.json"))
     if kind is None:
         return found
@@ -173,8 +173,8 @@ def _path(name: str, folder: Path | None) -> Path:
 
 def _not_found(name: str, path: Path, folder: Path | None) -> str:
     known = names(folder=folder)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}? " if near else ""
     return (
         f"name: got {name!r}, but {path} is missing; {hint}Checkpoints there: {known}. "
         f"`cf train {name}` makes a missing one, if it has a recipe"

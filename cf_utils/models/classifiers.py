@@ -8,6 +8,7 @@ captum's LRP explains uses Conv2d, ReLU, MaxPool2d and Linear modules, none of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class TabularMLP(nn.Module):
     @torch.no_grad()
     def fold(self, mean: Tensor, std: Tensor) -> None:
         """Turn the network of z = (x - mean) / std into one of x, in place, by its first layer."""
-        first = self.layers[0]
+        first: Any = self.layers[0]
         first.weight.div_(std)
         first.bias.sub_(first.weight @ mean)
 

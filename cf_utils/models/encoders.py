@@ -8,6 +8,7 @@ data/weights. `official_for` lists the metrics that an encoder defines.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 from unittest import mock
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cf_utils.core import files
+from cf_utils.core.choices import check_choice
 from cf_utils.models import pretrained
 from cf_utils.models.array_pickle import read_arrays
 from cf_utils.models.image_classifiers import IMAGENET_NORM
@@ -115,7 +117,7 @@ def build_caffe_resnet50() -> nn.Module:
     pooling (which rounds up).
     """
     with torch.device("meta"):
-        net = models.resnet50(weights=None)
+        net: Any = models.resnet50(weights=None)
     net.fc, net.maxpool = nn.Identity(), nn.MaxPool2d(3, 2, 0, ceil_mode=True)
     for layer in (net.layer2, net.layer3, net.layer4):
         layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
@@ -135,8 +137,9 @@ class SimSiam(_Encoder):
         path = pretrained.find("simsiam")
         content = files.read_published(path)
         with torch.device("meta"):
-            self.net = models.resnet50(weights=None)
-            self.net.fc = _build_projector()
+            net: Any = models.resnet50(weights=None)
+            net.fc = _build_projector()
+        self.net = net
         state = {}
         for name, value in content.get("state_dict", content).items():
             name = name.removeprefix("module.").removeprefix("encoder.")
@@ -172,6 +175,4 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
     Raises FileNotFoundError that names the missing file, the metrics that need it, and how to get
     it. Raises ValueError for an unknown name.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"name: got {name!r}, expected one of {tuple(ENCODERS)}")
-    return ENCODERS[name]().eval().requires_grad_(False).to(device)
+    return ENCODERS[check_choice("name", name, ENCODERS)]().eval().requires_grad_(False).to(device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cf_utils.core import files
+from cf_utils.core.choices import check_choice
 from cf_utils.models.weights import channels_last, fill
 
 Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
@@ -81,7 +82,8 @@ class SmallDenseNet(_Normalised):
         first: int = 32,
         pool: bool = False,
     ):
-        net = models.DenseNet(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
+        build: Any = models.DenseNet  # its annotation demands four blocks
+        net = build(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
         # small images: a stride of 2 instead of 4 before the first block
         net.features.conv0 = nn.Conv2d(3, first, 5, 2, 2, bias=False)
         net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
@@ -93,7 +95,8 @@ class SmallDenseNet(_Normalised):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (B, outputs) of images x (B, 3, H, W) in [0, 1]."""
-        features, classifier = self.net.features, self.net.classifier
+        net: Any = self.net
+        features, classifier = net.features, net.classifier
         return classifier(F.silu(features((x - self.mean) / self.std)).mean((2, 3)))
 
 
@@ -110,9 +113,7 @@ def load_published(
 
     Raises FileNotFoundError. Raises ValueError that lists the names and shapes that do not fit.
     """
-    if kind not in PUBLISHED:
-        raise ValueError(f"kind: got {kind!r}, expected one of {tuple(PUBLISHED)}")
-    head = PUBLISHED[kind]
+    head = PUBLISHED[check_choice("kind", kind, PUBLISHED)]
     outputs = head if isinstance(head, int) else len(head)
     content = files.read_published(path)
     with torch.device("meta"):  # no time for initial weights that the file replaces

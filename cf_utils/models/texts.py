@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from cf_utils.datasets.glove import TAIL, Glove, embed, encode
@@ -19,9 +20,8 @@ def predict_texts(classifier: nn.Module, glove: Glove, texts: Sequence[str]) -> 
         texts: as written; `glove.encode` cuts them into words.
     """
     rows = encode(glove, texts)
-    length, out = (rows >= 0).sum(1), None
-    for part in length.argsort(stable=True).split(100):
-        logits = predict(classifier, embed(glove, rows[part, : length[part].max() + TAIL]))
-        out = logits.new_empty(len(rows), logits.shape[1]) if out is None else out
-        out[part] = logits
-    return out
+    length = (rows >= 0).sum(1)
+    parts = length.argsort(stable=True).split(100)
+    batches = (embed(glove, rows[part, : length[part].max() + TAIL]) for part in parts)
+    logits = torch.cat([predict(classifier, batch) for batch in batches])
+    return logits[torch.cat(parts).argsort()]

@@ -205,7 +205,7 @@ def build(settings: Settings | None = None, **changes: Any) -> DDPM:
     s = dataclasses.replace(settings or Settings(), **changes)
     s.check()
     folded = s.channels * s.unshuffle**2
-    unet = UNet2DModel(
+    unet: Any = UNet2DModel(
         sample_size=tuple(side // s.unshuffle for side in s.size),
         in_channels=folded,
         out_channels=folded * (1 + s.learned_variance),
@@ -251,7 +251,7 @@ def loss(
             methods that use these levels only.
         bfloat16: run the network in autocast.
     """
-    model = getattr(module, "module", module)  # behind accelerate's wrapper
+    model: Any = getattr(module, "module", module)  # behind accelerate's wrapper
     s, z0 = model.schedule, to_model(batch[0])
     drawn_low = torch.rand(len(z0), device=z0.device) < low
     levels = torch.where(drawn_low, low_steps or max(len(s) // 5, 1), len(s))

@@ -8,6 +8,7 @@ values, the same weights give another output without an error. Copy the flags of
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def build_unet(flags: Flags) -> nn.Module:
     down, up, resample = "DownBlock2D", "UpBlock2D", "conv"
     if flags.resblock_updown:
         down, up, resample = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D", "resnet"
-    unet = UNet2DModel(
+    unet: Any = UNet2DModel(
         sample_size=flags.size or flags.image_size,
         in_channels=3,
         out_channels=6 if flags.learn_sigma else 3,

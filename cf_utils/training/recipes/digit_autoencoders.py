@@ -75,7 +75,10 @@ def mnist_aae(root: str, seed: int, folder: Path | None) -> Trained:
             betas=betas,
         ),
         loop.Part(
-            aae.batch_generator_loss, lr["deception"], lambda model: model.encoder.parameters(), betas=betas
+            aae.batch_generator_loss,
+            lr["deception"],
+            lambda model: model.encoder.parameters(),
+            betas=betas,
         ),
     ]
     model = aae.AdversarialAutoencoder()

@@ -94,7 +94,8 @@ class Tuner:
     @cached_property
     def readable_uses(self) -> dict[str, Any]:
         """The classifier's uses of the factors that the oracle reads well enough."""
-        return {name: self.truth.uses[name] for name in oracle_columns.readable_factors(self.oracle.card)}
+        readable = oracle_columns.readable_factors(self.oracle.card)
+        return {name: self.truth.uses[name] for name in readable}
 
     def build(self, k: int) -> tuple[Explainer | None, Explainer]:
         """Return setting k's shared search, or None, and its explainer (see `Method.build`)."""
