@@ -1,6 +1,7 @@
-"""What a student sees: a notebook in a real JupyterLab in headless Chromium, all cells run, and a slider that moves a picture.
+"""Notebooks in a real JupyterLab in headless Chromium: all cells run, a slider changes a picture.
 
-Everything either program writes goes to the test's own folder. Chromium and its driver come from the PATH.
+JupyterLab and Chromium write only to the test's own folder. Chromium and its driver must be on the
+PATH.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from selenium.webdriver.common.by import By
 from cf_utils.core import files
 
 pytestmark = pytest.mark.browser
-LIMIT = 300  # seconds for one test, all in all
+LIMIT = 300  # seconds for one test
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -44,18 +45,18 @@ FLAGS = [
 ]
 LAB_SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {
-        "windowingMode": "none"
-    },  # every cell is in the page
+        "windowingMode": "none"  # puts every cell into the page
+    },
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
         "fetchNews": "false",
         "checkForUpdates": False,
         "doNotDisturbMode": True,
     },
 }
-KERNEL = {
+KERNEL = {  # the server's own Python
     "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-}  # the server's own Python
-# nbval runs 01 in full and checks its claims; here the page is tested, so the searches are cut down and claims only recorded
+}
+# nbval runs notebook 01 in full; here only the page is tested, so searches are short
 QUICK_01 = {
     "steps": 20,
     "max_blocks": 4,
@@ -76,7 +77,7 @@ knobs.interact(explore, step=ipywidgets.IntSlider(3, 0, 3, continuous_update=Fal
 
 
 def make_small_notebook(root: Path) -> Path:
-    """A notebook with one slider and cells after it, of the same make as our own."""
+    """Write a notebook with one slider and cells after it, built like those of the project."""
     setup = "import ipywidgets\nimport matplotlib.pyplot as plt\n\nfrom cf_utils.viz import knobs"
     cells = [
         new_markdown_cell("# small"),
@@ -90,7 +91,7 @@ def make_small_notebook(root: Path) -> Path:
 
 
 def copy_notebook(root: Path, name: str, parameters: dict) -> Path:
-    """notebooks/<name> with the profiles and without outputs; `parameters` in a cell below its own, as papermill does it."""
+    """Copy notebooks/<name> without outputs; add a cell with `parameters`, as papermill does."""
     shutil.copytree(files.ROOT / "notebooks" / "profiles", root / "profiles")
     notebook = nbformat.read(files.ROOT / "notebooks" / name, as_version=4)
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
@@ -104,8 +105,8 @@ def copy_notebook(root: Path, name: str, parameters: dict) -> Path:
     return root / name
 
 
-def slider_cell(path: Path) -> int:
-    """Position among all cells of the last one tagged `slider`."""
+def find_slider_cell(path: Path) -> int:
+    """Return the position, among all cells, of the last one tagged `slider`."""
     tagged = [
         i
         for i, c in enumerate(nbformat.read(path, as_version=4).cells)
@@ -115,12 +116,12 @@ def slider_cell(path: Path) -> int:
     return tagged[-1]
 
 
-# ---------------------------------------------------------------- the two programs
+# ---------------------------------------------------------------- JupyterLab and Chromium
 
 
 @contextlib.contextmanager
-def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
-    """A JupyterLab of this Python on a free local port that knows nothing of the user's settings and kernels; its address."""
+def start_server(home: Path, notebooks: Path) -> Iterator[str]:
+    """Start JupyterLab on a free local port, without the user's settings; yield its address."""
     folders = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",
@@ -131,13 +132,8 @@ def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
         "MPLCONFIGDIR": "matplotlib",
         "CF_RESULTS_ROOT": "results",
     }
-    foreign = (
-        "CF_",
-        "JUPYTER",
-        "JPY_",
-        "XDG_",
-        "MPLBACKEND",
-    )  # of a runner or another server, not of a student
+    # variables of a runner or of another server, which a student does not have
+    foreign = ("CF_", "JUPYTER", "JPY_", "XDG_", "MPLBACKEND")
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     env |= {
         "HOME": str(home),
@@ -170,23 +166,16 @@ def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
     ):
         try:
             wait(
-                lambda: server.poll() is not None or answers(f"{address}/api/status"),
+                lambda: server.poll() is not None or responds(f"{address}/api/status"),
                 time.monotonic() + 90,
                 "JupyterLab",
             )
             assert server.poll() is None, (
-                f"JupyterLab ended at its start:\n{(home / 'lab.log').read_text()[-3000:]}"
+                f"JupyterLab did not start:\n{(home / 'lab.log').read_text()[-3000:]}"
             )
             yield address
         finally:
-            with contextlib.suppress(OSError):  # or its kernels outlive it
-                for kernel in json.load(
-                    urllib.request.urlopen(f"{address}/api/kernels", timeout=5)
-                ):
-                    end = urllib.request.Request(
-                        f"{address}/api/kernels/{kernel['id']}", method="DELETE"
-                    )
-                    urllib.request.urlopen(end, timeout=10)
+            end_kernels(address)
             server.terminate()
             try:
                 server.wait(15)
@@ -194,7 +183,16 @@ def lab_server(home: Path, notebooks: Path) -> Iterator[str]:
                 server.kill()
 
 
-def answers(url: str) -> bool:
+def end_kernels(address: str) -> None:
+    """End all kernels of a server; otherwise they would outlive it."""
+    with contextlib.suppress(OSError):
+        for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels", timeout=5)):
+            url = f"{address}/api/kernels/{kernel['id']}"
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10)
+
+
+def responds(url: str) -> bool:
+    """Return whether a server answers with status 200."""
     try:
         return urllib.request.urlopen(url, timeout=2).status == 200
     except OSError:
@@ -202,11 +200,11 @@ def answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def browser(home: Path) -> Iterator[webdriver.Chrome]:
-    """Headless Chromium with an empty profile."""
+def start_browser(home: Path) -> Iterator[webdriver.Chrome]:
+    """Start headless Chromium with an empty profile."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium and driver, (
-        "no chromium or no chromedriver on the PATH; leave this test out by -m 'not browser'"
+        "no chromium or no chromedriver on the PATH; skip this test with -m 'not browser'"
     )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -223,7 +221,10 @@ def browser(home: Path) -> Iterator[webdriver.Chrome]:
 
 
 def wait(done: Callable[[], object], until: float, what: str, every: float = 0.25):
-    """What `done` gives once it is true; TimeoutError with `what` after `until`. A page that redraws meanwhile is asked again."""
+    """Call `done` until its value is true, and return the value; TimeoutError after `until`.
+
+    Elements that the page replaces meanwhile are looked up again.
+    """
     began, seen = time.monotonic(), None
     while time.monotonic() < until:
         with contextlib.suppress(StaleElementReferenceException):
@@ -238,10 +239,10 @@ def wait(done: Callable[[], object], until: float, what: str, every: float = 0.2
 
 @dataclass
 class Lab:
-    """One notebook open in JupyterLab, with the time by which all must be done."""
+    """A notebook that is open in JupyterLab, and the time by which the test must end."""
 
     page: webdriver.Chrome
-    cell: int  # the slider's
+    cell: int  # position of the slider's cell
     until: float
 
     def cells(self) -> list:
@@ -258,7 +259,7 @@ class Lab:
         wait(self.idle, min(self.until, time.monotonic() + 60), "the kernel to start")
 
     def run_all(self) -> None:
-        """By the Run menu, as a student does."""
+        """Run all cells from the Run menu, as a student does."""
         self.page.find_element(
             By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='Run']]"
         ).click()
@@ -282,17 +283,12 @@ class Lab:
         return bool(resting and name) and "No Kernel" not in name[0].text
 
     def finished(self) -> bool:
-        """Every code cell has its number, the kernel rests; AssertionError where a cell failed."""
-        # in this order: the last cell may fail between two looks
+        """Return whether all cells have run; raise AssertionError if a cell failed."""
+        # prompts first: the last cell may fail between the two checks
         done = self.idle() and all(p.strip(" []:").isdigit() for p in self.prompts())
-        red = self.texts(
-            ".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']"
-        )  # warnings too
-        errors = [
-            text
-            for text in red
-            if "Traceback (most recent call last)" in text or "Cell In[" in text
-        ]
+        stderr = self.texts(".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']")
+        marks = ("Traceback (most recent call last)", "Cell In[")  # of errors; stderr has warnings
+        errors = [text for text in stderr if any(mark in text for mark in marks)]
         assert not errors, f"a cell failed:\n{errors[0][-3000:]}"
         return done
 
@@ -305,7 +301,7 @@ class Lab:
         )
 
     def pictures(self) -> list[str]:
-        """What the slider draws: sources of the images in the widget's own output."""
+        """Return the sources of the images that the slider draws."""
         return self.page.execute_script(
             "return [...arguments[0].querySelectorAll('.widget-output img')].map(e => e.src)",
             self.cells()[self.cell],
@@ -316,30 +312,30 @@ class Lab:
         return float(handle.get_attribute("aria-valuenow"))
 
     def drag(self, share: float) -> None:
-        """Take the slider's handle with the mouse and let it go `share` of the track further, towards the middle."""
+        """Drag the slider's handle by `share` of the track, towards its middle."""
         cell = self.cells()[self.cell]
         handle, track = (
             cell.find_element(By.CSS_SELECTOR, f".noUi-{part}") for part in ("handle", "base")
         )
         self.page.execute_script("arguments[0].scrollIntoView({block: 'center'})", track)
-        time.sleep(0.5)  # the page scrolls smoothly; a press on the way would miss
+        time.sleep(0.5)  # the page scrolls smoothly; a press meanwhile would miss
         middle = track.rect["x"] + track.rect["width"] / 2
         way = 1 if handle.rect["x"] + handle.rect["width"] / 2 < middle else -1
         steps = ActionChains(self.page).click_and_hold(handle)
-        for _ in range(4):  # in strides, as a hand does
+        for _ in range(4):  # several moves, like a hand's
             steps = steps.move_by_offset(round(way * share * track.rect["width"] / 4), 0)
         steps.release().perform()
 
 
 @contextlib.contextmanager
-def lab(tmp_path: Path, path: Path) -> Iterator[Lab]:
-    """`path` open in JupyterLab in Chromium; a failure leaves screenshot.png and the server's log in tmp_path and says so."""
+def open_in_lab(tmp_path: Path, path: Path) -> Iterator[Lab]:
+    """Open the notebook `path`; a failure leaves a screenshot and the server's log in tmp_path."""
     home = tmp_path / "home"
     home.mkdir()
     until = time.monotonic() + LIMIT
-    with lab_server(home, path.parent) as address, browser(home) as page:
+    with start_server(home, path.parent) as address, start_browser(home) as page:
         try:
-            opened = Lab(page, slider_cell(path), until)
+            opened = Lab(page, find_slider_cell(path), until)
             opened.open(address, path)
             yield opened
         except BaseException as e:
@@ -349,8 +345,8 @@ def lab(tmp_path: Path, path: Path) -> Iterator[Lab]:
             raise
 
 
-def moved_and_back(opened: Lab) -> tuple[list[str], list[str], list[str]]:
-    """The slider's pictures as they were, after it was moved, and after it was moved back; AssertionError where time is up."""
+def move_there_and_back(opened: Lab) -> tuple[list[str], list[str], list[str]]:
+    """Return the slider's pictures at first, after a move, and after the move back."""
     opened.run_all()
     wait(opened.pictures, min(opened.until, time.monotonic() + 20), "the slider's first picture")
     before, value = opened.pictures(), opened.value()
@@ -365,7 +361,7 @@ def moved_and_back(opened: Lab) -> tuple[list[str], list[str], list[str]]:
         min(opened.until, time.monotonic() + 20),
         f"another picture (the slider went from {value:g} to {opened.value():g})",
     )
-    opened.drag(-0.4)  # and back: the picture follows the slider, not the clock
+    opened.drag(-0.4)
     wait(
         lambda: opened.value() == value,
         min(opened.until, time.monotonic() + 10),
@@ -381,18 +377,18 @@ def moved_and_back(opened: Lab) -> tuple[list[str], list[str], list[str]]:
 
 def test_a_slider_changes_its_picture(tmp_path):
     (tmp_path / "work").mkdir()
-    with lab(tmp_path, make_small_notebook(tmp_path / "work")) as opened:
-        before, moved, back = moved_and_back(opened)
+    with open_in_lab(tmp_path, make_small_notebook(tmp_path / "work")) as opened:
+        before, moved, back = move_there_and_back(opened)
     assert before == back != moved and len(moved) == len(before) > 0
     assert all(src.startswith("data:image/png") for src in moved)
 
 
 def test_notebook_01_runs_in_jupyterlab_and_its_slider_changes_the_picture(tmp_path):
     (tmp_path / "work").mkdir()
-    with lab(
+    with open_in_lab(
         tmp_path, copy_notebook(tmp_path / "work", "01_gradual_mnist.ipynb", QUICK_01)
     ) as opened:
-        before, moved, back = moved_and_back(opened)
+        before, moved, back = move_there_and_back(opened)
     assert before == back != moved and len(moved) == len(before) > 0
     assert all(src.startswith("data:image/png") for src in moved)
 
@@ -405,7 +401,7 @@ def test_a_failing_cell_is_reported_by_its_error(tmp_path):
     nbformat.write(notebook, path)
     with (
         pytest.raises(AssertionError, match="ZeroDivisionError") as e,
-        lab(tmp_path, path) as opened,
+        open_in_lab(tmp_path, path) as opened,
     ):
         opened.run_all()
     assert (

@@ -1,7 +1,7 @@
-"""Notebooks 06, 07 and 08 on official data: their cells, by the paper's profile cut down, on tiny trees in the official layouts.
+"""Notebooks 06, 07 and 08 on official data: a reduced paper profile on tiny official folders.
 
-The networks are small and untrained (reading the published files is tested where they are read), so no figure means anything;
-what is tested is that each column of the paper's tables is there, with its value or with the file that it lacks.
+The networks are small and untrained, so no figure means anything. The tests check that each column
+of the paper's tables is there, with its value or with the name of the file that it lacks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ CUT = {
 
 
 class Many(nn.Module):
-    """Outputs from the mean colours of the four quarters."""
+    """A classifier of the mean colours of the four quarters of an image."""
 
     def __init__(self, outputs):
         super().__init__()
@@ -80,8 +80,8 @@ class Many(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(x - 0.5, 2).flatten(1))
 
 
-def executed(name: str, **parameters) -> dict:
-    """The names that a notebook leaves behind when its cells run one after the other."""
+def execute(name: str, **parameters) -> dict:
+    """Run the cells of a notebook one after the other; return its variables."""
     space: dict = {}
     for cell in nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells:
         if cell.cell_type == "code":
@@ -97,12 +97,12 @@ SIZES = {"celeba": (128, 128), "celebahq": (256, 256), "bdd": (256, 512), "image
 
 @pytest.fixture
 def small_networks(tmp_path, monkeypatch):
-    """Small networks in place of the published ones; nobody's own files."""
+    """Replace the published networks by small ones; the user's own files are not read."""
     monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setenv("CF_HEADLESS", "1")
     find, own = pretrained.find, pretrained.FOLDER / pretrained.FILES["alexnet"].file
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
-    if own.exists():  # what `make weights` brings, without which 06 has no KID
+    if own.exists():  # from `make weights`; notebook 06 needs it for KID
         (tmp_path / "weights").mkdir()
         (tmp_path / "weights" / own.name).symlink_to(own)
     monkeypatch.setattr(
@@ -131,15 +131,17 @@ def small_networks(tmp_path, monkeypatch):
     plt.close("all")
 
 
-def by_the_paper(name: str, folder, **changes) -> tuple[dict, Path]:
-    """Run a notebook with the paper's profile cut down; its metrics and the folder of its results."""
-    asked = yaml.safe_load((files.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[name]
+def run_paper_profile(name: str, folder, **changes) -> tuple[dict, Path]:
+    """Run a notebook with the reduced paper profile; return its metrics and results folder."""
+    section = yaml.safe_load((files.ROOT / "notebooks" / "profiles" / "paper.yaml").read_text())[
+        name
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        executed(
+        execute(
             name,
             profile="paper",
-            **{k: v for k, v in asked.items() if k != "shards"} | CUT[name] | changes,
+            **{k: v for k, v in section.items() if k != "shards"} | CUT[name] | changes,
         )
     found = next((folder / "results").rglob("metrics.json")).parent
     return json.loads((found / "metrics.json").read_text()), found
@@ -148,7 +150,7 @@ def by_the_paper(name: str, folder, **changes) -> tuple[dict, Path]:
 @pytest.mark.parametrize(
     ("dataset", "which", "n"), [("celeba", "table1", 4), ("celebahq", "table2", 2)]
 )
-def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lacks(
+def test_each_column_of_the_papers_tables_has_its_value_or_names_a_missing_file(
     request, small_networks, tmp_path, dataset, which, n
 ):
     root = request.getfixturevalue({"celeba": "faces", "celebahq": "hq"}[dataset])
@@ -156,12 +158,14 @@ def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lac
         (root / "celeba" / "list_eval_partition.txt").write_text(
             "".join(f"{k:06d}.jpg {int(k > 2)}\n" for k in range(1, 7))
         )
-    metrics, found = by_the_paper("07_ace_faces", tmp_path, data_root=str(root), dataset=dataset)
+    metrics, found = run_paper_profile(
+        "07_ace_faces", tmp_path, data_root=str(root), dataset=dataset
+    )
     one = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
     assert (
         metrics["data"] == "official" and metrics["n"] == n and (metrics["flip_rate"] > 0 or n == 2)
     )
-    asked_for = {
+    needed_files = {
         "fid": "inception",
         "sfid": "inception",
         "fva": "vggface2",
@@ -169,10 +173,10 @@ def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lac
         "mnac": f"{dataset}_oracle",
         "cd": f"{dataset}_oracle",
     }
-    assert {"cout", "fr", *asked_for} <= set(one.index) and one.loc[
+    assert {"cout", "fr", *needed_files} <= set(one.index) and one.loc[
         ["cout", "fr"], "value"
     ].notna().all()
-    for column, needs in asked_for.items():
+    for column, needs in needed_files.items():
         assert pd.isna(one.value[column]) and pretrained.FILES[needs].file in one.note[column], (
             one.note[column]
         )
@@ -184,7 +188,7 @@ def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lac
     stages = pd.read_csv(found / "tables" / "table5_stages.csv", index_col=0)
     assert {"FR", "FID, embedded", "MNAC", "CD", "paper's FID"} <= set(
         stages.columns
-    )  # no embedded one by an official name
+    )  # an embedded metric has no official name
 
 
 @pytest.mark.parametrize(
@@ -195,11 +199,11 @@ def test_every_column_of_the_papers_tables_has_its_value_or_the_file_that_it_lac
         ("imagenet", "zebra-sorrel", "table4", 3),
     ],
 )
-def test_what_slows_it_down_runs_on_every_set_that_it_offers(
+def test_notebook_08_runs_on_each_official_data_set(
     request, small_networks, tmp_path, dataset, label, which, n
 ):
     root = request.getfixturevalue("pairs" if dataset == "imagenet" else "scenes")
-    metrics, found = by_the_paper(
+    metrics, found = run_paper_profile(
         "08_ace_roads", tmp_path, data_root=str(root), dataset=dataset, label=label
     )
     table = pd.read_csv(found / "tables" / f"{which}.csv", index_col=0)
@@ -217,7 +221,7 @@ def test_what_slows_it_down_runs_on_every_set_that_it_offers(
     not pretrained.FOLDER.joinpath(pretrained.FILES["alexnet"].file).exists(),
     reason="needs `make weights`",
 )
-def test_the_prior_of_celeba_is_looked_at(faces, small_networks, tmp_path):  # noqa: F811
+def test_notebook_06_runs_with_the_prior_of_celeba(faces, small_networks, tmp_path):  # noqa: F811
     names = [f"{k:06d}.jpg" for k in range(1, 25)]
     for k, name in enumerate(names):
         picture(faces / "celeba" / "img_align_celeba" / name, seed=k)
@@ -227,6 +231,6 @@ def test_the_prior_of_celeba_is_looked_at(faces, small_networks, tmp_path):  # n
     (faces / "celeba" / "list_eval_partition.txt").write_text(
         "".join(f"{name} 1\n" for name in names)
     )
-    metrics, found = by_the_paper("06_diffusion_prior", tmp_path, data_root=str(faces))
+    metrics, found = run_paper_profile("06_diffusion_prior", tmp_path, data_root=str(faces))
     assert metrics["data"] == "official" and metrics["n"] == 6
     assert len(pd.read_csv(found / "tables" / "filtered.csv")) == 4

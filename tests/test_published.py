@@ -1,4 +1,4 @@
-"""What is published at sizes that carry a claim holds what was asked of it."""
+"""Published results with enough items: they must show what the project claims of its methods."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ RIVALS = ("wachter", "cem", "abele", "no_logit")
 
 
 def metrics(name, profile="embedded"):
+    """Read the published metrics of a notebook; skip the test if there are none."""
     file = files.ROOT / "results" / profile / name / "metrics.json"
     if not file.exists():
         pytest.skip(f"{file} is not published yet: make {profile}, make publish PROFILE={profile}")
     return files.read_json(file)
 
 
-def test_the_demo_of_gradual_construction():
+def test_the_demo_of_gradual_construction_convinces_independent_judges():
     m = metrics("01_gradual_mnist", "demo")
     assert (
         m["data"] == "embedded"
@@ -37,7 +38,7 @@ def test_the_demo_of_gradual_construction():
 
 
 @pytest.mark.parametrize("classifier", ["", "_984"])
-def test_gradual_construction_on_official_digits_beats_who_has_no_prior(classifier):
+def test_gradual_construction_beats_methods_without_a_prior_on_official_digits(classifier):
     m = metrics("01_gradual_mnist", "paper")
     assert m["data"] == "official" and m["n"] >= 360
     for rival in ("wachter", "cem", "no_logit"):
@@ -48,12 +49,12 @@ def test_gradual_construction_on_official_digits_beats_who_has_no_prior(classifi
 @pytest.mark.parametrize(
     "path", sorted((files.ROOT / "results" / "benchmarks").glob("*.json")), ids=lambda p: p.stem
 )
-def test_what_the_benchmarks_measured_is_inside_its_bounds(path):
+def test_benchmark_results_are_inside_their_bounds(path):
     found = files.read_json(path)
     assert not found["quick"] and found["missed"] == []
 
 
-def test_the_prior_of_faces_draws_what_one_takes_for_renderings():
+def test_samples_of_the_prior_of_faces_are_close_to_renders():
     m = metrics("06_diffusion_prior")
     assert m["data"] == "embedded" and m["n"] >= 256 and m["claims_failed"] == 0
     assert (
@@ -61,10 +62,10 @@ def test_the_prior_of_faces_draws_what_one_takes_for_renderings():
         and m["kid_embedded"] < 0.1
         and m["kid_embedded_filtered"] < m["kid_embedded"]
     )
-    assert m["kid_embedded_few_upper"] > 10 * m["kid_embedded"]  # a wrong sampler is far worse
+    assert m["kid_embedded_few_upper"] > 10 * m["kid_embedded"]  # too few steps are far worse
 
 
-def test_ace_on_faces():
+def test_ace_on_faces_flips_decisions_by_the_true_cause():
     m = metrics("07_ace_faces")
     assert (
         m["data"] == "embedded"
@@ -75,7 +76,7 @@ def test_ace_on_faces():
     assert m["flip_rate"] >= 0.95 and m["flip_rate"] >= m["flip_rate_pre"] - 0.02
     assert m["semantic_validity"] >= 0.8 * m["semantic_validity_ceiling"] > 0.4
     assert m["used_factor_moved_shortcut"] >= 0.8
-    for rival in ("dime", "fastdime", "dime_pasted"):  # compared only where nine in ten turn
+    for rival in ("dime", "fastdime", "dime_pasted"):  # compared only if nine in ten flip
         assert (f"semantic_validity_less_{rival}" in m) == (m[f"flip_rate_{rival}"] >= 0.9)
 
 
@@ -83,7 +84,7 @@ def test_an_attack_without_a_prior_has_no_semantic_validity():
     assert metrics("07_ace_faces")["semantic_validity_pgd"] <= 0.1
 
 
-def test_the_papers_columns_stand_beside_ours():
+def test_official_metrics_have_the_papers_value_and_embedded_ones_have_none():
     metrics("07_ace_faces")
     table = pd.read_csv(EMBEDDED / "07_ace_faces" / "tables" / "table1.csv", index_col=0)
     paper = table["paper, ACE l1"]
@@ -96,8 +97,7 @@ def test_the_papers_columns_stand_beside_ours():
     assert paper[[name for name in paper.index if name.endswith("_embedded")]].isna().all()
 
 
-def test_stages_and_persons_have_all_their_columns():
-    """Tables 5 and 6, ours beside the paper's: a column that cannot be filled would be an empty one."""
+def test_tables_5_and_6_have_no_empty_column():
     metrics("07_ace_faces")
     tables = EMBEDDED / "07_ace_faces" / "tables"
     five, six = (
@@ -109,10 +109,7 @@ def test_stages_and_persons_have_all_their_columns():
     assert five.loc["PGD":, ["FID, embedded", "CD, embedded"]].notna().all(axis=None)
     five = five.loc[stages]
     assert five.notna().all(axis=None)
-    fid, sfid = (
-        five["FID, embedded"],
-        five["sFID, embedded"],
-    )  # as in the paper; CD is not (claims.csv)
+    fid, sfid = five["FID, embedded"], five["sFID, embedded"]  # ranked as in the paper; CD is not
     assert (
         fid.idxmin() == sfid.idxmin() == "ACE"
         and fid.idxmax() == "FR-CE"
@@ -123,7 +120,7 @@ def test_stages_and_persons_have_all_their_columns():
     assert six.FS["random"] < six.FS.drop("random").min() and six["paper's S3"]["DiME"] == 0.9396
 
 
-def test_ace_on_roads():
+def test_ace_on_roads_changes_the_true_region():
     m = metrics("08_ace_roads")
     assert m["data"] == "embedded" and m["n"] >= 64
     assert m["flip_rate"] >= 0.95 and m["flip_rate"] >= m["flip_rate_pre"] - 0.02
@@ -149,7 +146,8 @@ def test_ace_on_roads():
         pytest.param(
             "",
             marks=pytest.mark.xfail(
-                strict=True, reason="0.89: a mask leaves nothing outside; pedestrians 0.79"
+                strict=True,
+                reason="measured 0.89: nothing outside the mask has a rank; pedestrians 0.79",
             ),
         ),
         "_before_threshold",
@@ -157,5 +155,5 @@ def test_ace_on_roads():
         "_decisive",
     ],
 )
-def test_what_ace_changes_on_roads_ranks_the_true_region(of):
+def test_pixels_that_ace_changes_on_roads_rank_the_true_region_first(of):
     assert metrics("08_ace_roads")[f"pixel_auroc{of}"] >= 0.9
