@@ -212,6 +212,12 @@ FAULTS = {
         "is_embedded | ~is_embedded",
         ("tests/test_mnist.py::test_official_layout",),
     ),
+    "status does not look inside": Fault(
+        MNIST,
+        "_check_header(name, _find_file(folder, name))",
+        "_find_file(folder, name)",
+        ("tests/test_mnist.py::test_status_looks_inside",),
+    ),
     "average not updated": Fault(
         "cf_utils/training/loop.py",
         "average.update_parameters(owner)",

@@ -1,4 +1,4 @@
-"""The call, the result, the checks, the noise: what every method shares."""
+"""What all methods share: input checks, noise, the result, batches and shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import make_explainer, make_net, make_queries
 X, T = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
 
 
-# ---------------------------------------------------------------- what comes in
+# ---------------------------------------------------------------- input checks
 
 
 @pytest.mark.parametrize(
@@ -63,21 +63,14 @@ def test_bad_input_is_named(changes, named):
         check_query(**{**good, **changes})
 
 
-def test_what_is_allowed():
+def test_valid_input_is_accepted():
     assert torch.equal(check_query(X, T), torch.arange(4))
     assert check_query(X, T, ["a", "b", "c", "d"]) == ("a", "b", "c", "d")
     check_query(X * 100 - 50, T, bounds=None)
-    check_query(
-        torch.tensor([[0.5, 15.0]]),
-        T[:1],
-        bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])),
-    )
+    bounds = (torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0]))  # per feature
+    check_query(torch.tensor([[0.5, 15.0]]), T[:1], bounds=bounds)
     with pytest.raises(ValueError, match="per feature"):
-        check_query(
-            torch.tensor([[0.5, 5.0]]),
-            T[:1],
-            bounds=(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0])),
-        )
+        check_query(torch.tensor([[0.5, 5.0]]), T[:1], bounds=bounds)
 
 
 @pytest.mark.parametrize(
@@ -93,22 +86,20 @@ def test_target_out_of_range(net, target, named):
 @pytest.mark.parametrize(
     "shape", [(2, 28, 28), (2, 784), (2, 3, 28, 28), (2, 1, 32, 32), (2, 1, 29, 29)]
 )
-def test_digits_of_another_shape_are_refused_by_name(shape):
+def test_digits_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"x: got shape .*expected digits \(B, 1, 28, 28\)"):
         make_explainer(classes=10)(classifiers.MnistCNN(), torch.rand(shape), torch.tensor([0, 1]))
 
 
-def test_what_a_classifier_does_not_take_is_refused_by_name(net):
+def test_input_that_a_classifier_rejects_is_refused(net):
     x, target = make_queries(net, 2, shape=(1, 6, 6))
-    with pytest.raises(
-        ValueError,
-        match=r"x: got torch.float64 of shape \(2, 1, 6, 5\), which this classifier does not accept",
-    ):
+    got = r"x: got torch.float64 of shape \(2, 1, 6, 5\)"
+    with pytest.raises(ValueError, match=f"{got}, which this classifier does not accept"):
         make_explainer()(net, x[..., 1:], target)
 
 
 @pytest.mark.parametrize("shape", [(1,), (), (3, 2)])
-def test_a_classifier_that_gives_no_logits(net, shape):
+def test_a_classifier_without_logits_is_refused(net, shape):
     class Odd(nn.Module):
         def forward(self, x):
             return x.sum().expand(len(x), *shape)
@@ -129,25 +120,24 @@ def test_noise_depends_on_seed_id_and_stream_alone():
     assert torch.equal(item_noise(0, ["5"], (2, 3), "s")[0], a[0])  # an id is its text
     state = torch.get_rng_state()
     torch.manual_seed(77)
-    assert torch.equal(item_noise(0, ids, (2, 3), "s"), a)  # the global generator plays no part
+    assert torch.equal(item_noise(0, ids, (2, 3), "s"), a)  # the global generator has no effect
     torch.set_rng_state(state)
     others = [a[0], a[1], item_noise(1, ids, (2, 3), "s")[0], item_noise(0, ids, (2, 3), "r")[0]]
     assert all(not torch.equal(p, q) for i, p in enumerate(others) for q in others[:i])
     assert a.dtype == torch.float32
 
 
-def test_noise_has_the_distribution_it_names():
-    """2,000 items x 16: mean within 4 standard errors; neighbours uncorrelated. Measured: mean 0.003, sd 1.003, r 0.004."""
+def test_noise_has_its_distribution():
+    """Mean within 4 standard errors, and neighbours uncorrelated, over 2,000 items x 16."""
     z = item_noise(0, torch.arange(2000), (16,), "s")
-    assert abs(z.mean()) < 4 / 32000**0.5
-    assert abs(z.std() - 1) < 0.02
-    assert abs(np.corrcoef(z[:-1].flatten(), z[1:].flatten())[0, 1]) < 0.025
+    assert abs(z.mean()) < 4 / 32000**0.5  # measured 0.003
+    assert abs(z.std() - 1) < 0.02  # measured 0.003
+    assert abs(np.corrcoef(z[:-1].flatten(), z[1:].flatten())[0, 1]) < 0.025  # measured 0.004
     u = item_noise(0, torch.arange(2000), (16,), "s", "uniform")
     assert u.min() >= 0
     assert u.max() < 1
-    assert (
-        torch.histc(u, 10, 0, 1).sub(3200).abs().max() < 4 * (32000 * 0.09) ** 0.5
-    )  # measured 110, bound 215
+    excess = torch.histc(u, 10, 0, 1).sub(3200).abs().max()
+    assert excess < 4 * (32000 * 0.09) ** 0.5  # measured 110, bound 215
 
 
 # ---------------------------------------------------------------- the result
@@ -219,7 +209,7 @@ def test_a_truncated_tensors_file_is_named(cfs, tmp_path):
     cfs.save(tmp_path)
     (file,) = tmp_path.glob("tensors-*")
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="is damaged.*compute it again") as e:
+    with pytest.raises(ValueError, match=r"is damaged.*compute it again") as e:
         Counterfactuals.load(tmp_path)
     assert str(file) in str(e.value)
     file.write_bytes(b"")
@@ -246,9 +236,8 @@ def test_select_and_frame(cfs):
     frame = cfs.to_frame()
     assert frame.index.tolist() == cfs.ids.tolist()
     assert frame.loc[9, "score"] == cfs.score[2].item()
-    assert {"target", "source", "valid", "reached", "reason", "n_forward", "seconds"} <= set(
-        frame.columns
-    )
+    columns = {"target", "source", "valid", "reached", "reason", "n_forward", "seconds"}
+    assert columns <= set(frame.columns)
 
 
 def test_joining(net):
@@ -266,7 +255,7 @@ def test_joining(net):
         assert torch.equal(a.path[i, n - 1 :], a.counterfactual[i].expand_as(a.path[i, n - 1 :]))
 
 
-def test_what_may_not_be_joined(net, cfs):
+def test_results_that_do_not_fit_are_not_joined(net, cfs):
     x, target = make_queries(net, 2)
     ids = torch.tensor([100, 101])
     for other, named in [
@@ -291,10 +280,9 @@ def test_a_result_without_a_search_joins(net):
     assert parts[0].reason == (ALREADY,)
     assert parts[0].path is None
     joined, whole = parts[0] + parts[1] + parts[2] + parts[3], e(net, x, target, ids)
-    equal(
-        joined, whole, without=("seconds", "counterfactual", "path", "score")
-    )  # equal to rounding only: those below
-    for name in ("counterfactual", "path", "score"):
+    rounded = ("counterfactual", "path", "score")  # equal up to rounding
+    equal(joined, whole, without=("seconds", *rounded))
+    for name in rounded:
         torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=0, atol=1e-9)
 
 
@@ -319,21 +307,19 @@ def test_a_result_among_the_settings_is_hashed_once(cfs, monkeypatch):
 # ---------------------------------------------------------------- many items
 
 
-def test_shards_union_is_one_run_bit_for_bit(net, tmp_path):
+def test_joined_shards_equal_one_run_bit_for_bit(net, tmp_path):
     x, target = make_queries(net, 11)
     ids, e = torch.arange(50, 61).flip(0), make_explainer(patience=3)
     whole = explain_in_batches(e, net, x, target, ids, batch_size=3)
     assert torch.equal(whole.ids, ids)  # the caller's order
+    settings = {"batch_size": 3, "folder": tmp_path}
     for k in (2, 1, 3):
-        assert (
-            explain_in_batches(e, net, x, target, ids, batch_size=3, folder=tmp_path, shard=(k, 3))
-            is None
-        )
-    joined = explain_in_batches(e, net, x, target, ids, batch_size=3, folder=tmp_path)
+        assert explain_in_batches(e, net, x, target, ids, shard=(k, 3), **settings) is None
+    joined = explain_in_batches(e, net, x, target, ids, **settings)
     equal(joined, whole)
 
 
-def test_what_is_there_is_read(net, tmp_path, monkeypatch):
+def test_stored_batches_are_read_and_damaged_ones_computed_again(net, tmp_path, monkeypatch):
     x, target = make_queries(net, 7)
     ids, e, done = torch.arange(7), make_explainer(), []
     plain = type(e).search
@@ -353,32 +339,35 @@ def test_what_is_there_is_read(net, tmp_path, monkeypatch):
     again, n = run()
     assert n == 0
     equal(first, again, without=())
-    next(iter(sorted(tmp_path.iterdir()))).joinpath(
-        "result.json"
-    ).unlink()  # a batch that was not finished
+    record = min(tmp_path.iterdir()) / "result.json"
+    record.unlink()  # a batch that was not finished
     assert run()[1] == 3
+    record.write_text("")  # a full disk
+    with pytest.warns(
+        UserWarning, match=r"is damaged and is computed again: .*result\.json"
+    ) as told:
+        assert run()[1] == 3
+    assert "delete the folder" not in str(told[0].message)
     moved = x.clone()
     moved[6] = 0.5
     assert run(x=moved)[1] == 1  # only the batch of the changed row
-    assert (
-        run(e.with_(lam=0.2))[1] == 7
-    )  # a setting, a score, other weights: nothing of old is taken
+    # Another setting, tau or other weights: no stored batch is reused.
+    assert run(e.with_(lam=0.2))[1] == 7
     assert run(tau=0.8)[1] == 7
     assert run(net=make_net(seed=9))[1] > 0
     assert run()[1] == 0
 
 
-def test_failures_stay_in_place_and_flagged(net):
+def test_failures_are_kept_in_order_and_flagged(net):
     x, target = make_queries(net, 5)
-    cfs = explain_in_batches(
-        make_explainer(steps=4, max_blocks=2), net, x, target, torch.arange(5), batch_size=2
-    )
+    explain = make_explainer(steps=4, max_blocks=2)
+    cfs = explain_in_batches(explain, net, x, target, torch.arange(5), batch_size=2)
     assert len(cfs) == 5
-    assert 0 < cfs.reached.sum() < 5  # measured 2: both kinds are there
+    assert 0 < cfs.reached.sum() < 5  # measured 2
     assert [bool(r) for r in cfs.reason] == [not r for r in cfs.reached.tolist()]
 
 
-def test_shards_want_ids(net):
+def test_shards_need_ids(net):
     x, target = make_queries(net, 4)
     with pytest.raises(ValueError, match="ids: got None"):
         explain_in_batches(make_explainer(), net, x, target, None, shard=(1, 2))
@@ -404,7 +393,7 @@ def test_devices_seeds_headless(monkeypatch):
     assert core.progress(range(3)).disable
 
 
-def test_frozen_puts_back_even_after_an_error(net):
+def test_frozen_restores_modules_even_after_an_error(net):
     net[1].bias.requires_grad_(False)
     with pytest.raises(RuntimeError), core.frozen(net):
         assert not net.training
@@ -414,7 +403,7 @@ def test_frozen_puts_back_even_after_an_error(net):
     assert [p.requires_grad for p in net.parameters()] == [True, False, True, True]
 
 
-def test_hash_of_a_module_ignores_order_of_registration_not_values(net):
+def test_the_hash_of_a_module_depends_on_its_values(net):
     other = make_net()
     assert files.module_sha256(net) == files.module_sha256(other)
     with torch.no_grad():
@@ -422,6 +411,6 @@ def test_hash_of_a_module_ignores_order_of_registration_not_values(net):
     assert files.module_sha256(net) != files.module_sha256(other)
 
 
-def test_a_method_without_a_search_cannot_be_made():
+def test_a_method_without_a_search_cannot_be_created():
     with pytest.raises(TypeError, match=r"abstract method '?search"):
         core.Explainer()

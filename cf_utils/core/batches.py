@@ -13,7 +13,7 @@ from cf_utils.core import files
 from cf_utils.core.checks import Ids, check_count, check_query, to_list
 from cf_utils.core.description import describe
 from cf_utils.core.explainer import Explainer
-from cf_utils.core.result import Counterfactuals
+from cf_utils.core.result import REPAIR, Counterfactuals
 from cf_utils.core.runtime import progress
 
 
@@ -63,7 +63,8 @@ def explain_in_batches(
                 if before_save is not None:
                     before_save()
                 part.save(where)
-        parts.append(part)
+        if n == 1:  # a shard returns nothing, so it need not keep its results in memory
+            parts.append(part)
     if n > 1:
         return None
     whole = Counterfactuals.join(parts)
@@ -78,5 +79,6 @@ def _load_batch(folder: Path) -> Counterfactuals | None:
     try:
         return Counterfactuals.load(folder)
     except (ValueError, KeyError, TypeError, OSError) as e:
-        warnings.warn(f"{folder} is damaged and is computed again: {e}", stacklevel=3)
+        problem = str(e).removesuffix(f"; {REPAIR}")
+        warnings.warn(f"{folder} is damaged and is computed again: {problem}", stacklevel=3)
         return None

@@ -23,7 +23,7 @@ NAN = "classifier returned NaN"
 BELOW = "score below tau"
 OTHER = "decision is not the target"
 
-_REPAIR = "delete the folder and compute it again"
+REPAIR = "delete the folder and compute it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Counterfactuals:
         whole = ("settings", "seed", "row_ids")
         return [f.name for f in dataclasses.fields(cls) if f.name not in whole]
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Any]:
         """Return the fields that hold a tensor, by name, on the CPU."""
         values = {name: getattr(self, name) for name in self._item_fields()}
         return {name: v.cpu() for name, v in values.items() if isinstance(v, Tensor)}
@@ -80,7 +80,8 @@ class Counterfactuals:
         """Return the items at `rows` (positions, or a bool mask), in that order."""
         rows = torch.as_tensor(rows)
         rows = (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).long()
-        positions, selected = rows.tolist(), {}
+        positions = rows.tolist()
+        selected: dict[str, Any] = {}
         for name in self._item_fields():
             value = getattr(self, name)
             if isinstance(value, Tensor):
@@ -108,8 +109,10 @@ class Counterfactuals:
         _check_joinable(parts)
         searched = next((part for part in parts if not part._had_no_search()), first)
         parts = [part._add_fields_of(searched) for part in parts]
-        names = cls._item_fields()
-        joined = {name: _concatenate(name, [getattr(p, name) for p in parts]) for name in names}
+        joined: dict[str, Any] = {
+            name: _concatenate(name, [getattr(part, name) for part in parts])
+            for name in cls._item_fields()
+        }
         ids = [i for part in parts for i in to_list(part.ids)]
         in_order = sorted(range(len(ids)), key=ids.__getitem__)
         return dataclasses.replace(first, **joined).select(in_order)
@@ -133,7 +136,7 @@ class Counterfactuals:
             "n_forward_generator": zero,
             "n_backward_generator": zero.clone(),
         }
-        lacking = {
+        lacking: dict[str, Any] = {
             name: value
             for name, value in empty.items()
             if getattr(self, name) is None and getattr(other, name) is not None
@@ -182,15 +185,16 @@ class Counterfactuals:
         plain = _read_plain(path)
         file, expected = path.with_name(plain.pop("tensors")), plain.pop("sha256")
         if not file.exists():
-            raise ValueError(f"{file} is missing, which {path.name} names; {_REPAIR}")
+            raise ValueError(f"{file} is missing, which {path.name} names; {REPAIR}")
         if files.sha256(file) != expected:
             raise ValueError(
-                f"{file} is damaged: it is not the one that result.json names; {_REPAIR}"
+                f"{file} is damaged: it is not the one that result.json names; {REPAIR}"
             )
         try:
-            return cls(**files.read_tensors(file), **plain)
+            tensors: dict[str, Any] = files.read_tensors(file)
+            return cls(**tensors, **plain)
         except (safetensors.SafetensorError, TypeError) as e:
-            raise ValueError(f"{file} and {path.name} hold no whole result: {e}; {_REPAIR}") from e
+            raise ValueError(f"{file} and {path.name} hold no whole result: {e}; {REPAIR}") from e
 
 
 def _read_plain(path: Path) -> dict[str, Any]:
@@ -204,11 +208,11 @@ def _read_plain(path: Path) -> dict[str, Any]:
             raise TypeError("'tensors' is no file name")
         plain["sha256"]
     except KeyError as e:
-        raise ValueError(f"{path} is damaged: it has no entry {e}; {_REPAIR}") from e
+        raise ValueError(f"{path} is damaged: it has no entry {e}; {REPAIR}") from e
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
         size = path.stat().st_size
         raise ValueError(
-            f"{path} is damaged: {size} bytes that are no saved result ({e}); {_REPAIR}"
+            f"{path} is damaged: {size} bytes that are no saved result ({e}); {REPAIR}"
         ) from e
     return plain
 

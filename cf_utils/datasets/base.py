@@ -46,9 +46,9 @@ class InMemory(Dataset):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, i: int | slice | Rows) -> tuple[Tensor, Tensor, Any]:
-        one = isinstance(i, int | slice)
-        return self.x[i], self.y[i], self.ids[i] if one else _select(self.ids, i)
+    def __getitem__(self, index: int | slice | Rows) -> tuple[Tensor, Tensor, Any]:
+        ids = self.ids[index] if isinstance(index, int | slice) else _select(self.ids, index)
+        return self.x[index], self.y[index], ids
 
     def take(self, rows: Rows) -> InMemory:
         """Return the split of these rows, in that order."""
@@ -76,10 +76,10 @@ class OnDisk(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int | slice | Rows) -> tuple[Tensor, Tensor, Any]:
-        if isinstance(i, int):
-            return self.read(self.folder / self.names[i]), self.y[i], self.ids[i]
-        part = self.take(range(len(self))[i] if isinstance(i, slice) else i)
+    def __getitem__(self, index: int | slice | Rows) -> tuple[Tensor, Tensor, Any]:
+        if isinstance(index, int):
+            return self.read(self.folder / self.names[index]), self.y[index], self.ids[index]
+        part = self.take(range(len(self))[index] if isinstance(index, slice) else index)
         x = torch.stack([self.read(part.folder / name) for name in part.names])
         return x, part.y, part.ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 from cf_utils.core.choices import check_choice
 from cf_utils.datasets import (
@@ -19,7 +20,7 @@ from cf_utils.datasets import (
 )
 from cf_utils.datasets.base import Status
 
-SETS = {
+SETS: dict[str, ModuleType] = {
     "mnist": mnist,
     "imdb": imdb,
     "glove": glove,

@@ -82,11 +82,10 @@ def status(root: str = "") -> Status:
     """Report whether all pairs have validation images; looks at the first and last of a pair."""
 
     def look() -> str:
-        n = 0
-        for pair in PAIRS:
-            data = load(root, pair=pair)
+        pairs = [load(root, pair=pair) for pair in PAIRS]
+        for data in pairs:
             images.check_first_and_last(data)
-            n += len(data)
-        return f"official files in {data.folder}, {n:,} validation images"
+        n = sum(map(len, pairs))
+        return f"official files in {pairs[0].folder}, {n:,} validation images"
 
     return report_status("imagenet_pairs", look)

@@ -61,8 +61,8 @@ class Reviews(Dataset):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, i: int) -> tuple[str, Tensor, Tensor]:
-        return self.texts[i], self.y[i], self.ids[i]
+    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+        return self.texts[index], self.y[index], self.ids[index]
 
     def take(self, rows: Rows) -> Reviews:
         """Return the reviews at these positions, in that order."""

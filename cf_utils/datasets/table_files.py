@@ -50,7 +50,7 @@ def check_columns(found: Sequence[str], expected: Sequence[str]) -> None:
 def check_rows(column: pd.Series, wrong: np.ndarray, expected: str) -> None:
     """Raise ValueError that names the column and its first wrong row, if any row is wrong (N,)."""
     if wrong.any():
-        i = wrong.argmax()
+        i = int(wrong.argmax())
         got = f"got {column.iloc[i]!s}; {expected}"
         raise ValueError(f"column {column.name!r}, row {i} (counted from 0): {got}")
 
