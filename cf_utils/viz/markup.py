@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import pandas as pd
@@ -55,6 +55,6 @@ def text_table(frame: pd.DataFrame) -> Styler:
     return styler.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
 
 
-def show_source(*things: object) -> Code:
+def show_source(*things: Callable[..., object]) -> Code:
     """Show the source code of functions or classes as highlighted Python."""
     return Code("\n\n".join(map(inspect.getsource, things)), language="python")

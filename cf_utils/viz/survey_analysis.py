@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame, n_votes: int, voters: str) -> Figure:
     """Draw acceptance with its interval, and the share of Fig. 6, of a table of `tabulate`."""
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=100, sharey=True, layout="constrained")
     below, above = table["acceptance"] - table["low"], table["high"] - table["acceptance"]
-    bars = np.stack([below, above]).clip(min=0)
+    bars = np.array([below.to_numpy(), above.to_numpy()]).clip(min=0)
     axes[0].bar(table.index, table["acceptance"], yerr=bars, capsize=4, color="#4c72b0")
     axes[0].set(ylim=(0, 1.02), ylabel="share")
     axes[0].set_title("accepted, of this method's votes (95 %)", fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ def extract(encoder: nn.Module, images: Tensor, batch_size: int = 50) -> Feature
     batches = progress(images.split(batch_size), desc=type(encoder).__name__, leave=False)
     with eval_mode(encoder):
         parts = [encoder(b.to(device, torch.float32)).flatten(1).float().cpu() for b in batches]
-    official_for = tuple(getattr(encoder, "official_for", ()))
-    return Features(torch.cat(parts), type(encoder).__name__, official_for)
+    official_for: Any = getattr(encoder, "official_for", ())
+    return Features(torch.cat(parts), type(encoder).__name__, tuple(official_for))
 
 
 def check_images(name: str, x: Tensor) -> None:

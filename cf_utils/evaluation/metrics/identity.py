@@ -10,6 +10,8 @@ that the classifier gets right.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,8 @@ def fva_fs(
     Returns: fva, fs, and fva_random, fs_random over random pairs of queries, and n. With an encoder
     other than `encoders.FaceNet` the names end in `_embedded` (before `_random`).
     """
-    threshold = getattr(encoder, "threshold", None) if threshold is None else threshold
+    own: Any = getattr(encoder, "threshold", None)
+    threshold = own if threshold is None else threshold
     if threshold is None or not -1 <= threshold <= 1:
         raise ValueError(
             f"threshold: got {threshold} for {type(encoder).__name__}, expected a cosine in "

@@ -96,7 +96,7 @@ class VGG19(nn.Module):
             if k.startswith("features.") and int(k.split(".")[1]) < 18
         }
         with torch.device("meta"):
-            layers = models.vgg19(weights=None).features[:18]
+            layers = nn.Sequential(*list(models.vgg19(weights=None).features.children())[:18])
         if wrong := mismatches(state, layers.state_dict()):
             raise ValueError(f"{path} is no VGG19: " + "; ".join(wrong[:8]))
         layers.load_state_dict(state, assign=True)

@@ -70,7 +70,9 @@ def grad_cam(
         for images, classes in _batches(classifier, x, target, batch_size):
             images = images.detach().clone().requires_grad_(True)
             cam = LayerGradCam(lambda v, c=classes: logit_margin(classifier(v), c), layer)
-            parts.append(cam.attribute(images).to(x.device))
+            attribution = cam.attribute(images)
+            assert isinstance(attribution, Tensor)  # captum returns a tuple for several inputs
+            parts.append(attribution.to(x.device))
     coarse = torch.cat(parts).detach()
     return F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 

@@ -80,7 +80,7 @@ def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = Non
 
 
 def log_odds(
-    texts: Iterable[Sequence[str]], labels: Iterable[int], min_count: int = 20
+    texts: Iterable[Sequence[str]], labels: Iterable[int] | Tensor, min_count: int = 20
 ) -> dict[str, float]:
     """Log odds of each word under naive Bayes: log p(word | class 1) - log p(word | class 0).
 

@@ -172,10 +172,11 @@ def semantic_validity(
     check_factors(cfs, factors)
     candidates = displacement.reliable.any(1) & cfs.valid & ~displacement.undefined
     rows = candidates.cpu().nonzero().flatten()
+    size = (cfs.query.shape[2], cfs.query.shape[3])
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
         change, reliable = displacement.value[at], displacement.reliable[at]
         moved = oracle_columns.displace(factors.take(at), displacement.names, change, reliable)
-        x = factors.world.render(moved, tuple(cfs.query.shape[2:])).to(cfs.query)
+        x = factors.world.render(moved, size).to(cfs.query)
         flips[at] = (predict(classifier, x).argmax(1) == cfs.target[at]).double().cpu()
     return torch.where(displacement.undefined.cpu(), torch.nan, flips)

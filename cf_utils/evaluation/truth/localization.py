@@ -24,7 +24,7 @@ def member_regions(members: TrueSet, factors: Factors) -> Tensor:
     The noise-free change of some channel must exceed 2 standard deviations of the camera's noise.
     `factors`: those of the B items.
     """
-    size, world = tuple(members.image.shape[2:]), factors.world
+    size, world = (members.image.shape[2], members.image.shape[3]), factors.world
     parts = [members.image[:0, :1] > 0]
     if not len(members):
         return parts[0]

@@ -150,7 +150,7 @@ def _render(
 ) -> tuple[Tensor, Tensor]:
     """Render items with one factor moved; return the images and the target's probability."""
     moved = factors.take(item).move(name, value)
-    x = factors.world.render(moved, tuple(query.shape[2:])).to(query)
+    x = factors.world.render(moved, (query.shape[2], query.shape[3])).to(query)
     p = predict(classifier, x).double().softmax(1).gather(1, target[item][:, None])[:, 0]
     return x, p.cpu()
 
