@@ -1,9 +1,4 @@
-"""Explainers, one file per method, and their settings in `presets`.
+"""Explainers: one file per method, each a frozen dataclass with the call of `core.Explainer`.
 
-A method is a frozen dataclass that is called as `core.Explainer` says.
+`presets` holds their settings per data set, `shared` what several methods use.
 """
-
-from cf_utils.explainers.shared.construction import truncate_at_tau
-from cf_utils.explainers.shared.prototypes import average_by_class, mean_logits
-
-__all__ = ["average_by_class", "mean_logits", "truncate_at_tau"]
