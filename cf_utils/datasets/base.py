@@ -99,10 +99,10 @@ def _select(ids: Ids, rows: Rows) -> Ids:
     return select_ids(ids, torch.as_tensor(rows))
 
 
-def describe_problem(name: str, path: Path, problem: str) -> str:
+def describe_problem(name: str, path: Path | None, problem: str) -> str:
     """Return an error text for data set `name`: what is wrong, where we looked, what to do."""
-    advice = f"How to get the data: data/README.md, entry '{name}'"
-    return f"{name}: {problem} (looked at {path}). {advice}"
+    place = "" if path is None else f" (looked at {path})"
+    return f"{name}: {problem}{place}. How to get the data: data/README.md, entry '{name}'"
 
 
 def find_package_file(name: str, package: str, *parts: str) -> Path:

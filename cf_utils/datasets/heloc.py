@@ -75,7 +75,7 @@ LAYOUT = Layout(
     codes=CODES,
     categories={"MaxDelq2PublicRecLast12M": DELINQUENCY, "MaxDelqEver": DELINQUENCY},
 )
-NOT_EMBEDDED = "no package ships this table; data_root='' has german_credit in its place"
+NOT_EMBEDDED = "no package ships this table; root='' has german_credit in its place"
 
 
 def load(root: str, split: str = "test", external: bool = False) -> Table:
@@ -114,7 +114,7 @@ def _read_split(root: str, split: str, external: bool) -> tuple[Table, int]:
 
 def _find(root: str) -> Path:
     if not root:
-        raise FileNotFoundError(describe_problem("heloc", Path("data_root=''"), NOT_EMBEDDED))
+        raise FileNotFoundError(describe_problem("heloc", None, NOT_EMBEDDED))
     return find_file("heloc", root, FILES)
 
 

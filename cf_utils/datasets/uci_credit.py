@@ -52,7 +52,7 @@ LAYOUT = Layout(
 )
 # What xlrd raises for a damaged file.
 XLS_ERRORS = (AssertionError, IndexError, struct.error, xlrd.XLRDError, CompDocError)
-NOT_EMBEDDED = "no package ships this table; data_root='' has german_credit in its place"
+NOT_EMBEDDED = "no package ships this table; root='' has german_credit in its place"
 
 
 def load(root: str, split: str = "test") -> Table:
@@ -90,7 +90,7 @@ def _read_split(root: str, split: str) -> tuple[Table, int]:
 
 def _find(root: str) -> Path:
     if not root:
-        raise FileNotFoundError(describe_problem("uci_credit", Path("data_root=''"), NOT_EMBEDDED))
+        raise FileNotFoundError(describe_problem("uci_credit", None, NOT_EMBEDDED))
     return find_file("uci_credit", root, FILES)
 
 
