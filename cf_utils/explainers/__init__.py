@@ -2,3 +2,8 @@
 
 `presets` holds their settings per data set, `shared` what several methods use.
 """
+
+from cf_utils.explainers.shared.construction import truncate_at_tau
+from cf_utils.explainers.shared.prototypes import average_by_class, mean_logits
+
+__all__ = ["average_by_class", "mean_logits", "truncate_at_tau"]
