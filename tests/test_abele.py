@@ -157,6 +157,16 @@ def test_n_changes_counts_the_dimensions_outside_the_box():
             assert (near != query).sum() == box.n_changes  # nothing else changes
 
 
+def test_a_box_contains_its_upper_bound_and_not_its_lower_one():
+    tree, _ = make_tree()
+    cut, i = tree.tree_.threshold[0], tree.tree_.feature[0]
+    query = np.zeros(3)
+    query[i] = cut
+    (factual,) = [box for box in read_boxes(tree, query) if box.n_changes == 0]
+    assert factual.high[i] == cut and factual.contains(query[None])[0]
+    assert all(box.n_changes > 0 for box in read_boxes(tree, query) if box.low[i] == cut)
+
+
 def test_text_of_a_box():
     box = LeafBox(np.array([-np.inf, 0.5, -np.inf]), np.array([1.25, 2.0, np.inf]), 7, 1)
     assert str(box) == "z0 <= 1.25 and 0.50 < z1 <= 2.00: 7"
@@ -185,6 +195,19 @@ def test_candidates_satisfy_counter_rules_and_lie_in_other_leaves():
     assert sum(box.contains(points.numpy()).sum() for box in best) == len(points)
     expected = np.any([box.contains(z.numpy()) for box in best], axis=0)
     assert (torch.from_numpy(expected) == inside).all()
+
+
+@pytest.mark.parametrize(("tau", "end"), [(0.5, 0.5), (0.9, 1.0), (0.98, 2.0)])
+def test_candidates_lie_on_the_line_to_the_nearest_neighbour_that_reaches_tau(tau, end):
+    z = torch.tensor([-1.0, -2.0, 2.0, 1.0, 0.5]).double()[:, None]
+    score = torch.tensor([0.0, 0.0, 0.99, 0.95, 0.6])
+    label = torch.tensor([0, 0, 1, 1, 1])
+    neighbours = GradedCodes(z, score, label, torch.ones(5).bool())
+    explain = ABELE(Plane(1), leaf=1, max_rules=1, neighbours_per_rule=1, exemplars=100)
+    points, _ = explain._candidates(neighbours, torch.tensor([-1.0]).double(), 1, tau)
+    near = -0.25 + 1e-4  # just past the threshold, halfway from -1 to 0.5
+    expected = near + np.arange(100) / 100 * (end - near)
+    np.testing.assert_allclose(points[:, 0].numpy(), expected, atol=1e-9)
 
 
 def test_target_and_rest_have_the_same_weight_in_the_tree():

@@ -248,6 +248,8 @@ def test_the_number_of_layers_in_a_reason_is_that_of_the_item():
     both = explain(Never(), x, ones(x), torch.arange(2))
     assert both.reason[0] != both.reason[1] and both.n_forward[0] < both.n_forward[1]
     for i in range(2):
+        n_layers = (int(both.n_forward[i]) - 2) // 20  # without the call's first and last pass
+        assert f" in {n_layers} layers of 20 draws" in both.reason[i]
         alone = explain(Never(), x[i : i + 1], ones(x[:1]), torch.arange(i, i + 1))
         assert alone.reason[0] == both.reason[i]
 
