@@ -49,7 +49,8 @@ def find_modules(*starts: Path) -> set[Path]:
 
     Indirect imports count. This module is left out, because no image depends on it.
     """
-    found: set[Path] = {Path(__file__)}
+    itself = FOLDER / Path(__file__).name
+    found: set[Path] = {itself}
     waiting = list(starts)
     while waiting:
         path = waiting.pop()
@@ -59,7 +60,7 @@ def find_modules(*starts: Path) -> set[Path]:
         imports = find_imports(ast.parse(path.read_text(encoding="utf-8")))
         paths = (FOLDER / f"{name.removeprefix(PACKAGE + '.')}.py" for name in imports)
         waiting += [path for path in paths if path.exists()]
-    return found - {Path(__file__)}
+    return found - {itself}
 
 
 def find_imports(tree: ast.Module) -> Iterator[str]:
