@@ -66,7 +66,7 @@ def test_a_failed_claim_raises_in_demo_and_is_recorded_elsewhere(run, value, mon
     "low, high", [(0, math.inf), (-math.inf, 1), (math.nan, 1), (1, 0), (1, 1)]
 )
 def test_bounds_are_finite_and_in_order(run, low, high):
-    with pytest.raises(ValueError, match="expected finite ones, low < high"):
+    with pytest.raises(ValueError, match="expected finite ones with low < high"):
         run.claim("x", 0.5, low, high)
 
 
@@ -274,7 +274,7 @@ def versions(root, monkeypatch):
         assert files.read_json(light / "claims.json")[0]["value"] == n
         return n
 
-    def publish(v):
+    def publish_run(v):
         finish(v)
         run(v).table("t", frame(v))
         # the profile's own parameters, as the runner would have left them
@@ -316,7 +316,7 @@ def versions(root, monkeypatch):
             lambda v: job.run_notebook("02_light", "paper", {"steps": v, "profile": "paper"}),
             ran,
         ),
-        "publish": (publish, published),
+        "publish": (publish_run, published),
         "report": (
             lambda v: report.write("paper"),
             lambda: 2 if report.path("paper").read_text().endswith("</html>") else None,

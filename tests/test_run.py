@@ -488,10 +488,13 @@ def find_stale(*shards: str) -> set[str]:
     return {Path(path).parent.name for path in plan["stale"]}
 
 
-def test_results_of_other_parameters_are_not_the_workflows(project, here, planned, capfd):
-    make_notebook(project, "01_tiny", ("", PLAIN))
+def test_results_of_other_parameters_are_not_the_workflows(
+    project, here, planned, monkeypatch, capfd
+):
+    make_notebook(project, "01_tiny", ("", PLAIN))  # without a compute cell: runs whole
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # jobs must not need `cf` there
     folder = folders.run_folder("demo", "01_tiny")
-    assert run() == 0, capfd.readouterr().err
+    assert run("--shards", "2") == 0, capfd.readouterr().err
     assert planned() == set()
     assert run("--one", "01", "-p", "steps=3") == 0
     assert files.read_json(folder / "metrics.json")["n"] == 3
@@ -569,13 +572,13 @@ def test_a_shard_that_is_damaged_or_of_other_parameters_runs_again(finished):
     assert find_stale("2") == {"1-of-2"}
 
 
-def test_a_notebook_without_compute_cells_runs_whole_whatever_shards_are_asked(
-    project,
-    capfd,
-):
-    make_notebook(project, "01_tiny", ("", PLAIN))
-    assert run("01", "--shards", "2") == 0, capfd.readouterr().err
-    assert (folders.run_folder("demo", "01_tiny") / "metrics.json").exists()
+def test_only_notebooks_with_a_compute_cell_are_divided_into_shards(project):
+    make_notebook(project, "02_whole", ("", PLAIN))
+    make_profile(project, "01_tiny: {shards: 3}\n02_whole: {shards: 3}\n")
+    for asked, divided in ((None, 3), (2, 2)):
+        options = runner.Options("paper", shards=asked)
+        jobs = runner.make_plan(["01_tiny", "02_whole"], options)["jobs"]
+        assert (jobs["01_tiny"]["shards"], jobs["02_whole"]["shards"]) == (divided, 1)
 
 
 def test_a_full_disk_hides_neither_the_summary_nor_the_status(
