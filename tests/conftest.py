@@ -1,44 +1,45 @@
-"""Classifiers and queries so small that a test of a whole search takes milliseconds, in float64 where equality is asked."""
+"""Small classifiers and queries in float64, so that a whole search takes milliseconds."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cf_utils.explainers.gradual import GradualConstruction
 from tests.workplace import project  # noqa: F401 (a fixture for all tests)
 
-torch.set_num_threads(1)  # many tiny operations: a second thread costs more than it brings
+torch.set_num_threads(1)  # many tiny operations: a second thread costs more than it saves
 
 
 def make_net(
     shape=(1, 6, 6), classes=3, hidden=8, seed=0, scale=2.0, dtype=torch.float64
 ) -> nn.Module:
-    """A smooth random classifier (tanh: no kinks, so two correct implementations agree to rounding)."""
+    """Return a smooth random classifier that decides for each class about equally often.
+
+    Tanh has no kinks, so two correct implementations of a search agree up to rounding. The network
+    is in training mode on purpose: a method must restore that.
+    """
     gen = torch.Generator().manual_seed(seed)
     features = int(torch.tensor(shape).prod())
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, classes)
-    )
+    first, last = nn.Linear(features, hidden), nn.Linear(hidden, classes)
+    net = nn.Sequential(nn.Flatten(), first, nn.Tanh(), last)
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=gen))
-        net[1].weight.mul_(2 / features**0.5)
-        net[1].bias.copy_(
-            -net[1].weight.sum(1) / 2
-        )  # [0, 1] is centred, so that tanh bends, not saturates
+        first.weight.mul_(2 / features**0.5)
+        first.bias.copy_(-first.weight.sum(1) / 2)  # centres [0, 1], so that tanh is not saturated
         net = net.to(dtype)
         z = net(torch.rand((256, *shape), generator=gen).to(dtype))
-        net[3].weight.mul_(
-            (scale / z.std(0))[:, None]
-        )  # every class is decided for about equally often
-        net[3].bias.copy_(-(scale / z.std(0)) * (z.mean(0) - net[3].bias))
-    return net.train()  # left in training mode on purpose: a method must put it back
+        last.weight.mul_((scale / z.std(0))[:, None])
+        last.bias.copy_(-(scale / z.std(0)) * (z.mean(0) - last.bias))
+    return net.train()
 
 
-def make_queries(net: nn.Module, n=8, shape=(1, 6, 6), seed=1, dtype=torch.float64):
-    """x in [0, 1] and another class than the decision as target, in turn, so that no row is there already."""
+def make_queries(
+    net: nn.Module, n=8, shape=(1, 6, 6), seed=1, dtype=torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Return x in [0, 1], and as targets in turn each class that is not the decision."""
     x = torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed)).to(dtype)
     with torch.no_grad():
         order = net(x).argsort(dim=1, descending=True)
@@ -46,18 +47,19 @@ def make_queries(net: nn.Module, n=8, shape=(1, 6, 6), seed=1, dtype=torch.float
 
 
 def make_explainer(classes=3, **changes) -> GradualConstruction:
-    """Prototypes whose own score is 0.97 or more: the search is pulled past tau."""
+    """Return a quick gradual construction; its prototypes score 0.97 or more, above tau."""
     prototypes = 5.0 * torch.eye(classes, dtype=torch.float64)
-    return GradualConstruction(
-        prototypes, **({"steps": 20, "block": (2, 2), "eta": 0.05, "lam": 0.1} | changes)
-    )
+    settings = {"steps": 20, "block": (2, 2), "eta": 0.05, "lam": 0.1}
+    return GradualConstruction(prototypes, **(settings | changes))
 
 
 @pytest.fixture
 def net():
+    """A classifier of images 1 x 6 x 6 with three classes."""
     return make_net()
 
 
 @pytest.fixture
 def queries(net):
+    """Eight images and their targets."""
     return make_queries(net)

@@ -1,4 +1,4 @@
-"""Wachter against closed forms on a linear model, brute force in the plane, and the contracts of every method."""
+"""Wachter against closed forms, brute force in the plane, and the contracts of all methods."""
 
 import dataclasses
 
@@ -27,7 +27,10 @@ FINE = Wachter(**WIDE, steps=80, rounds=10, lam=0.3, factor=3.0, lr=0.03, term="
 
 
 def linear(scale=1.0, rows=6, features=8, push=0.0):
-    """Two classes, z_1 - z_0 = w.x + b: model, x, target 1, w, and the gap in log-odds that each item is short of tau."""
+    """Return a linear model of two classes, x, target 1, w, and the gap in log-odds to tau.
+
+    z_1 - z_0 = w.x - 3 - push.
+    """
     gen = torch.Generator().manual_seed(0)
     model = nn.Linear(features, 2).double().eval()
     with torch.no_grad():
@@ -40,17 +43,17 @@ def linear(scale=1.0, rows=6, features=8, push=0.0):
     return model, x, torch.ones(rows, dtype=torch.int64), w, gap
 
 
-@pytest.mark.parametrize(("term", "far"), [("log_odds", 1.12), ("probability", 1.1)])
-def test_never_beats_the_closed_form_and_comes_close_to_it(term, far):
+@pytest.mark.parametrize(("term", "most"), [("log_odds", 1.12), ("probability", 1.1)])
+def test_the_change_is_close_to_the_closed_form_and_not_below_it(term, most):
     model, x, target, w, gap = linear()
     cfs = FINE.with_(term=term)(model, x, target)
     moved, least = (cfs.counterfactual - x).abs().sum(1), gap / w.abs().max()
     assert cfs.reached.all()
     assert (moved >= least - 1e-9).all()
-    assert (moved <= far * least).all()  # measured 1.068 (log-odds), 1.028 (probability)
+    assert (moved <= most * least).all()  # measured 1.068 (log-odds), 1.028 (probability)
 
 
-def test_squared_distance_moves_along_the_gradient():
+def test_squared_distance_changes_x_along_the_gradient():
     model, x, target, w, gap = linear()
     d = FINE.with_(distance="l2")(model, x, target).counterfactual - x
     ratio = d.norm(dim=1) / (gap / w.norm())
@@ -58,11 +61,11 @@ def test_squared_distance_moves_along_the_gradient():
     assert (torch.cosine_similarity(d, w[None]) > 0.999).all()
 
 
-def test_mad_decides_which_feature_is_cheap():
+def test_mad_sets_the_cost_of_a_feature():
     model, x, target, w, gap = linear()
     cheap = int(w.abs().argsort()[-2])
     mad = torch.ones(8).double()
-    mad[cheap] = 2 * float(w.abs().max() / w[cheap].abs())  # now w.mad is largest there
+    mad[cheap] = 2 * float(w.abs().max() / w[cheap].abs())  # |w| mad is largest there
     cfs = FINE.with_(mad=mad)(model, x, target)
     d = cfs.counterfactual - x
     cost, least = (d.abs() / mad).sum(1), gap / (w.abs() * mad).max()
@@ -77,31 +80,31 @@ def test_median_absolute_deviation_by_hand():
     )
     torch.testing.assert_close(
         median_absolute_deviation(x), torch.tensor([1.0, 0.8, 1.0])
-    )  # median; its stand-in; constant
+    )  # median; mean, where the median is 0; 1 for a constant
 
 
-def test_lam_is_raised_until_the_score_is_met():
+def test_lam_rises_until_tau_is_reached():
     model, x, target, _, _ = linear()
     slow = FINE.with_(lam=1e-3, factor=4.0)
     assert not slow.with_(rounds=1)(model, x, target).reached.any()  # the first lam is too weak
     cfs = slow(model, x, target)
-    assert cfs.reached.all() and (cfs.path_len >= 4).all()  # query and at least three rounds
+    assert cfs.reached.all() and (cfs.path_len >= 4).all()  # the query and at least three rounds
     moved = (cfs.path - x[:, None]).abs().sum(2)
-    assert (moved[:, 1] < 0.05 * moved[:, -1]).all()  # weak lam stays at the query
+    assert (moved[:, 1] < 0.05 * moved[:, -1]).all()  # a small lam stays near the query
     assert (moved.diff(dim=1) > -0.05).all() and (moved[:, -1] > 0.3).all()
     torch.testing.assert_close(cfs.path[:, -1], cfs.counterfactual)
     done = Wachter(**WIDE, lam=1e6, steps=300, rounds=3)(model, x, target)
-    assert (done.path_len == 2).all()  # a strong first lam: one round, nothing raised
+    assert (done.path_len == 2).all()  # a large first lam needs one round
 
 
-def test_saturated_probability_waits_for_lam_and_log_odds_do_not():
+def test_a_saturated_probability_needs_a_large_lam_and_log_odds_do_not():
     model, x, target, _, gap = linear(push=25.0)  # p about 1e-11
     assert (gap > 20).all()
     weak = Wachter(tau=TAU, bounds=None, clamp=False, steps=100, rounds=3, lam=1.0, lr=0.1)
     assert (weak(model, x, target).score < 1e-6).all()
     assert weak.with_(term="log_odds")(model, x, target).reached.all()
     late = weak.with_(rounds=16)(model, x, target)
-    assert late.reached.all() and (late.path_len > 6).all()  # lam has to make up for p: 12 or 13
+    assert late.reached.all() and (late.path_len > 6).all()  # measured 12 or 13
 
 
 def test_brute_force_in_the_plane():
@@ -113,13 +116,13 @@ def test_brute_force_in_the_plane():
     assert (moved <= 1.1 * least + 2 / 800).all()  # measured 1.041
 
 
-def test_a_row_depends_neither_on_its_batch_nor_on_the_order():
+def test_an_item_does_not_depend_on_its_batch_or_the_order():
     model, x, target, *_ = linear(rows=9)
     explain = Wachter(**WIDE, steps=40, rounds=8, lam=0.1, factor=3.0)
     assert assert_rows_are_on_their_own(explain, model, x, target).reached.any()
 
 
-def test_a_neighbour_with_nan_is_flagged_and_disturbs_nobody():
+def test_an_item_with_nan_is_flagged_and_changes_no_other_item():
     model, x, target, *_ = linear()
     with torch.no_grad():
         model.weight[:, 0] = 0
@@ -145,10 +148,10 @@ def test_failures_are_kept_and_flagged():
     assert all("2 values of lam" in r for r in cfs.reason)
 
 
-def test_passes_are_those_that_a_hook_counts():
+def test_passes_equal_those_that_a_hook_counts():
     model, x, target, *_ = linear()
     with torch.no_grad():
-        x[0] += 1 * (model.weight[1] - model.weight[0])  # already there
+        x[0] += 1 * (model.weight[1] - model.weight[0])  # already at the target
     seen = []
     model.register_forward_hook(lambda m, i, o: seen.append(len(o)))
     cfs = Wachter(**WIDE, steps=20, rounds=6, factor=3.0, lr=0.05, term="log_odds")(
@@ -166,7 +169,7 @@ def test_passes_are_those_that_a_hook_counts():
     )
 
 
-def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
+def test_both_terms_reach_tau_within_bounds():
     model, x, target, *_ = linear(push=-1.0)
     for term in ("probability", "log_odds"):
         cfs = FINE.with_(term=term, bounds=(0.0, 1.0))(model, x, target, tau=0.8)
@@ -191,42 +194,40 @@ def test_score_meets_tau_under_both_terms_and_stays_inside_bounds():
         ({"mad": torch.ones(1, 2, 8)}, "mad"),
     ],
 )
-def test_bad_settings_are_refused_by_name(change, word):
+def test_bad_settings_are_named(change, word):
     model, x, target, *_ = linear()
     with pytest.raises(ValueError, match=word):
         dataclasses.replace(FINE, **change)(model, x, target)
 
 
-def test_on_a_grid_the_classifier_is_asked_at_grid_points_and_the_nearest_is_found():
+def test_on_a_grid_only_grid_points_are_classified_and_the_nearest_is_found():
     net, x, target, limits = table(
         rows=24, step=[0.25] * 6, immutable=[], only_up=[], only_down=[], high=[1] * 6
     )
-    explain, asked = TABLES.build(tau=0.7, constraints=limits), []
-    net.register_forward_pre_hook(lambda m, i: asked.append(i[0].detach()))
+    explain, seen = TABLES.build(tau=0.7, constraints=limits), []
+    net.register_forward_pre_hook(lambda m, i: seen.append(i[0].detach()))
     cfs = explain(net, x, target)
-    assert all(torch.equal(a, (a * 4).round() / 4) for a in asked)
+    assert all(torch.equal(a, (a * 4).round() / 4) for a in seen)
     every = torch.cartesian_prod(*[torch.linspace(0, 1, 5, dtype=torch.float64)] * 6)
-    far = []
+    excess = []
     for q, t, y, ok in zip(x, target, cfs.counterfactual, cfs.reached, strict=True):
         good = every[net(every).softmax(1)[:, t] >= 0.7]
         least = (good - q).abs().sum(1).min() if len(good) else torch.inf
-        far.append(float((y - q).abs().sum() - least) if ok else torch.inf if len(good) else 0.0)
-    assert min(far) > -1e-9
+        excess.append(float((y - q).abs().sum() - least) if ok else torch.inf if len(good) else 0.0)
+    assert min(excess) > -1e-9
     assert (
-        sum(f < 1e-9 for f in far) >= 16 and max(far) < 0.26
-    )  # measured 20 of 24, the others a step of the grid too far
+        sum(e < 1e-9 for e in excess) >= 16 and max(excess) < 0.26
+    )  # measured 20 of 24; the others are one grid step too far
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(tables())
 def test_any_constraints_hold_exactly(case):
     net, x, target, limits = case
-    assert_kept(
-        TABLES.build(constraints=limits, steps=15, rounds=6)(net, x, target), limits
-    )
+    assert_kept(TABLES.build(constraints=limits, steps=15, rounds=6)(net, x, target), limits)
 
 
-def test_rows_that_can_flip_inside_their_constraints_do_and_others_say_why():
+def test_rows_flip_within_constraints_or_give_the_reason():
     net, x, target, limits = table(rows=24)
     cfs = TABLES.build(constraints=limits)(net, x, target)
     assert_kept(cfs, limits)
