@@ -79,9 +79,10 @@ def run(
 
     cf run --one 01
     """
+    from cf_utils.harness import plan
     from cf_utils.harness import run as runner
 
-    options = runner.Options(profile, data, changes or (), shards, cores, dry_run, context.obj)
+    options = plan.Options(profile, data, changes or (), shards, cores, dry_run, context.obj)
     if list_all:
         print("\n".join(runner.list_notebooks()))
     elif one:
@@ -105,9 +106,10 @@ def claims(
 
     cf claims 00 01
     """
+    from cf_utils.harness import plan
     from cf_utils.harness import run as runner
 
-    options = runner.Options(profile, data, changes or (), None, cores, False, context.obj)
+    options = plan.Options(profile, data, changes or (), None, cores, False, context.obj)
     raise typer.Exit(runner.run_claims(notebooks or (), options))
 
 

@@ -26,6 +26,7 @@ from cf_utils.harness import (
     locks,
     notebooks,
     parameters,
+    plan,
     publish,
     report,
     results,
@@ -483,9 +484,9 @@ def test_after_a_kill_all_is_done_and_then_only_what_changed(project, planned, c
 
 def find_stale(*shards: str) -> set[str]:
     """Return the outputs that a plan of all notebooks makes again: a notebook or a shard."""
-    options = runner.Options(shards=int(shards[0]) if shards else None)
-    plan = runner.make_plan(list(notebooks.paths()), options)
-    return {Path(path).parent.name for path in plan["stale"]}
+    options = plan.Options(shards=int(shards[0]) if shards else None)
+    planned = plan.make_plan(list(notebooks.paths()), options)
+    return {Path(path).parent.name for path in planned["stale"]}
 
 
 def test_results_of_other_parameters_are_not_the_workflows(
@@ -576,8 +577,8 @@ def test_only_notebooks_with_a_compute_cell_are_divided_into_shards(project):
     make_notebook(project, "02_whole", ("", PLAIN))
     make_profile(project, "01_tiny: {shards: 3}\n02_whole: {shards: 3}\n")
     for asked, divided in ((None, 3), (2, 2)):
-        options = runner.Options("paper", shards=asked)
-        jobs = runner.make_plan(["01_tiny", "02_whole"], options)["jobs"]
+        options = plan.Options("paper", shards=asked)
+        jobs = plan.make_plan(["01_tiny", "02_whole"], options)["jobs"]
         assert (jobs["01_tiny"]["shards"], jobs["02_whole"]["shards"]) == (divided, 1)
 
 
