@@ -69,10 +69,10 @@ def ace_table(
         raise ValueError(f"columns: got {sorted(unknown)}, expected some of {known}")
     if labels is not None and labels.shape != (len(cfs),):
         raise ValueError(f"labels: got {tuple(labels.shape)}, expected ({len(cfs)},)")
-    asked = (cfs.source != cfs.target).cpu()
-    labels = labels if labels is None else labels[asked.to(labels.device)]
-    make = _Columns(cfs.select(asked), classifier, labels, official_cout, seed, device)
-    official = make.official(oracle, training, attribute, already=int((~asked).sum()))
+    to_explain = (cfs.source != cfs.target).cpu()
+    labels = labels if labels is None else labels[to_explain.to(labels.device)]
+    make = _Columns(cfs.select(to_explain), classifier, labels, official_cout, seed, device)
+    official = make.official(oracle, training, attribute, already=int((~to_explain).sum()))
     works = [(names, work) for names, work in official if set(names) & set(columns)]
     rows: dict[str, Row] = {}
     for names, work in works + make.embedded(judge, face, embedded):
