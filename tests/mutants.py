@@ -47,6 +47,11 @@ ACE, INPAINT, A = (
 PRIOR, DDPM = "cf_utils/explainers/shared/diffusion.py", "cf_utils/models/generators/diffusion.py"
 TRUE_SET, T = "cf_utils/evaluation/truth/localization.py", "tests/test_localization.py::test_"
 W, L = "tests/test_words.py::test_", "tests/test_constraints.py::test_"
+RANKING, SEARCH, S = (
+    "cf_utils/explainers/shared/ranking.py",
+    "cf_utils/explainers/shared/search.py",
+    "tests/test_search.py::test_",
+)
 LEFT = (
     "Makefile",
     "README.md",
@@ -71,41 +76,50 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    "Adam without its bias correction": Fault(
+        SEARCH, "bias1 / bias2.sqrt() / size", "1 / size", (f"{S}adam_equals_torch",)
+    ),
+    "Adam's moments stay with items that left": Fault(
+        SEARCH,
+        '            elif hasattr(value, "keep"):\n                value.keep(stay)\n',
+        "",
+        (f"{S}keep_shortens_every_field", f"{G}the_search_equals_algorithm_1"),
+    ),
     "logit term removed": Fault(
         OBJECTIVE,
         "return distance(logits, mean)",
         "return distance(logits, mean, 0.0)",
-        (f"{G}class_term_alone",),
+        (f"{G}class_term_equals_loops",),
     ),
     "norm inside the class sum by default": Fault(
         OBJECTIVE,
         "return distance(logits, mean)",
         "return (logits - mean).sum(1).abs(), torch.ones_like(logits)",
-        (f"{G}class_term_alone",),
+        (f"{G}class_term_equals_loops",),
     ),
     "distance term removed": Fault(
-        GRADUAL, "pull(z, x, self.lam, ", "pull(z, x, 0.0, ", (f"{G}distance_term_alone",)
+        GRADUAL, "_term(z, x, self.lam, ", "_term(z, x, 0.0, ", (f"{G}distance_term_equals_loops",)
     ),
     "total variation dropped": Fault(
-        GRADUAL, "self.eta if z.ndim == 4 else 0.0", "0.0", (f"{G}total_variation_term_alone",)
+        GRADUAL, "self.eta if z.ndim == 4 else 0.0", "0.0", (f"{G}total_variation_equals_loops",)
     ),
     "mask ignored": Fault(
         GRADUAL,
-        "            g.mul_(on) ",
-        "            pass ",
-        (f"{G}equals_a_plain_second_implementation",),
+        "        state.gradient.mul_(state.mask)\n",
+        "",
+        (f"{G}the_search_equals_algorithm_1",),
     ),
     "values outside the mask written": Fault(
         GRADUAL,
-        "torch.where((on[e] > 0) & ~nan[e].view(wide), y[e], q[e])",
-        "torch.where(~nan[e].view(wide), y[e], q[e])",
-        (f"{G}values_a_hair_outside",),
+        "changed = (state.mask[at] > 0) & ~per_item(",
+        "changed = ~per_item(",
+        (f"{G}masked_values_slightly_outside",),
     ),
     "mean instead of sum over the batch": Fault(
         GRADUAL,
-        "g += f.grad(logits, y, up)",
-        "g += f.grad(logits, y, up / len(up))",
-        (f"{G}a_row_does_not_depend_on_its_batch",),
+        "state.gradient += f.grad(logits, point, by_logits)",
+        "state.gradient += f.grad(logits, point, by_logits / len(by_logits))",
+        (f"{G}an_item_does_not_depend_on_its_batch",),
     ),
     "noise by batch position": Fault(
         RUNTIME,
@@ -117,37 +131,40 @@ FAULTS = {
         GRADUAL,
         'names = ids if self.noise == "item"',
         'names = [str(k) for k in range(len(x))] if self.noise == "item"',
-        (f"{G}a_row_does_not_depend_on_its_batch",),
+        (f"{G}an_item_does_not_depend_on_its_batch",),
     ),
     "Adam not restarted": Fault(
         GRADUAL,
-        "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
-        "t[e], best[e], since[e] = 0, torch.inf, 0",
-        (f"{G}adam_starts_afresh_with_each_block",),
+        "state.adam.restart(at, delay=1)",
+        "state.adam.count[at] = -1",
+        (f"{G}adam_restarts_with_each_block",),
     ),
     "flatness measured against the last block": Fault(
         GRADUAL,
-        "t[e], m[e], v[e], best[e], since[e] = 0, 0, TINY, torch.inf, 0",
-        "t[e], m[e], v[e], since[e] = 0, 0, TINY, 0",
-        (f"{G}equals_a_plain_second_implementation",),
+        "state.lowest[at], state.since[at] = torch.inf, 0",
+        "state.since[at] = 0",
+        (f"{G}the_search_equals_algorithm_1",),
     ),
     "clamp ignored": Fault(
         GRADUAL,
-        "                z.clamp_(*bounds)\n",
-        "                pass\n",
+        "            state.z.clamp_(*state.bounds)\n",
+        "            pass\n",
         (f"{G}clamp_and_its_absence",),
     ),
     "tau ignored": Fault(
         GRADUAL,
-        "hit = (p >= tau) & ",
-        "hit = ",
-        (f"{G}a_path_to_high_tau", f"{G}equals_a_plain_second"),
+        "        hit &= target_score(logits, state.target) >= tau\n",
+        "",
+        (f"{G}a_path_to_a_high_tau", f"{G}the_search_equals_algorithm_1"),
     ),
     "signed instead of absolute gradient": Fault(
-        GRADUAL, "block_mean(g.abs(), ", "block_mean(g, ", (f"{G}rank_gives_the_order",)
+        RANKING,
+        "log_score.sum(), z).abs(), ",
+        "log_score.sum(), z), ",
+        (f"{G}rank_gives_the_order",),
     ),
     "already-target items searched": Fault(
-        EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_that_are_there",)
+        EXPLAINER, "todo = (~done & ~broken)", "todo = (~broken)", (f"{G}items_at_their_target",)
     ),
     "failures dropped": Fault(
         BATCHES,
@@ -159,10 +176,10 @@ FAULTS = {
         EXPLAINER,
         "valid = (logits.argmax(1) == target) & score.isfinite()",
         "valid = score.isfinite()",
-        (f"{G}budget_spent_is_a_flagged_failure",),
+        (f"{G}a_spent_budget_is_a_flagged_failure",),
     ),
     "passes not counted": Fault(
-        PASSES, "        self._pending[1] += 1\n", "", (f"{G}passes_are_what_hooks_count",)
+        PASSES, "        self._pending[1] += 1\n", "", (f"{G}passes_equal_those_that_hooks_count",)
     ),
     "training mode not put back": Fault(
         PASSES,
@@ -238,27 +255,27 @@ FAULTS = {
     ),
     "vectors not replaced by words": Fault(
         WORDS,
-        "real[moved] = words[nearest(",
-        "real[moved] = real[moved]  # words[nearest(",
-        (f"{W}every_changed_word_is_a_word",),
+        "real[moved] = words[find_nearest(",
+        "real[moved] = real[moved]  # words[find_nearest(",
+        (f"{W}changed_words_are_real",),
     ),
     "padding becomes a word": Fault(
         WORDS,
         "return (x == 0).all(2)",
         "return (x == 7).all(2)",
-        (f"{W}every_changed_word_is_a_word", f"{W}equals_a_plain_search"),
+        (f"{W}changed_words_are_real", f"{W}the_search_equals_loops"),
     ),
     "shortlist not scored again": Fault(
         WORDS,
-        "low, j = loss.nan_to_num(nan=torch.inf).min(1)",
-        "low, j = loss[:, 0], torch.zeros(len(loss), dtype=torch.int64)",
-        (f"{W}equals_a_plain_search",),
+        "lowest, j = losses.nan_to_num(nan=torch.inf).min(1)",
+        "lowest, j = losses[:, 0], torch.zeros(len(losses), dtype=torch.int64)",
+        (f"{W}the_search_equals_loops",),
     ),
     "word that gains least is unmasked": Fault(
         WORDS,
-        "gain = torch.cat([(-part @",
-        "gain = torch.cat([(part @",
-        (f"{W}equals_a_plain_search",),
+        "best = torch.cat([(-part @",
+        "best = torch.cat([(part @",
+        (f"{W}the_search_equals_loops",),
     ),
     "noise by how far a review is padded": Fault(
         WORDS,
@@ -285,8 +302,8 @@ FAULTS = {
         (f"{L}a_method_that_breaks_them",),
     ),
     "probe looks one way only": Fault(
-        GRADUAL,
-        "for level in torch.linspace(0, 1, PROBES).tolist():",
+        RANKING,
+        "for level in torch.linspace(0, 1, N_PROBES).tolist():",
         "for level in (1.0,):",
         (f"{L}a_probe_is_the_best",),
     ),
@@ -328,23 +345,26 @@ FAULTS = {
     ),
     "ACE: gradient past the filter": Fault(
         ACE,
-        "filtered = chain.filter(y, self.steps, noise)",
-        "filtered = chain.filter(y.detach(), self.steps, noise) + y - y.detach()",
+        "filtered = chain.filter(x_prime, self.steps, noise)",
+        "filtered = chain.filter(x_prime.detach(), self.steps, noise) + x_prime - x_prime.detach()",
         (f"{A}the_attack_minimises_equation_3",),
     ),
     "ACE: distance dropped": Fault(
-        ACE, " + self.lam * self._distance(y - state.query)", "", (f"{A}the_distance_limits",)
+        ACE, " + self.lam * self._distance(x_prime - state.query)", "", (f"{A}the_distance_limits",)
     ),
     "ACE: mean instead of sum over the batch": Fault(
-        ACE, "f.grad(loss.sum(), y)", "f.grad(loss.mean(), y)", (f"{A}an_item_does_not_depend",)
+        ACE,
+        "f.grad(loss.sum(), x_prime)",
+        "f.grad(loss.mean(), x_prime)",
+        (f"{A}an_item_does_not_depend",),
     ),
     "ACE: the same noise at all iterations": Fault(
         ACE, '"attack" if self.common_noise', '"attack" if True', (f"{A}common_noise_is",)
     ),
     "ACE: an item leaves one step late": Fault(
         ACE,
-        "torch.where(per_item(leave, y), y, self._step(state, y, gradient))",
-        "self._step(state, y, gradient)",
+        "torch.where(per_item(leave, x_prime), x_prime, moved)",
+        "moved",
         (f"{A}items_leave_the_attack",),
     ),
     "ACE: NaN not seen": Fault(

@@ -1,4 +1,4 @@
-"""Gradual construction against plain second implementations: loops, closed forms, and Algorithm 1 for one item."""
+"""Gradual construction against loops, closed forms, and Algorithm 1 for one item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from cf_utils.core import (
     ALREADY,
@@ -31,15 +31,17 @@ from tests.small import assert_rows_are_on_their_own
 EXACT = {"rtol": 0, "atol": 1e-9}
 
 
-# ---------------------------------------------------------------- each term of the loss alone, against loops
+# ---------------------------------------------------------------- the terms of the loss
 
 
-def gen_logits(seed=0, b=5, k=4):
+def draw_logits(seed=0, b=5, k=4):
+    """Return logits and mean logits, (b, k) each."""
     gen = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(b, k, generator=gen, dtype=torch.float64) for _ in range(2))
 
 
-def plain_term(term: str, z: list[float], mean: list[float], target: int) -> float:
+def compute_class_term(term: str, z: list[float], mean: list[float], target: int) -> float:
+    """Return the class term of one item by loops."""
     if term == "logits":
         return math.sqrt(sum((a - b) ** 2 for a, b in zip(z, mean, strict=True)))
     if term == "literal":
@@ -53,20 +55,21 @@ def plain_term(term: str, z: list[float], mean: list[float], target: int) -> flo
 @pytest.mark.parametrize(
     "term", ["logits", "literal", "mean_abs", "log_probability", "probability"]
 )
-def test_class_term_alone(term):
-    logits, mean = gen_logits()
+def test_class_term_equals_loops(term):
+    logits, mean = draw_logits()
     x, target = torch.rand(5, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
     loss = make_explainer(term=term, lam=0.0, eta=0.0)._loss(logits, x + 1, x, mean, target)[0]
     expected = [
-        plain_term(term, logits[i].tolist(), mean[i].tolist(), int(target[i])) for i in range(5)
+        compute_class_term(term, logits[i].tolist(), mean[i].tolist(), int(target[i]))
+        for i in range(5)
     ]
     torch.testing.assert_close(
         loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
 
 
-def test_literal_term_is_blind_to_what_softmax_sees():
-    """Logits that permute the mean's have literal distance 0: what the sum sees is the direction that softmax ignores."""
+def test_the_literal_term_ignores_what_softmax_depends_on():
+    """Logits that are a permutation of the mean's have the literal distance 0."""
     mean, target = torch.tensor([[4.0, 0.0, -1.0]]), torch.tensor([0])
     worst = torch.tensor([[-1.0, 0.0, 4.0]])
     x = torch.zeros(1, 5)
@@ -74,13 +77,13 @@ def test_literal_term_is_blind_to_what_softmax_sees():
     assert make_explainer(term="logits", lam=0)._loss(worst, x, x, mean, target)[0] > 7
 
 
-def test_distance_term_alone():
-    logits, _ = gen_logits()
+def test_distance_term_equals_loops():
+    logits, _ = draw_logits()
     gen = torch.Generator().manual_seed(3)
     x, z = (torch.rand(5, 2, 3, generator=gen, dtype=torch.float64) for _ in range(2))
     loss = make_explainer(lam=0.7, eta=9.0)._loss(
         logits, z, x, logits, torch.zeros(5, dtype=torch.int64)
-    )[0]  # no image
+    )[0]  # without total variation: x is no image
     for i in range(5):
         d = math.sqrt(
             sum(
@@ -92,9 +95,9 @@ def test_distance_term_alone():
 
 
 @pytest.mark.parametrize("beta", [2.0, 4.0, 3.0])
-def test_total_variation_term_alone(beta):
-    """Eq. 8 with the exponent that makes it a total variation, in plain loops; a difference over the edge counts as 0."""
-    logits, _ = gen_logits()
+def test_total_variation_equals_loops(beta):
+    """Differences across the edge count as 0."""
+    logits, _ = draw_logits()
     x = torch.rand(5, 2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     expected = []
     for image in x:
@@ -120,52 +123,50 @@ def test_total_variation_term_alone(beta):
 @pytest.mark.parametrize(
     ("lam", "eta", "beta"), [(0.3, 0.3, 2.0), (0.7, 0.0, 2.0), (0.0, 0.4, 2.0), (0.3, 0.2, 4.0)]
 )
-def test_the_pull_towards_x_is_the_two_terms_and_has_their_gradient(lam, eta, beta):
+def test_the_proximity_term_and_its_gradient_equal_autograds(lam, eta, beta):
     gen = torch.Generator().manual_seed(3)
     x, z = (torch.rand(3, 2, 5, 4, generator=gen).double() for _ in range(2))
     z.requires_grad_(True)
-    plain = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(
+    expected = lam * torch.linalg.vector_norm((z - x).flatten(1), dim=1) + eta * total_variation(
         z, beta
     )
     weight = torch.tensor([1.0, -2.0, 0.5]).double()
-    (slope,) = torch.autograd.grad((weight * plain).sum(), z)
+    (slope,) = torch.autograd.grad((weight * expected).sum(), z)
     ours, g = objective.proximity_term(z.detach(), x, lam, eta, beta)
-    torch.testing.assert_close(ours, plain.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(weight.view(-1, 1, 1, 1) * g, slope, rtol=1e-12, atol=1e-14)
     with torch.no_grad():
         assert torch.equal(objective.proximity_term(z.detach(), x, lam, eta, beta)[1], g)
     nothing, same = objective.proximity_term(z.detach(), x, lam, eta, beta, with_value=False)
     assert nothing is None and torch.equal(same, g)
-    room = torch.full_like(x, torch.nan)
-    assert torch.equal(objective.proximity_term(z.detach(), x, lam, eta, beta, out=room)[1], g)
-    assert torch.equal(room, g)  # no new memory
+    memory = torch.full_like(x, torch.nan)
+    assert torch.equal(objective.proximity_term(z.detach(), x, lam, eta, beta, out=memory)[1], g)
+    assert torch.equal(memory, g)
     value, none = objective.proximity_term(x.clone(), x, lam)
-    assert (
-        torch.equal(none, torch.zeros_like(x)) and not value.any()
-    )  # where z = x, no pull and no NaN
+    assert torch.equal(none, torch.zeros_like(x)) and not value.any()  # 0 where z = x, and no NaN
 
 
 @pytest.mark.parametrize("term", objective.TERMS)
-def test_the_class_terms_gradient_is_autograds(term):
-    logits, mean = gen_logits()
+def test_the_class_terms_gradient_equals_finite_differences(term):
+    logits, mean = draw_logits()
     target = torch.tensor([0, 1, 2, 3, 0])
     up = objective.class_term(term, logits, mean, target)[1]
 
-    def alone(z):
+    def value(z):
         return objective.class_term(term, z, mean, target)[0]
 
     step, dz = 1e-6, torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
-    along = (alone(logits + step * dz) - alone(logits - step * dz)) / (2 * step)
+    along = (value(logits + step * dz) - value(logits - step * dz)) / (2 * step)
     torch.testing.assert_close((up * dz).sum(1), along, rtol=1e-6, atol=1e-8)
     assert torch.equal(
         objective.class_term("logits", mean, mean, target)[1], torch.zeros_like(mean)
     )
-    with torch.no_grad():  # a caller who wants the value alone
+    with torch.no_grad():  # a caller who needs the value only
         assert torch.equal(objective.class_term(term, logits, mean, target)[1], up)
 
 
 def test_terms_add_up():
-    logits, mean = gen_logits()
+    logits, mean = draw_logits()
     x, z = (
         torch.rand(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
         for s in (1, 2)
@@ -185,19 +186,20 @@ def test_terms_add_up():
 
 
 def test_rank_gives_the_order_of_eq_5(net, queries):
-    """Eq. 5 ranks by the gradient of the probability; ours by that of its logarithm: one positive factor an item."""
+    """Eq. 5 has the gradient of the probability, ours that of its logarithm."""
     x, target = queries
     index, n = block_index((1, 6, 6), (2, 3))
     rank = rank_by_gradient(PassCounter(net, len(x)), x, target, torch.arange(len(x)), (index, n))
     for i in range(len(x)):
         z = x[i : i + 1].clone().requires_grad_(True)
         (g,) = torch.autograd.grad(net(z).softmax(1)[0, target[i]], z)
-        plain = torch.stack([g[0].abs()[index == b].mean() for b in range(n)])
-        assert rank[i].argsort(descending=True).tolist() == plain.argsort(descending=True).tolist()
+        of_eq_5 = torch.stack([g[0].abs()[index == b].mean() for b in range(n)])
+        order = of_eq_5.argsort(descending=True)
+        assert rank[i].argsort(descending=True).tolist() == order.tolist()
 
 
 def test_rank_does_not_underflow():
-    """Where the target's probability underflows, the gradient of Eq. 5 is 0 everywhere and would rank nothing."""
+    """Where the target's probability underflows, the gradient of Eq. 5 is 0 for all blocks."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]))
@@ -224,8 +226,8 @@ def test_rank_does_not_underflow():
         ((6,), (-1,)),
     ],
 )
-def test_blocks_by_brute_force(shape, block):
-    """Blocks counted coordinate by coordinate: edges, channels spanned, words, table columns, -1."""
+def test_blocks_equal_brute_force(shape, block):
+    """Blocks at the edge, across channels, of words and of table columns; whole dimensions."""
     index, n = block_index(shape, block)
     full = list(shape)
     for k in range(1, len(block) + 1):
@@ -252,83 +254,86 @@ def test_impossible_blocks_are_refused(block):
         block_index((1, 6, 6), block)
 
 
-# ---------------------------------------------------------------- Algorithm 1, once more, for one item
+# ---------------------------------------------------------------- Algorithm 1 for one item
 
 
-def plain_algorithm_1(
-    e: GradualConstruction, net: nn.Module, x, target: int, noise
-) -> list[torch.Tensor]:
-    """States after each composition step; torch.optim.Adam, torch.where, one item, nothing shared with the explainer."""
+def rank_blocks(net: nn.Module, z: Tensor, target: int, index: Tensor, n_blocks: int) -> Tensor:
+    """Return the mean |d log f_t / d z| of each block of one item."""
+    z = z.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(net(z[None]).log_softmax(1)[0, target], z)
+    return torch.stack([gradient.abs()[index == b].mean() for b in range(n_blocks)])
+
+
+def compute_loss(e: GradualConstruction, net: nn.Module, z: Tensor, x: Tensor, target: int):
+    """Return the loss of one item, written out."""
+    logits, mean = net(z[None])[0], e.prototypes[target]
+    if e.term == "logits":
+        loss = ((logits - mean) ** 2).sum().sqrt()
+    elif e.term == "mean_abs":
+        loss = (logits - mean).abs().sum() / len(mean)
+    else:
+        loss = -torch.log(torch.exp(logits[target]) / torch.exp(logits).sum())
+    moved = ((z - x) ** 2).sum()
+    if moved > 0:  # the gradient of the norm at 0 counts as 0
+        loss = loss + e.lam * moved.sqrt()
+    if z.ndim == 3:
+        dx, dy = z[:, :-1, 1:] - z[:, :-1, :-1], z[:, 1:, :-1] - z[:, :-1, :-1]
+        inner = ((dx**2 + dy**2) ** (e.beta / 2)).sum()
+        right = (z[:, 1:, -1] - z[:, :-1, -1]).abs()
+        bottom = (z[:, -1, 1:] - z[:, -1, :-1]).abs()
+        loss = loss + e.eta * (inner + (right**e.beta).sum() + (bottom**e.beta).sum())
+    return loss
+
+
+def run_composition_step(
+    e: GradualConstruction, net: nn.Module, z: Tensor, x: Tensor, target: int, mask: Tensor
+) -> Tensor:
+    """Return z after torch's Adam on its unmasked values."""
+    z = z.detach().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=e.lr)
+    best, since, steps = math.inf, 0, 0
+    while steps < e.steps and (e.patience is None or since < e.patience):
+        adam.zero_grad()
+        loss = compute_loss(e, net, z, x, target)
+        loss.backward()
+        if best == math.inf or loss.item() < best - e.flat * abs(best):
+            best, since = loss.item(), 0
+        else:
+            since += 1
+        z.grad *= mask
+        adam.step()
+        if e.clamp:
+            with torch.no_grad():
+                z.clamp_(*e.bounds)
+        steps += 1
+    return z.detach()
+
+
+def run_algorithm_1(
+    e: GradualConstruction, net: nn.Module, x: Tensor, target: int, noise: Tensor
+) -> list[Tensor]:
+    """Return the state after each composition step of one item.
+
+    It shares no code with the explainer.
+    """
     net.eval()
     index, n_blocks = block_index(x.shape, e.block)
-    low, high = e.bounds if e.bounds is not None else (None, None)
-
-    def gradient(at):
-        at = at.clone().requires_grad_(True)
-        (g,) = torch.autograd.grad(net(at[None]).log_softmax(1)[0, target], at)
-        return torch.stack([g.abs()[index == b].mean() for b in range(n_blocks)])
-
-    def loss(z):
-        logits, mean = net(z[None])[0], e.prototypes[target]
-        if e.term == "logits":
-            out = ((logits - mean) ** 2).sum().sqrt()
-        elif e.term == "mean_abs":
-            out = (logits - mean).abs().sum() / len(mean)
-        else:
-            out = -torch.log(torch.exp(logits[target]) / torch.exp(logits).sum())
-        moved = ((z - x) ** 2).sum()
-        if moved > 0:  # the norm's slope at 0 is taken as 0
-            out = out + e.lam * moved.sqrt()
-        if z.ndim == 3:
-            dx, dy = z[:, :-1, 1:] - z[:, :-1, :-1], z[:, 1:, :-1] - z[:, :-1, :-1]
-            inner = ((dx**2 + dy**2) ** (e.beta / 2)).sum()
-            right, bottom = (
-                (z[:, 1:, -1] - z[:, :-1, -1]).abs(),
-                (z[:, -1, 1:] - z[:, -1, :-1]).abs(),
-            )
-            out = out + e.eta * (inner + (right**e.beta).sum() + (bottom**e.beta).sum())
-        return out
-
-    c = (
-        x.clone()
-        if e.init == "query"
-        else noise
-        if e.init == "normal"
-        else low + (high - low) * noise
-    )
-    c = c.clamp(low, high) if e.clamp else c
-    order, states, mask, z = (
-        gradient(x).argsort(descending=True),
-        [],
-        torch.zeros_like(x, dtype=torch.bool),
-        x.clone(),
-    )
+    composite = {"query": x, "normal": noise}.get(e.init)
+    if composite is None:
+        composite = e.bounds[0] + (e.bounds[1] - e.bounds[0]) * noise
+    composite = composite.clamp(*e.bounds) if e.clamp else composite
+    order = rank_blocks(net, x, target, index, n_blocks).argsort(descending=True)
+    mask, z, states = torch.zeros_like(x, dtype=torch.bool), x.clone(), []
     for k in range(min(e.max_blocks or n_blocks, n_blocks)):
-        chosen = order[k]
+        block = order[k]
         if e.ranking == "each":
-            again = gradient(z)
-            chosen = max(
-                (b for b in range(n_blocks) if not mask[index == b].all()),
-                key=lambda b, again=again: again[b],
-            )
-        new = index == chosen
+            rank = rank_blocks(net, z, target, index, n_blocks)
+            masked = [b for b in range(n_blocks) if not mask[index == b].all()]
+            block = max(masked, key=rank.__getitem__)
+        new = index == block
         mask = mask | new
-        z = torch.where(mask if e.restart else new, c, z).detach().requires_grad_(True)
-        adam = torch.optim.Adam([z], lr=e.lr)
-        best, since, steps = math.inf, 0, 0
-        while steps < e.steps and (e.patience is None or since < e.patience):
-            adam.zero_grad()
-            value = loss(z)
-            value.backward()
-            low_enough = best == math.inf or value.item() < best - e.flat * abs(best)
-            best, since = (value.item(), 0) if low_enough else (best, since + 1)
-            z.grad *= mask
-            adam.step()
-            if e.clamp:
-                with torch.no_grad():
-                    z.clamp_(low, high)
-            steps += 1
-        z = z.detach()
+        z = torch.where(mask if e.restart else new, composite, z)
+        z = run_composition_step(e, net, z, x, target, mask)
         states.append(z)
         p = net(z[None]).softmax(1)[0]
         if p[target] >= e.tau and p.argmax() == target:
@@ -355,7 +360,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_a_plain_second_implementation(net, queries, variant):
+def test_the_search_equals_algorithm_1(net, queries, variant):
     """Measured: 1e-14 to 4e-13 after up to 9 blocks x 20 Adam steps."""
     x, target = (q[:5] for q in queries)
     e = make_explainer(**({"tau": 0.95} | VARIANTS[variant]))
@@ -363,18 +368,18 @@ def test_equals_a_plain_second_implementation(net, queries, variant):
     kind = "normal" if e.init == "normal" else "uniform"
     noise = item_noise(e.seed, ["common"], x.shape[1:], "composite", kind)[0].to(x)
     lengths = set()
-    for i in range(len(x)):  # items of one batch, each against its own search
-        states = plain_algorithm_1(e, net, x[i], int(target[i]), noise)
+    for i in range(len(x)):
+        states = run_algorithm_1(e, net, x[i], int(target[i]), noise)
         lengths.add(len(states))
         assert cfs.path_len[i] == 1 + len(states)
         torch.testing.assert_close(cfs.path[i, 0], x[i], rtol=0, atol=0)
         torch.testing.assert_close(cfs.path[i, 1 : cfs.path_len[i]], torch.stack(states), **EXACT)
         torch.testing.assert_close(cfs.counterfactual[i], states[-1], **EXACT)
-    assert len(lengths) > 1  # items that end at different times were in one batch
+    assert len(lengths) > 1  # the items of the batch end at different steps
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (7,)])
-def test_equals_it_on_words_and_on_tables(shape):
+def test_the_search_equals_algorithm_1_on_words_and_tables(shape):
     net = make_net(shape)
     x, target = make_queries(net, 4, shape)
     e = make_explainer(block=(1, -1) if len(shape) == 2 else (1,), bounds=None)
@@ -383,14 +388,17 @@ def test_equals_it_on_words_and_on_tables(shape):
     for i in range(4):
         torch.testing.assert_close(
             cfs.counterfactual[i],
-            plain_algorithm_1(e, net, x[i], int(target[i]), noise)[-1],
+            run_algorithm_1(e, net, x[i], int(target[i]), noise)[-1],
             **EXACT,
         )
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(3.0, 0.8), (0.1, 0.5)])
 def test_closed_form_of_one_output(slope, expected):
-    """|z - mean z| + lam |x' - x| with z = slope x': at the mean's x where slope > lam, at the query where it is under."""
+    """|z - mean z| + lam |x' - x| with z = slope x'.
+
+    Its minimum is where z = mean z if slope > lam, and at the query if slope < lam.
+    """
     model = nn.Linear(1, 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(slope)
@@ -399,9 +407,8 @@ def test_closed_form_of_one_output(slope, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cfs = e(OneOutput(model), torch.tensor([[0.5]]).double(), torch.tensor([1]))
-    assert cfs.counterfactual.item() == pytest.approx(
-        expected, abs=0.006
-    )  # measured 3e-3: Adam swings around a kink
+    found = cfs.counterfactual.item()
+    assert found == pytest.approx(expected, abs=0.006)  # measured 3e-3: Adam oscillates at a kink
 
 
 def test_one_output_term_is_the_distance_of_the_output():
@@ -415,7 +422,7 @@ def test_one_output_term_is_the_distance_of_the_output():
 
 
 def test_all_blocks_of_a_linear_classifier_reach_the_prototype():
-    """lam = eta = 0 and two invertible directions: the loss can be driven to 0, so the logits end at the prototype."""
+    """With lam = eta = 0 and an invertible classifier the loss can reach 0."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).double()
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([[2.0, 0.5], [-0.5, 1.0]]))
@@ -427,10 +434,10 @@ def test_all_blocks_of_a_linear_classifier_reach_the_prototype():
     torch.testing.assert_close(cfs.counterfactual[0], least, rtol=0, atol=0.01)  # measured 3e-3
 
 
-# ---------------------------------------------------------------- what may change, and how far
+# ---------------------------------------------------------------- what may change, and how much
 
 
-def test_path_grows_by_one_block_a_step(net, queries):
+def test_the_path_grows_by_one_block_per_step(net, queries):
     (x, target), e = queries, make_explainer(tau=0.999, max_blocks=6)
     cfs = e(net, x, target)
     index, n = block_index(x.shape[1:], e.block)
@@ -441,21 +448,20 @@ def test_path_grows_by_one_block_a_step(net, queries):
         for k in range(1, int(cfs.path_len[i])):
             allowed = torch.isin(index, rank[i, :k])
             assert torch.equal(cfs.path[i, k][~allowed], x[i][~allowed])
-            assert (cfs.path[i, k] != x[i])[
-                index == rank[i, k - 1]
-            ].all()  # the new block was changed indeed
+            changed = cfs.path[i, k] != x[i]
+            assert changed[index == rank[i, k - 1]].all()  # the whole new block
         assert torch.equal(cfs.mask[i], torch.isin(index, rank[i, : int(cfs.path_len[i]) - 1]))
         end = cfs.path[i, int(cfs.path_len[i]) - 1 :]
         assert torch.equal(end, cfs.counterfactual[i].expand_as(end))
 
 
-def test_a_path_to_high_tau_holds_the_answer_for_every_lower_tau(net, queries):
-    """One run to tau = 0.99 gives the tau curve: its prefix up to the first state that reaches t is the run to t."""
+def test_a_path_to_a_high_tau_contains_the_result_for_every_lower_tau(net, queries):
+    """The path up to the first state that reaches t is the search for tau = t."""
     x, target = queries
     long = make_explainer(tau=0.99)(net, x, target)
     differ = 0
     for t in (0.6, 0.9):
-        with torch.no_grad():  # a caller's no_grad does not stop the search
+        with torch.no_grad():  # the caller's no_grad does not affect the search
             short = make_explainer(tau=t)(net, x, target)
             p = [net(long.path[i, 1:]).softmax(1)[:, target[i]] for i in range(len(x))]
         for i in range(len(x)):
@@ -499,13 +505,13 @@ def test_only_whole_masked_blocks_change(data):
 def test_clamp_and_its_absence(net, queries):
     x, target = queries
     free, kept = make_explainer()(net, x, target), make_explainer(clamp=True)(net, x, target)
-    assert free.counterfactual.min() < -0.5  # measured -2.1: the paper's own form leaves the range
-    assert kept.path.min() == 0  # exactly at the bound, never past it
+    assert free.counterfactual.min() < -0.5  # measured -2.1: the paper's form leaves the range
+    assert kept.path.min() == 0  # at the bound, never beyond
     assert kept.path.max() <= 1
 
 
-def test_values_a_hair_outside_the_bounds_stay_where_they_are_outside_the_mask(net, queries):
-    """Resizing leaves 1 + 1e-7; such a query is accepted, and clamping must not move what is not masked."""
+def test_masked_values_slightly_outside_the_bounds_stay_unchanged(net, queries):
+    """Resized images may hold 1 + 1e-7: accepted, and only unmasked values are clamped."""
     x, target = queries
     x = x.clone()
     x[:, :, 0, :] = 1 + 5e-7
@@ -525,16 +531,16 @@ def test_bounds_per_feature():
     moved = (cfs.counterfactual != x).any(1)
     assert moved.all()
     assert ((cfs.counterfactual >= low - 1e-6) & (cfs.counterfactual <= high + 1e-6)).all()
-    assert (cfs.counterfactual[:, 2] > 1).all()  # a scalar range would have pushed this one to 1
+    assert (cfs.counterfactual[:, 2] > 1).all()  # a common upper bound would clamp it to 1
     with pytest.raises(ValueError, match="per feature"):
         make_explainer(bounds=(low, high), block=(1,))(net, x + 5, target)
 
 
-# ---------------------------------------------------------------- a row does not depend on its batch
+# ---------------------------------------------------------------- independence of the batch
 
 
 class Poisoned(nn.Module):
-    """NaN logits for the row that carries 0.456 in its last pixel; with `late`, only once one of its values has moved."""
+    """NaN logits for the item with 0.456 in its last pixel; with `late`, once one value changed."""
 
     def __init__(self, net, row, late):
         super().__init__()
@@ -563,7 +569,7 @@ class Poisoned(nn.Module):
         },
     ],
 )
-def test_a_row_does_not_depend_on_its_batch(net, changes):
+def test_an_item_does_not_depend_on_its_batch(net, changes):
     """Permuted rows, chunks of 1, 3 and 7. Measured 0 to 3e-14."""
     x, target = make_queries(net, 9)
     whole = assert_rows_are_on_their_own(
@@ -574,11 +580,11 @@ def test_a_row_does_not_depend_on_its_batch(net, changes):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"patience": 3, "steps": 60}])
-def test_a_neighbour_with_nan_changes_nothing(net, late, changes):
-    """NaN at the query, or as soon as a value has moved: the row fails with that reason, and no other row sees it."""
+def test_an_item_with_nan_changes_no_other_item(net, late, changes):
+    """NaN at the query, or once a value has changed: the item fails with that reason."""
     with torch.no_grad():
         net[1].weight.view(-1, 6, 6)[:, 4:, 4:] = (
-            0  # so the block with the marked pixel is ranked last
+            0  # the block with the marked pixel is ranked last
         )
     x, target = make_queries(net, 6)
     x[2, 0, 5, 5] = 0.456
@@ -595,15 +601,15 @@ def test_a_neighbour_with_nan_changes_nothing(net, late, changes):
     alone = e(Poisoned(net, x[2], late), x[2:3], target[2:3], ids[2:3])
     assert torch.equal(alone.n_forward, cfs.n_forward[2:3])
     rest = e(Poisoned(net, x[2], late), x[others], target[others], ids[others])
-    joined = alone + rest  # also where the batch of one had nothing to search
+    joined = alone + rest  # also if the batch of one was not searched
     for name in ("path_len", "mask", "path", "counterfactual"):
         torch.testing.assert_close(getattr(joined, name), getattr(cfs, name), **EXACT)
 
 
-# ---------------------------------------------------------------- the ends of a search
+# ---------------------------------------------------------------- how a search ends
 
 
-def test_items_that_are_there_come_back_unchanged(net, queries):
+def test_items_at_their_target_stay_unchanged(net, queries):
     x, target = queries
     with torch.no_grad():
         target = target.clone()
@@ -616,15 +622,15 @@ def test_items_that_are_there_come_back_unchanged(net, queries):
     assert cfs.reached[3]
     assert cfs.path_len[3] == 1
     assert not cfs.mask[3].any()
-    assert cfs.n_forward[3] == 1  # looked at once, never searched
+    assert cfs.n_forward[3] == 1  # classified once, not searched
     assert cfs.n_backward[3] == 0
     assert ALREADY not in cfs.reason[:3]
-    # the right decision with too low a score is searched
+    # the target with a score below tau is searched
     higher = make_explainer()(net, x, target, tau=p + (1 - p) / 2)
     assert higher.reason[3] != ALREADY
 
 
-def test_budget_spent_is_a_flagged_failure(net, queries):
+def test_a_spent_budget_is_a_flagged_failure(net, queries):
     x, target = queries
     cfs = make_explainer(steps=1, lr=1e-4, init="query", max_blocks=2)(net, x, target)
     assert len(cfs) == len(x)  # failures are kept
@@ -634,7 +640,7 @@ def test_budget_spent_is_a_flagged_failure(net, queries):
     assert (cfs.path_len == 3).all()
 
 
-def test_prototypes_that_score_below_tau_are_announced_and_named(net, queries):
+def test_prototypes_that_score_below_tau_are_named_in_a_warning(net, queries):
     x, target = queries
     weak = make_explainer(tau=0.9).with_(prototypes=0.5 * torch.eye(3).double())  # score 0.45
     with pytest.warns(UserWarning, match=r"mean logits.*0\.452.*below tau = 0\.9"):
@@ -645,12 +651,11 @@ def test_prototypes_that_score_below_tau_are_announced_and_named(net, queries):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_explainer(tau=0.9)(net, x, target)  # good prototypes: no warning
-        weak.with_(term="log_probability")(
-            net, x, target
-        )  # a loss that does not pull there: none either
+        elsewhere = weak.with_(term="log_probability")  # does not pull to the prototype
+        elsewhere(net, x, target)
 
 
-def test_patience_leaves_earlier_at_the_same_decision(net, queries):
+def test_patience_saves_passes_and_keeps_the_decisions(net, queries):
     x, target = queries
     slow, quick = (
         make_explainer(steps=200, patience=p, lr=0.05)(net, x, target) for p in (None, 10)
@@ -660,7 +665,7 @@ def test_patience_leaves_earlier_at_the_same_decision(net, queries):
     assert quick.n_backward.sum() < 0.5 * slow.n_backward.sum()  # measured 0.27
 
 
-def test_ranking_again_looks_at_the_new_state(net, queries):
+def test_ranking_at_each_step_depends_on_the_new_state(net, queries):
     x, target = queries
     once, each = (
         make_explainer(ranking=r, tau=0.98, max_blocks=4, steps=8)(net, x, target)
@@ -670,12 +675,12 @@ def test_ranking_again_looks_at_the_new_state(net, queries):
     assert several.any()
     assert (once.mask != each.mask).flatten(1).any(1)[several].any()
     index, _ = block_index(x.shape[1:], (2, 2))
-    for i in range(len(x)):  # no block is taken twice
+    for i in range(len(x)):  # no block is unmasked twice
         assert len(index[each.mask[i]].unique()) == each.path_len[i] - 1
 
 
-def test_restart_forgets_the_values_found(net, queries):
-    """With lr ~ 0 the composite stays as it was drawn: with restart and without, masked values are the noise."""
+def test_restart_begins_from_the_initial_composite(net, queries):
+    """With lr near 0, the unmasked values stay the noise; with lr = 0.5 they leave it."""
     x, target = queries
     noise = item_noise(0, ["common"], x.shape[1:], "composite")[0].to(x)
     kept = make_explainer(restart=True, lr=1e-12, max_blocks=3, tau=0.9999)(net, x, target)
@@ -686,14 +691,13 @@ def test_restart_forgets_the_values_found(net, queries):
         make_explainer(restart=r, steps=1, lr=0.5, max_blocks=3, tau=0.9999)(net, x, target)
         for r in (False, True)
     )
-    assert (
-        (back.counterfactual - noise).abs()[back.mask] < 0.5 + 1e-6
-    ).all()  # one step of Adam from the noise
-    assert ((moved.counterfactual - noise).abs()[moved.mask] > 0.6).any()  # three
+    one_step = (back.counterfactual - noise).abs()[back.mask]
+    assert (one_step < 0.5 + 1e-6).all()
+    assert ((moved.counterfactual - noise).abs()[moved.mask] > 0.6).any()  # three Adam steps
 
 
-def test_adam_starts_afresh_with_each_block(net, queries):
-    """Adam's first step moves each masked value by lr whatever the gradient: with steps = 1 every step is a first one."""
+def test_adam_restarts_with_each_block(net, queries):
+    """Adam's first step changes each value by lr, whatever the gradient: here all are first."""
     x, target = queries
     cfs = make_explainer(steps=1, lr=0.01, init="query", max_blocks=2, tau=0.9999)(net, x, target)
     step = (cfs.path[:, 2] - cfs.path[:, 1]).abs()
@@ -701,48 +705,38 @@ def test_adam_starts_afresh_with_each_block(net, queries):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=0, atol=1e-6)
 
 
-def test_noise_is_common_or_by_item(net, queries):
+def test_noise_is_common_or_per_item(net, queries):
     x, target = queries
     x = x[:1].expand(4, -1, -1, -1).clone()
     target = target[:1].expand(4).clone()
     common = make_explainer()(net, x, target)
-    assert torch.equal(
-        common.counterfactual[0], common.counterfactual[3]
-    )  # equal rows get equal advice
+    equal = common.counterfactual[[0, 3]]
+    assert torch.equal(equal[0], equal[1])
     item = make_explainer(noise="item")(net, x, target)
     assert not torch.equal(item.counterfactual[0], item.counterfactual[3])
     other = make_explainer(seed=1)(net, x, target)
     assert not torch.equal(common.counterfactual, other.counterfactual)
 
 
-def test_presets(net):
-    proto = torch.eye(10)
-    paper, rec, off = (
-        presets.get("gradual", "mnist", v).build(proto) for v in (None, "recommended", "official")
-    )
-    assert (paper.steps, paper.lr, paper.lam, paper.eta, paper.beta) == (1000, 0.1, 0.3, 0.3, 2.0)
-    assert (paper.block, paper.tau) == ((4, 4), 0.9)
-    assert (paper.init, paper.clamp, paper.term, paper.ranking) == (
-        "normal",
-        False,
-        "logits",
-        "once",
-    )
-    assert (rec.clamp, rec.init, rec.max_blocks, rec.steps) == (True, "uniform", 16, 1000)
-    assert (off.lr, off.steps, off.term, off.beta, off.restart, off.eta) == (
-        0.01,
-        500,
-        "mean_abs",
-        4.0,
-        True,
-        4 / 784,
-    )
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        (None, {"steps": 1000, "lr": 0.1, "lam": 0.3, "eta": 0.3, "beta": 2.0, "block": (4, 4)}),
+        (None, {"tau": 0.9, "init": "normal", "clamp": False, "term": "logits", "ranking": "once"}),
+        ("recommended", {"clamp": True, "init": "uniform", "max_blocks": 16, "steps": 1000}),
+        ("official", {"lr": 0.01, "steps": 500, "term": "mean_abs", "beta": 4.0, "restart": True}),
+        ("official", {"eta": 4 / 784}),
+    ],
+)
+def test_presets_hold_the_papers_and_the_official_settings(variant, settings):
+    explain = presets.get("gradual", "mnist", variant).build(torch.eye(10))
+    assert {name: getattr(explain, name) for name in settings} == settings
 
 
-# ---------------------------------------------------------------- the classifier: untouched, counted, on its device
+# ---------------------------------------------------------------- the classifier
 
 
-def test_parameters_gradients_and_mode_are_untouched(net, queries):
+def test_parameters_gradients_and_mode_stay_unchanged(net, queries):
     x, target = queries
     net[1].weight.grad = torch.ones_like(net[1].weight)
     net[3].bias.requires_grad_(False)
@@ -758,8 +752,8 @@ def test_parameters_gradients_and_mode_are_untouched(net, queries):
     assert not cfs.counterfactual.requires_grad
 
 
-class Counted(nn.Module):
-    """Counts rows on their way forward and back."""
+class PassMeter(nn.Module):
+    """A network that counts the items of its passes forward and back."""
 
     def __init__(self, net):
         super().__init__()
@@ -774,19 +768,19 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"ranking": "each"}])
-def test_passes_are_what_hooks_count(net, queries, changes):
+def test_passes_equal_those_that_hooks_count(net, queries, changes):
     x, target = queries
-    counted = Counted(net)
-    cfs = make_explainer(**changes)(counted, x, target)
-    assert cfs.n_forward.sum() == counted.forward_rows
-    assert cfs.n_backward.sum() == counted.backward_rows
+    meter = PassMeter(net)
+    cfs = make_explainer(**changes)(meter, x, target)
+    assert cfs.n_forward.sum() == meter.forward_rows
+    assert cfs.n_backward.sum() == meter.backward_rows
     assert cfs.seconds.shape == (len(x),)
     assert (cfs.seconds > 0).all()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_as_on_the_cpu(net, queries):
+def test_a_gpu_gives_the_result_of_the_cpu(net, queries):
     x, target = queries
     e = make_explainer()
     here, there = e(net, x, target), e(net.cuda(), x.cuda(), target)
@@ -813,11 +807,11 @@ def test_on_a_gpu_as_on_the_cpu(net, queries):
         ({"lr": 0.0}, "lr"),
     ],
 )
-def test_bad_settings_are_refused_by_name(net, queries, changes, name):
-    counted = Counted(net)
+def test_bad_settings_are_named_before_the_search(net, queries, changes, name):
+    meter = PassMeter(net)
     with pytest.raises(ValueError, match=name):
-        make_explainer().with_(**changes)(counted, *queries)
-    assert counted.backward_rows == 0  # before any work: one look at the queries at most
+        make_explainer().with_(**changes)(meter, *queries)
+    assert meter.backward_rows == 0
 
 
 def test_mean_logits_by_hand(net):
@@ -828,11 +822,9 @@ def test_mean_logits_by_hand(net):
     counts = torch.bincount(z.argmax(1), minlength=3)
     n = int(counts.min())
     proto = mean_logits(net, x, n=n)
-    c = int(counts.argmin())  # all of them are drawn: the mean is that of the class
+    c = int(counts.argmin())  # all n of this class are drawn
     torch.testing.assert_close(proto[c], z[z.argmax(1) == c].mean(0), **EXACT)
-    for k in range(
-        3
-    ):  # any n of a class: inside what that class spans, and another seed gives others
+    for k in range(3):  # n of the class, within its range
         of = z[z.argmax(1) == k]
         assert (proto[k] >= of.min(0).values).all() and (proto[k] <= of.max(0).values).all()
     assert not torch.equal(mean_logits(net, x, n=n // 2), mean_logits(net, x, n=n // 2, seed=1))

@@ -1,68 +1,73 @@
-"""Gradual construction on words: against plain loops, and what must not matter."""
+"""Gradual construction on words against loops over the vocabulary, and its independences."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cf_utils.core import NAN
+from cf_utils.core import NAN, target_score
 from cf_utils.explainers import presets, truncate_at_tau
 from cf_utils.explainers.gradual_words import GradualWords, find_nearest, list_replacements
 from cf_utils.models import classifiers
 
 D, V = 4, 12
+EXACT = {"rtol": 0, "atol": 1e-9}
 
 
-def make_reader(seed=0) -> nn.Module:
-    """A small max-pooling reader with smooth-ish weights, two classes decided about equally often."""
+def make_classifier(seed=0) -> nn.Module:
+    """Return a small max-pooling network that decides for both classes about equally often."""
     torch.manual_seed(seed)
     net = classifiers.TextCNN(D, filters=6, widths=(2, 3), dropout=0.0).double()
     with torch.no_grad():
         net.head.weight.mul_(6)
-        z = net(reviews(64, seed=5)[0])
+        z = net(make_reviews(64, seed=5)[0])
         net.head.bias.sub_(z.mean(0))
     return net
 
 
-def vocabulary(seed=3):
+def make_vocabulary(seed=3) -> Tensor:
+    """Return V word vectors, (V, D)."""
     return torch.randn(V, D, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def reviews(n=6, length=7, tail=3, seed=1):
-    """x (n, length + tail, D) of vocabulary words, the last `tail` rows zero; and the rows of the words."""
+def make_reviews(n=6, length=7, tail=3, seed=1) -> tuple[Tensor, Tensor]:
+    """Return x (n, length + tail, D), the last `tail` vectors zero, and the rows of the words."""
     rows = torch.randint(0, V, (n, length), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([vocabulary()[rows], torch.zeros(n, tail, D).double()], 1), rows
+    return torch.cat([make_vocabulary()[rows], torch.zeros(n, tail, D).double()], 1), rows
 
 
 def make_case(n=6, **changes):
-    net, (x, rows) = make_reader().eval(), reviews(n)
+    net, (x, rows) = make_classifier().eval(), make_reviews(n)
     with torch.no_grad():
         target = 1 - net(x).argmax(1)
     explain = presets.get("gradual_words", "imdb", "recommended").build(
-        4.0 * torch.eye(2).double() - 2, vectors=vocabulary(), tau=0.8, shortlist=5, **changes
+        4.0 * torch.eye(2).double() - 2, vectors=make_vocabulary(), tau=0.8, shortlist=5, **changes
     )
     return net, x, rows, target, explain
 
 
-def plain_search(net, x, target, e):
-    """One review, by loops over words: the recommended search as its docstring says it."""
-    words, proto = vocabulary(), e.prototypes[target]
+def search_by_loops(net, x, target, e):
+    """Search one review by loops over words, as the docstring of the module says.
+
+    Returns: the counterfactual, the unmasked positions, the state after each step.
+    """
+    words, mean = make_vocabulary(), e.prototypes[target]
     z, on, states = x.clone(), [], []
 
     def loss(v):
-        return (net(v[None])[0] - proto).norm() + e.lam * (v - x).norm()
+        return (net(v[None])[0] - mean).norm() + e.lam * (v - x).norm()
 
-    def slope(v):
+    def differentiate(v):
         v = v.clone().requires_grad_(True)
-        value = (net(v[None])[0] - proto).norm()
+        value = (net(v[None])[0] - mean).norm()
         away = (v - x).norm()
         return torch.autograd.grad(value + (e.lam * away if away > 0 else 0), v)[0]
 
     while len(on) < e.max_blocks:
-        g = slope(z)
+        gradient = differentiate(z)
         gains = {
-            p: max(float(-g[p] @ (w - z[p])) for w in words)
+            p: max(float(-gradient[p] @ (w - z[p])) for w in words)
             for p in range(len(x))
             if p not in on and x[p].any()
         }
@@ -70,8 +75,8 @@ def plain_search(net, x, target, e):
             break
         at = max(gains, key=lambda p: (gains[p], -p))
         for p in [at, *sorted(on)]:
-            g = slope(z)
-            short = sorted(range(V), key=lambda w: -float(-g[p] @ words[w]))[: e.shortlist]
+            gradient = differentiate(z)
+            short = sorted(range(V), key=lambda w: -float(-gradient[p] @ words[w]))[: e.shortlist]
             best, best_loss = z.clone(), loss(z)
             for w in short:
                 tried = z.clone()
@@ -87,47 +92,38 @@ def plain_search(net, x, target, e):
     return z, on, states
 
 
-def test_equals_a_plain_search_over_words():
+def test_the_search_equals_loops_over_words():
     net, x, _, target, e = make_case()
     cfs = e(net, x, target)
-    assert (
-        cfs.reached.sum() >= 3 and (cfs.path_len > 2).any()
-    )  # 6 of 6 reached, up to 3 words: something to compare
+    assert cfs.reached.sum() >= 3 and (cfs.path_len > 2).any()  # measured 6 of 6, up to 3 words
     for i in range(len(x)):
-        z, on, states = plain_search(net, x[i], target[i], e)
+        z, on, states = search_by_loops(net, x[i], target[i], e)
         torch.testing.assert_close(cfs.counterfactual[i], z, atol=1e-12, rtol=0)
         assert sorted(on) == cfs.mask[i].any(1).nonzero().flatten().tolist()
         assert cfs.path_len[i] == 1 + len(states)
         torch.testing.assert_close(cfs.path[i, len(states)], states[-1], atol=1e-12, rtol=0)
 
 
-def test_every_changed_word_is_a_word_and_padding_stays():
+def test_changed_words_are_real_and_padding_stays():
     net, x, rows, target, e = make_case()
     for explain in (e, e.with_(compose="embedding", steps=30, init="normal")):
         cfs = explain(net, x, target)
-        away = torch.cdist(cfs.counterfactual[:, :7], vocabulary()).amin(2)
-        assert (
-            away.max() <= 1e-12
-            and (cfs.counterfactual[:, 7:] == 0).all()
-            and not cfs.mask[:, 7:].any()
-        )
-        for i, changed in enumerate(list_replacements(cfs, vocabulary())):
+        away = torch.cdist(cfs.counterfactual[:, :7], make_vocabulary()).amin(2)
+        assert away.max() <= 1e-12
+        assert not cfs.counterfactual[:, 7:].any() and not cfs.mask[:, 7:].any()
+        for i, changed in enumerate(list_replacements(cfs, make_vocabulary())):
             for p, old, new in changed:
                 assert rows[i, p] == old != new
-                assert torch.equal(vocabulary()[new], cfs.counterfactual[i, p])
+                assert torch.equal(make_vocabulary()[new], cfs.counterfactual[i, p])
 
 
-def test_the_embedding_form_is_judged_after_the_replacement_and_shows_the_state_before():
+def test_the_embedding_form_scores_real_words_and_keeps_the_vectors_on_the_path():
     net, x, _, target, e = make_case()
     e = e.with_(compose="embedding", steps=200, lam=0.0, tau=0.9)
     cfs = e(net, x, target)
     with torch.no_grad():
-        before = (
-            net(cfs.path[torch.arange(6), cfs.path_len - 1])
-            .softmax(1)
-            .gather(1, target[:, None])[:, 0]
-        )
-        after = net(cfs.counterfactual).softmax(1).gather(1, target[:, None])[:, 0]
+        before = target_score(net(cfs.path[torch.arange(6), cfs.path_len - 1]), target)
+        after = target_score(net(cfs.counterfactual), target)
     assert (before >= 0.9).all()  # vectors reach tau for all six
     torch.testing.assert_close(cfs.score, after)
     assert (cfs.reached == (after >= 0.9)).all() and not cfs.reached.all()
@@ -135,48 +131,35 @@ def test_the_embedding_form_is_judged_after_the_replacement_and_shows_the_state_
 
 
 @pytest.mark.parametrize("compose", ["vocabulary", "embedding"])
-def test_a_review_does_not_depend_on_its_batch_its_padding_or_a_neighbour_that_fails(compose):
+def test_a_review_does_not_depend_on_batch_padding_or_a_failing_review(compose):
     net, x, _, target, e = make_case()
     e = e.with_(compose=compose, steps=40)
     whole = e(net, x, target)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    torch.testing.assert_close(
-        e(net, x[order], target[order]).counterfactual,
-        whole.counterfactual[order],
-        atol=1e-9,
-        rtol=0,
-    )
+    permuted = e(net, x[order], target[order]).counterfactual
+    torch.testing.assert_close(permuted, whole.counterfactual[order], **EXACT)
     alone = torch.cat([e(net, x[i : i + 1], target[i : i + 1]).counterfactual for i in range(6)])
-    torch.testing.assert_close(alone, whole.counterfactual, atol=1e-9, rtol=0)
-    longer = torch.cat([x, torch.zeros(6, 4, D).double()], 1)
-    torch.testing.assert_close(
-        e(net, longer, target).counterfactual[:, :10], whole.counterfactual, atol=1e-9, rtol=0
-    )
+    torch.testing.assert_close(alone, whole.counterfactual, **EXACT)
+    longer = e(net, torch.cat([x, torch.zeros(6, 4, D).double()], 1), target)
+    torch.testing.assert_close(longer.counterfactual[:, :10], whole.counterfactual, **EXACT)
 
-    class Breaks(nn.Module):
+    class NanOnceChanged(nn.Module):
         def forward(self, v):
             z = net(v)
             moved = (v != x[:1]).flatten(1).any(1) & (
                 (v[:, :, 0] == x[0, :, 0]).double().mean(1) > 0.85
             )
-            return torch.where(moved[:, None], torch.nan, z)  # as soon as review 0 changes
+            return torch.where(moved[:, None], torch.nan, z)  # once review 0 has changed
 
-    broken = e(Breaks(), x, target)
-    expected = (
-        "budget of 7" if compose == "vocabulary" else NAN
-    )  # among words, one that gives NaN is never taken
-    assert (
-        broken.reason[0].startswith(expected)
-        and not broken.reached[0]
-        and torch.equal(broken.counterfactual[0], x[0])
-    )
-    torch.testing.assert_close(
-        broken.counterfactual[1:], whole.counterfactual[1:], atol=1e-9, rtol=0
-    )
+    broken = e(NanOnceChanged(), x, target)
+    expected = "budget of 7" if compose == "vocabulary" else NAN  # words that give NaN lose
+    assert broken.reason[0].startswith(expected)
+    assert not broken.reached[0] and torch.equal(broken.counterfactual[0], x[0])
+    torch.testing.assert_close(broken.counterfactual[1:], whole.counterfactual[1:], **EXACT)
 
 
-def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_not_have_that():
-    """One filter that reads word 0: noise hides the masked word from the maximum, so the class term's gradient there is 0."""
+def test_noise_outside_every_window_gets_no_gradient_and_the_word_itself_does():
+    """One filter of width 1: noise below the maximum gets no gradient from the class term."""
     net = classifiers.TextCNN(2, filters=1, widths=(1,), dropout=0.0).double().eval()
     with torch.no_grad():
         net.convolutions[0].weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
@@ -187,7 +170,7 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
     x[0, 0], x[0, 1] = torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.0])  # decided negative
     e = GradualWords(
         torch.tensor([[4.0, -4.0], [-4.0, 4.0]]).double(),
-        vectors=vocabulary()[:, :2],
+        vectors=make_vocabulary()[:, :2],
         tau=0.6,
         max_blocks=1,
         shortlist=5,
@@ -198,61 +181,50 @@ def test_from_noise_outside_every_window_only_lam_acts_and_the_word_itself_does_
         s for s in range(50) if e.with_(seed=s)._draw_composite(x, [0], (None, None))[0, 0, 0] < 0.5
     )
     stuck = e.with_(seed=low)(net, x, torch.tensor([1]))
-    assert (
-        stuck.n_backward[0] > 250 and stuck.path[0, 1, 0, 0] < 0.9
-    )  # Adam moved nothing: no gradient came
+    assert stuck.n_backward[0] > 250
+    assert stuck.path[0, 1, 0, 0] < 0.9  # no gradient: Adam moved nothing
     free = e.with_(seed=low, init="query")(net, x, torch.tensor([1]))
-    assert free.path[0, 1, 0, 0] > 1.5  # found from the word itself
+    assert free.path[0, 1, 0, 0] > 1.5  # starts from the word
     pulled = e.with_(seed=low, lam=0.3)(net, x, torch.tensor([1]))
-    assert pulled.path[0, 1, 0, 0] > 0.9  # lam pulls it back into its window
+    assert pulled.path[0, 1, 0, 0] > 0.9  # lam pulls it back to the word
 
 
 @pytest.mark.parametrize("chunk", [2**24, 3 * V])
-def test_nearest_is_the_nearest_by_either_measure(chunk, monkeypatch):
-    monkeypatch.setattr(
-        "cf_utils.explainers.gradual_words.CHUNK", chunk
-    )  # three points at once, or all
-    points, table = (
-        torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double(),
-        vocabulary(),
-    )
-    for metric, far in (
+def test_find_nearest_equals_loops_for_both_metrics(chunk, monkeypatch):
+    monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", chunk)  # one, or 3 points each
+    points = torch.randn(40, D, generator=torch.Generator().manual_seed(6)).double()
+    table = make_vocabulary()
+    for metric, distance in (
         ("euclidean", lambda p, w: (p - w).norm()),
         ("cosine", lambda p, w: -torch.dot(p, w) / w.norm()),
     ):
-        plain = [min(range(V), key=lambda w, p=p, far=far: float(far(p, table[w]))) for p in points]
-        assert find_nearest(points, table, metric).tolist() == plain
+        distances = torch.tensor([[distance(p, w) for w in table] for p in points])
+        assert find_nearest(points, table, metric).tolist() == distances.argmin(1).tolist()
     assert find_nearest(points[:0], table).shape == (0,)
 
 
-def test_gains_in_small_parts_are_the_same(monkeypatch):
+def test_gains_do_not_depend_on_the_chunk(monkeypatch):
     net, x, _, target, e = make_case()
     whole = e(net, x, target)
     monkeypatch.setattr("cf_utils.explainers.gradual_words.CHUNK", 2 * V * x.shape[1])
-    torch.testing.assert_close(
-        e(net, x, target).counterfactual, whole.counterfactual, atol=1e-12, rtol=0
-    )
+    parts = e(net, x, target)
+    torch.testing.assert_close(parts.counterfactual, whole.counterfactual, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("compose", ["vocabulary", "embedding"])
-def test_a_review_of_nothing_comes_back_with_its_reason(compose):
+def test_an_empty_review_fails_with_a_reason(compose):
     net, x, _, target, e = make_case()
     with torch.no_grad():
         blank = torch.cat([torch.zeros_like(x[:1]), x[1:]])
         wanted = 1 - net(blank).argmax(1)
-    cfs = e.with_(compose=compose, steps=20)(net, blank, wanted)
-    assert (
-        cfs.reason[0] == "nothing in it may change"
-        and not cfs.mask[0].any()
-        and torch.equal(cfs.counterfactual[0], blank[0])
-    )
-    torch.testing.assert_close(
-        cfs.counterfactual[1:],
-        e.with_(compose=compose, steps=20)(net, x, target).counterfactual[1:],
-    )
+    e = e.with_(compose=compose, steps=20)
+    cfs, others = e(net, blank, wanted), e(net, x, target)
+    assert cfs.reason[0] == "nothing in it may change"
+    assert not cfs.mask[0].any() and torch.equal(cfs.counterfactual[0], blank[0])
+    torch.testing.assert_close(cfs.counterfactual[1:], others.counterfactual[1:])
 
 
-def test_a_lower_score_is_not_read_off_vectors():
+def test_a_path_of_vectors_is_not_truncated():
     net, x, _, target, e = make_case()
     assert truncate_at_tau(e(net, x, target), net, 0.5).valid.all()
     with pytest.raises(ValueError, match="holds vectors, not words"):
