@@ -1,4 +1,4 @@
-"""The form of every notebook: what a reviewer would otherwise check by eye. That they run is nbval's job."""
+"""The form of every notebook; nbval tests that they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The repository's own promises: one list of packages, local hooks, targets that exist, claims with meaningful bounds."""
+"""Promises of the repository: one list of packages, gates, make targets, bounds of claims."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import yaml
 
 from cf_utils.core import files
 from cf_utils.harness import parameters
-from tests.mutants import FAULTS
 
 ROOT = files.ROOT
 CLAIMS = sorted((ROOT / "results" / "claims").glob("*.json"))
@@ -71,16 +70,29 @@ def test_make_has_the_targets_that_the_readme_may_name():
     assert all(f"make {t} " in shown for t in wanted)
 
 
-def test_hooks_are_local_and_use_installed_tools():
+def test_hooks_are_local_and_use_tools_that_dev_installs():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
     hooks = [h for repo in config["repos"] for h in repo["hooks"]]
-    assert {h["id"] for h in hooks} == {"ruff", "nbstripout"} and {
-        h["language"] for h in hooks
-    } == {"system"}
-    assert all(
-        any(d.startswith(h["id"]) for d in PROJECT["optional-dependencies"]["dev"]) for h in hooks
-    )
+    assert {h["language"] for h in hooks} == {"system"}
+    installed = {re.split(r"[<>=\[; ]", d)[0] for d in PROJECT["optional-dependencies"]["dev"]}
+    provides = {"lint-imports": "import-linter"}  # command -> package
+    for hook in hooks:
+        command = hook["entry"].split()[0]
+        assert provides.get(command, command) in installed, hook["id"]
+
+
+def test_make_test_and_pre_commit_run_every_gate_and_github_calls_make_test():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^test:.*\blint\b", makefile, re.MULTILINE)
+    recipe = makefile.split("\nlint:")[1].split("\n\n")[0]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    for gate in ("ruff format", "ruff check", "lint-imports|importlinter", "pyrefly|TYPE_?CHECK"):
+        assert re.search(gate, recipe), gate
+        assert re.search(gate, hooks), gate
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = [s for job in workflow["jobs"].values() for s in job["steps"]]
+    assert any("make test" in s.get("run", "") for s in steps)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +109,10 @@ def test_profiles_pass_the_runners_own_checks(profile):
 
 @pytest.mark.parametrize("file", CLAIMS, ids=lambda p: p.stem)
 def test_bounds_of_claims_hold_for_5_seeds_and_are_not_wide_open(file):
-    """A bound contains every seed's value, and would fail for other findings: at most 3 x as wide as the seeds' range, or at
-    a stated opposite finding."""
+    """A bound contains every seed's value and would fail for another finding.
+
+    It is at most 3 times as wide as the seeds' range, or names the opposite finding.
+    """
     for name, c in files.read_json(file).items():
         assert c["min"] is not None and c["low"] <= c["min"] <= c["max"] <= c["high"], (name, c)
         assert c["opposite"] or c["high"] - c["low"] <= 3 * (c["max"] - c["min"]), (name, c)
@@ -152,9 +166,3 @@ def test_shell_in_ci_and_makefile_parses():
         check=True,
         capture_output=True,
     )
-
-
-def test_every_fault_of_the_mutants_is_still_in_its_file():
-    """A pattern that has gone stale would only be found by `make mutants`, which takes long."""
-    for name, fault in FAULTS.items():
-        assert fault.old in (ROOT / fault.file).read_text(encoding="utf-8"), name
