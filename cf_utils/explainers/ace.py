@@ -176,17 +176,18 @@ class ACE(Explainer):
         for i in range(self.iterations):
             stream = "attack" if self.common_noise else f"attack {i}"
             noise = noise_of(self.seed, select_ids(ids, state.rows), state.query, stream)
-            y = edited[state.rows.to(x.device)].requires_grad_(True)
-            filtered = chain.filter(y, self.steps, noise)
+            x_prime = edited[state.rows.to(x.device)].requires_grad_(True)
+            filtered = chain.filter(x_prime, self.steps, noise)  # F_tau(x')
             logits = f(filtered, state.rows)
             loss = self._class_loss(logits, state.target)
-            loss = loss + self.lam * self._distance(y - state.query)
-            gradient = f.grad(loss.sum(), y)
+            loss = loss + self.lam * self._distance(x_prime - state.query)
+            gradient = f.grad(loss.sum(), x_prime)
             generator.count_backward(self.steps)
-            logits, y = logits.detach(), y.detach()
+            logits, x_prime = logits.detach(), x_prime.detach()
             broken = ~(logits.isfinite().all(1) & gradient.flatten(1).isfinite().all(1))
             leave = broken | self._leads(logits, state.target)
-            state.write(edited, torch.where(per_item(leave, y), y, self._step(state, y, gradient)))
+            moved = self._step(state, x_prime, gradient)
+            state.write(edited, torch.where(per_item(leave, x_prime), x_prime, moved))
             if leave.any():
                 for k in broken.nonzero().flatten().tolist():
                     finite = bool(filtered[k].isfinite().all())
@@ -232,15 +233,16 @@ class ACE(Explainer):
             return torch.zeros_like(target, dtype=torch.bool)
         return logit_margin(logits, target) >= self.margin
 
-    def _step(self, state: _Attack, y: Tensor, gradient: Tensor) -> Tensor:
+    def _step(self, state: _Attack, x_prime: Tensor, gradient: Tensor) -> Tensor:
         """Return x' after one step of the attack, within eps of the query and inside [0, 1]."""
         if state.w is not None and state.adam is not None:
             slope = (1 - state.w.tanh().square()) / 2  # d x' / d w
-            y = (state.adam.step_(state.w, gradient * slope).tanh() + 1) / 2
+            x_prime = (state.adam.step_(state.w, gradient * slope).tanh() + 1) / 2
         else:
-            y = y - self.step * (gradient.sign() if self.attack == "pgd" else gradient)
-        y = torch.maximum(torch.minimum(y, state.query + self.eps), state.query - self.eps)
-        return y.clamp(0, 1)
+            direction = gradient.sign() if self.attack == "pgd" else gradient
+            x_prime = x_prime - self.step * direction
+        low, high = state.query - self.eps, state.query + self.eps
+        return torch.maximum(torch.minimum(x_prime, high), low).clamp(0, 1)
 
     def _finish(
         self, generator: PassCounter, x: Tensor, pre: Tensor, ids: Ids

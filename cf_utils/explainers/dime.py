@@ -190,11 +190,11 @@ class DiME(Explainer):
             if mask is not None:
                 state.write(trials.mask, mask & per_item(finite, mask))
             state.write(trials.n_tried, torch.full((len(state),), number + 1))
-            for k, i in enumerate(rows.tolist()):
-                if finite[k]:
-                    trials.reason[i] = "" if done[k] else failed
-                else:  # guided by NaN, a chain stays finite
-                    trials.reason[i] = NAN if y[k].isfinite().all() else NAN_PRIOR
+            for i, ok in zip(rows.tolist(), done.tolist(), strict=True):
+                trials.reason[i] = "" if ok else failed
+            for k in (~finite).nonzero().flatten().tolist():
+                stayed_finite = bool(y[k].isfinite().all())  # then only the classifier broke
+                trials.reason[int(rows[k])] = NAN if stayed_finite else NAN_PRIOR
             state.keep(finite & ~done)
             if not len(state):
                 break
@@ -233,11 +233,10 @@ class DiME(Explainer):
                     mask = change_mask(x, to_image(predicted), self.threshold, self.dilation)
                     clean = torch.where(mask, predicted, q)
             if guide is not None:
-                gradient, ok = guide(clean)
-                finite &= ok  # such an item goes on unguided and fails at the end of the chain
-                gradient = gradient / schedule.abar[k].sqrt().item()
-                gradient = torch.where(per_item(ok, z), gradient, 0) + self.l1 * (z - q).sign()
-                mean = mean - log_variance.exp() * gradient
+                g, ok = guide(clean)
+                finite &= ok  # other items continue unguided, and fail at the end of the chain
+                g = torch.where(per_item(ok, z), g / schedule.abar[k].sqrt().item(), 0)
+                mean = mean - log_variance.exp() * (g + self.l1 * (z - q).sign())
             z = mean + (log_variance / 2).exp() * noise(k) if k else mean
             if k and mask is not None:
                 z = torch.where(mask, z, schedule.add_noise(q, k - 1, query_noise(k)))
