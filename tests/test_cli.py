@@ -195,6 +195,22 @@ def test_train_passes_its_arguments_on_and_prints_the_quality(monkeypatch, tmp_p
     assert re.search(r"(?m)^mnist_cnn +present +needs --data$", capsys.readouterr().out)
 
 
+def test_processes_of_torchrun_share_the_training_without_a_gpu(monkeypatch):
+    seen = []
+
+    def make(*given):
+        seen.append(os.environ.get("ACCELERATE_USE_CPU"))
+        return {"quality": {}, "training": {"seconds": 0.0}}
+
+    monkeypatch.setattr(training, "make", make)
+    monkeypatch.setattr(training.torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for size in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        training.train(["mnist_cnn"])
+    assert seen == [None, "1"] and "ACCELERATE_USE_CPU" not in os.environ
+
+
 def test_data_shows_the_state_of_each_set(capsys, tmp_path):
     assert cli.main(["data", "mnist", "heloc"]) == 0
     first, second = capsys.readouterr().out.splitlines()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from cf_utils.core.choices import check_choice
+from cf_utils.harness.locks import environment
 from cf_utils.models import checkpoints
 from cf_utils.training.recipes import EMBEDDED, RECIPES, calibrate_again, make
 
@@ -47,11 +51,21 @@ def train(
     if "all" in names:
         names = [name for name in RECIPES if checkpoints.exists(name)]
     out = Path(out) if out else checkpoints.FOLDER
-    for name in names:
-        if calibrate:
-            card, effort = calibrate_again(name, out), "calibrated"
-        else:
-            card = make(name, data, seed, Path(resume) / name if resume else None, out)
-            effort = f"{card['training']['seconds']:.0f} s"
-        if PartialState().is_main_process:
-            print(name, card["quality"], effort)
+    with _share_cpu_training():
+        for name in names:
+            if calibrate:
+                card, effort = calibrate_again(name, out), "calibrated"
+            else:
+                card = make(name, data, seed, Path(resume) / name if resume else None, out)
+                effort = f"{card['training']['seconds']:.0f} s"
+            if PartialState().is_main_process:
+                print(name, card["quality"], effort)
+
+
+def _share_cpu_training() -> AbstractContextManager[None]:
+    """Let the processes of `torchrun` share each batch on a machine without a GPU, too.
+
+    Accelerate needs this variable; without it, each process would train the whole model.
+    """
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    return environment(ACCELERATE_USE_CPU="1") if shared else nullcontext()
