@@ -71,17 +71,34 @@ def test_the_steps_of_a_recipe_are_reported_without_a_terminal(fake, tmp_path, m
     assert capsys.readouterr().err.splitlines() == ["fake: training", "fake: measuring"]
 
 
-def test_a_recipe_passes_its_settings_to_the_state(monkeypatch):
-    """Settings inside a loss, such as augmentation, decide whether a state is resumed."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist_cnn",
+        "mnist_cnn_984",
+        "mnist_judge_augmented",
+        "mnist_judge_adversarial",
+        "mnist_autoencoder",
+        "mnist_aae",
+        "german_credit_mlp",
+    ],
+)
+def test_the_card_of_a_shipped_model_states_its_recipe(name, monkeypatch):
+    """The settings are also passed to the state, because losses use them."""
     x = torch.rand(20, 1, 28, 28)
     split = InMemory(x, torch.arange(20) % 10, torch.arange(20), tuple("0123456789"), "official")
     monkeypatch.setattr(digits.mnist, "load", lambda root, split_name: split)
     seen = {}
     monkeypatch.setattr(loop, "fit", lambda *args, **settings: seen.update(settings) or {})
-    trained = RECIPES["mnist_cnn"]("data", 0, None)
-    assert seen["settings"] == trained.card["settings"]
-    assert seen["settings"]["augmentation"] == "noise up to 0.5"
-    assert (seen["epochs"], seen["batch_size"], seen["seed"]) == (10, 128, 0)
+    trained, card = RECIPES[name]("data", 0, None), checkpoints.read_card(name)
+    assert trained.card["settings"] == card.settings == seen["settings"]
+    assert {"class": type(trained.model).__name__} | trained.card.get("architecture", {}) == (
+        card.architecture
+    )
+    assert seen["batch_size"] == card.settings["batch_size"]
+    assert seen["epochs"] == card.settings.get("epochs", 10)
+    if name == "german_credit_mlp":
+        assert trained.card["data"] == card.data
 
 
 def test_every_recipe_passes_its_settings_to_the_state():

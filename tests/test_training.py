@@ -174,6 +174,7 @@ def test_an_interrupted_write_keeps_the_old_state(tmp_path, monkeypatch):
 def test_a_stopped_training_is_not_continued(tmp_path):
     stopped, again = make_net(), make_net()
     log = run(stopped, folder=tmp_path, stop=lambda m, step: step == 7)
+    assert (log["steps"], log["epochs"]) == (7, 2)
     assert run(again, folder=tmp_path, stop=lambda m, step: False) == log
     assert equal_weights(stopped, again)
 
