@@ -163,10 +163,8 @@ class GradualConstruction(Explainer):
         ended = state.adam.count >= self.steps
         return ended if self.patience is None else ended | (state.since >= self.patience)
 
-    def _evaluate(
-        self, f: PassCounter, state: AdamState, with_loss: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Set `point` and `gradient`; return logits (B, K) and the loss (B,), if it is needed."""
+    def _evaluate(self, f: PassCounter, state: AdamState, with_loss: bool) -> tuple[Tensor, Tensor]:
+        """Set `point` and `gradient`; return logits (B, K) and the loss (B,), see `_loss`."""
         point = self.snap(state.z, state.query).requires_grad_(True)
         logits = f(point, state.rows)
         state.z, state.point = state.z.detach(), point.detach()
@@ -221,13 +219,12 @@ class GradualConstruction(Explainer):
     def _choose_block(self, f: PassCounter, state: AdamState, at: Tensor) -> Tensor:
         """Return the best masked block of the items at positions `at`, and set its first values."""
         item = state.point[at], state.target[at], state.rows[at.cpu()]
-        if self.ranking == "each":
-            rank = rank_by_gradient(f, *item, state.blocks)
-        else:
-            rank, probed = rank_by_probe(f, *item, state.blocks, state.query[at], self.constraints)
-        block = choose_block(rank, state.mask[at], state.fixed[at], state.blocks)
-        if self.ranking == "probe":
-            state.composite[at] = probed[torch.arange(len(at)), block]
+        closed = state.mask[at], state.fixed[at], state.blocks
+        if self.ranking == "each" or self.constraints is None:
+            return choose_block(rank_by_gradient(f, *item, state.blocks), *closed)
+        rank, probed = rank_by_probe(f, *item, state.blocks, state.query[at], self.constraints)
+        block = choose_block(rank, *closed)
+        state.composite[at] = probed[torch.arange(len(at)), block]
         return block
 
     def _composition_step(self, state: AdamState) -> None:
@@ -242,7 +239,7 @@ class GradualConstruction(Explainer):
 
     def _loss(
         self, logits: Tensor, z: Tensor, x: Tensor, mean: Tensor, target: Tensor, **proximity: Any
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of Eqs. 7, 8 or 12 per item, (B,), and its gradients in logits and z.
 
         `proximity`: arguments `out` and `with_value` of `proximity_term`.
@@ -250,7 +247,7 @@ class GradualConstruction(Explainer):
         class_value, by_logits = class_term(self.term, logits, mean, target)
         eta = self.eta if z.ndim == 4 else 0.0  # total variation is for images
         value, by_z = proximity_term(z, x, self.lam, eta, self.beta, **proximity)
-        return None if value is None else class_value + value, by_logits, by_z
+        return class_value + value, by_logits, by_z
 
     def _draw_composite(self, x: Tensor, ids: Ids, bounds: tuple[Any, Any]) -> Tensor:
         """Return the initial composite (B, ...)."""

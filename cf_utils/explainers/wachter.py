@@ -163,7 +163,7 @@ class Wachter(Explainer):
                 distance = self._distance(point, state.query)
             state.update_nearest(point, logits.detach(), distance, tau)
             adam.step_(state.z, gradient)
-            if low is not None:
+            if low is not None and high is not None:
                 state.z = torch.maximum(torch.minimum(state.z, high), low)
 
     def _end_round(
@@ -193,7 +193,7 @@ class Wachter(Explainer):
         if self.constraints is None:
             return low, high
         least, most = self.constraints.box(x)
-        if low is None:
+        if low is None or high is None:
             return least, most
         return torch.maximum(least, low), torch.minimum(most, high)
 

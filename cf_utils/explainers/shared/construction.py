@@ -118,6 +118,8 @@ def truncate_at_tau(cfs: Counterfactuals, classifier: nn.Module, tau: float) -> 
             "cfs: got a search with compose='embedding', whose path holds vectors, not words; "
             "search again with this tau"
         )
+    if cfs.path is None or cfs.path_len is None:
+        raise ValueError("cfs: got a result without a path, expected one of gradual construction")
     n_items, n_states = cfs.path.shape[:2]
     logits = predict(classifier, cfs.path.flatten(0, 1)).view(n_items, n_states, -1)
     target = cfs.target[:, None]

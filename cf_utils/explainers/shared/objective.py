@@ -35,15 +35,15 @@ def proximity_term(
     beta: float = 2.0,
     out: Tensor | None = None,
     with_value: bool = True,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return lam ||z - x||_2 + eta total_variation(z, beta) per item, and its gradient in z.
 
     Args:
         z, x: inputs (B, ...); images (B, C, H, W) if eta > 0.
         out: memory for the gradient.
-        with_value: False saves the value's time; None is returned in its place.
+        with_value: False may leave the total variation out of the value, which saves time.
 
-    Returns: value (B,) or None; gradient (B, ...).
+    Returns: value (B,), gradient (B, ...).
     """
     value, gradient = distance(z, x, lam, out)
     if eta and beta == 2:
@@ -54,7 +54,7 @@ def proximity_term(
             roughness = eta * total_variation(leaf, beta)
         value += roughness.detach()
         gradient += torch.autograd.grad(roughness, leaf, torch.ones_like(roughness))[0]
-    return value if with_value else None, gradient
+    return value, gradient
 
 
 def _add_squared_differences(z: Tensor, eta: float, gradient: Tensor, value: Tensor | None) -> None:
