@@ -130,8 +130,8 @@ class Schedule:
         """
         mean, log_variance, _ = self.mean_variance(z, k, out, clip=False)
         true_mean, true_log = self.posterior_mean(z0, z, k), _at(self.log_variances[0], k, z)
-        squared = (true_mean - mean).square() * (-log_variance).exp()
-        kl = (log_variance - true_log + (true_log - log_variance).exp() - 1 + squared) / 2
+        kl = log_variance - true_log + (true_log - log_variance).exp() - 1
+        kl = (kl + (true_mean - mean).square() * (-log_variance).exp()) / 2
         scale = (-log_variance / 2).exp()
         upper = torch.special.ndtr(scale * (z0 - mean + 1 / 255))
         lower = torch.special.ndtr(scale * (z0 - mean - 1 / 255))
