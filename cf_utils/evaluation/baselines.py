@@ -1,8 +1,9 @@
-"""Baselines that every table of explanations shows beside the methods, with the same call.
+"""Baselines that every table of explanations shows beside the methods; they are explainers, too.
 
-`NoChange` returns the query. `PGD` flips a brittle classifier by imperceptible noise; where it has
-a semantic validity above 0.1, that metric is void. `TrueChange` is the renderer's own answer, a
-reference for worlds with known factors.
+* `NoChange` returns the query.
+* `PGD` flips a brittle classifier by imperceptible noise. If its semantic validity exceeds 0.1,
+  that metric is void.
+* `TrueChange` asks the renderer: the reference for worlds with known factors.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class PGD(Explainer):
 
 
 class Renderer(nn.Module):
-    """Factors behind a data set's images, found by id; a prepared part of `TrueChange`."""
+    """Finds the factors behind a data set's images by id; a prepared part of `TrueChange`."""
 
     values: Tensor
     ids: Tensor
@@ -73,7 +74,7 @@ class Renderer(nn.Module):
     def __init__(self, factors: Factors) -> None:
         super().__init__()
         self.factors = factors
-        self.register_buffer("values", factors.values)  # buffers: their hash describes the part
+        self.register_buffer("values", factors.values)  # buffers enter the explainer's hash
         self.register_buffer("ids", factors.ids)
         self.position = {i: row for row, i in enumerate(factors.ids.tolist())}
 
@@ -96,7 +97,7 @@ class TrueChange(Explainer):
 
     renderer: Renderer = field(repr=False)
     names: Sequence[str]  # factors to try: `displacement.used_factors` of the classifier's card
-    # wanted probabilities (N,) in the renderer's order, to compare at a method's own; None: tau
+    # Wanted probability per row of the renderer, (N,): a method's own scores; None: tau.
     scores: Tensor | None = field(default=None, repr=False)
     tau: float = 0.9
 
@@ -132,8 +133,9 @@ def baseline_rows(
 
     Args:
         target: (B,) int64.
-        uses: of the classifier's model card.
-        scores: (B,), scores of an explanation at which the true change is wanted; None: tau.
+        uses: `quality.uses` of the classifier's model card.
+        scores: (B,), probabilities that the true change must reach, such as the scores of the
+            explanation under test; None: tau.
         eps: radius of PGD.
     """
     names = displacement.used_factors(uses, 0.05)

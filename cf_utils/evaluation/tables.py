@@ -46,11 +46,16 @@ def ace_table(
 ) -> pd.DataFrame:
     """Compute ACE's columns; one row per column with `value` (NaN if unavailable), `n` and `note`.
 
-    Items that were already classified as the target are left out; the note of FR counts them. As
-    in the official code, FID compares all queries with the valid counterfactuals; FVA, FS, MNAC
-    and CD use the valid ones; COUT and S3 the queries that the classifier gets right, valid or not;
-    FR all. FVA and FR are in [0, 1]; the paper prints per cent. Deviation: the official figures are
-    computed from 8-bit image files, these from the counterfactuals as found.
+    Items that were already classified as the target are left out; the note of FR counts them. Each
+    column uses the same items as the official code:
+
+    * FID: all queries against the valid counterfactuals (sFID: the same on halves).
+    * FVA, FS, MNAC, CD: the valid counterfactuals.
+    * COUT, S3: the queries that the classifier gets right, valid or not.
+    * FR: all.
+
+    FVA and FR are in [0, 1]; the paper prints per cent. Deviation: the official figures are
+    computed from 8-bit image files, these from float images.
 
     Args:
         cfs: queries and counterfactuals (B, 3, H, W) in [0, 1].
@@ -212,7 +217,7 @@ class _Columns:
             cd = attributes.correlation_difference(before, after, training, attribute)
             of_cd, n_cd = "", len(cfs)
             if oracle == "celebahq":
-                note = "the paper's is of images that its script normalises twice"
+                note = "the paper's value is for images that its script normalises twice"
         end = "" if "mnac" in getattr(model, "official_for", ()) else "_embedded"
         return {f"mnac{end}": (mnac, len(cfs), note), f"cd{end}": (cd, n_cd, of_cd)}
 

@@ -34,11 +34,12 @@ def least_features(
         grid: values per feature, >= 2.
         low, high: range of the values, numbers or (F,).
         tau: required probability of the target.
-        pairs: number of rows for which pairs are tried; each costs about grid^2 passes per pair.
+        pairs: number of rows for which pairs of features are tried; a pair costs about grid^2
+            passes.
         constraints: values are snapped to what these allow.
 
-    Returns: (B,) int64: 0 if already decided for the target, 1 or 2, 3 for more than 2, and -1 for
-    rows that no single feature flips beyond the first `pairs` of them.
+    Returns: (B,) int64: 0 if already decided for the target, 1 or 2, 3 for more than 2, and -1 if
+    no single feature flips the row and no pairs were tried for it.
     """
     check_per_item(len(x), target=target)
     if grid < 2:

@@ -125,7 +125,7 @@ def kid(
     Args:
         subsets: 0 uses all pairs once, and estimates the standard error by the jackknife over
             images, taking the two sets as independent. A positive number averages over that many
-            random subsets, as first published; the standard error then covers the drawing alone.
+            random subsets, as first published; the standard error then covers only their choice.
         size: images per subset.
 
     Returns: kid or kid_embedded, kid_se, n_real, n_fake, subsets.

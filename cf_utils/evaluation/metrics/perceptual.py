@@ -27,7 +27,7 @@ _TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
 def lpips_network(net: str = "alex") -> nn.Module:
     """Build lpips.LPIPS, frozen and in eval mode.
 
-    `net`: "alex", the authors' choice for evaluation, or "vgg", which sigma_L is reported with.
+    `net`: "alex", the authors' choice for evaluation, or "vgg", with which sigma_L is reported.
     Raises FileNotFoundError if the trunk's weights are missing, ValueError on another `net`.
     """
     if net not in _TRUNKS:
@@ -81,7 +81,7 @@ class VGG19(nn.Module):
 
     Source: the perceptual term of DiME (Jeanneret et al., 2022), Eq. 4. `forward(x, y)` takes
     images (B, 3, H, W) in [0, 1] and returns (B,) >= 0, 0 for equal images. Uses torchvision's
-    weights: FileNotFoundError says how to get them, ValueError what in the file does not fit.
+    weights. Raises FileNotFoundError if they are missing, ValueError if the file does not fit.
     """
 
     mean: Tensor

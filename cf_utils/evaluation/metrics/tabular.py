@@ -42,7 +42,8 @@ def coherence(
     Neighbours differ in at most `epsilon` features (by `MIN_CHANGE` or more), are valid and have
     the same decision. Exact duplicates are left out, because their ratio is undefined.
     Deviation: the paper prints arg max and gives no epsilon; the maximum is meant.
-    Blind spots: 0 is bad advice, and duplicates with different advice do not show.
+    Blind spots: the same advice for everybody scores 0, and duplicates with different advice are
+    not counted.
 
     Args:
         query, counterfactual: (B, F).
@@ -104,7 +105,7 @@ def monotone_violations(
         query, counterfactual: (B, F); changes below `MIN_CHANGE` do not count.
         target: (B,) of 0 and 1.
         sensible: (F,), +1 if a rise speaks for class 1, -1 if a fall does, 0 if neither. The signs
-            turn for target 0.
+            are reversed for target 0.
 
     Returns: (B,) int64.
     """

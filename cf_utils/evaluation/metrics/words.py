@@ -36,7 +36,7 @@ class TargetWords(NamedTuple):
 def words_changed(changes: Sequence[Changes]) -> Tensor:
     """Number of words that differ after snapping. (B,) int64, lower is sparser.
 
-    Smaller than before snapping if an embedding snaps back to its own word. Blind spot: one absurd
+    The number falls by snapping if an embedding snaps back to its own word. Blind spot: one absurd
     word counts 1.
     """
     counts = [sum(old != new for old, new in item) for item in changes]
@@ -63,7 +63,7 @@ def mean_sd(values: Tensor) -> dict[str, float | int]:
 def valid_after_snapping(logits: Tensor, target: Tensor, tau: float | None = None) -> Tensor:
     """Whether the text of real words is classified as the target. (B,) bool; its mean is validity.
 
-    Higher is better. Blind spot: "truly" is a real word, and valid.
+    Higher is better. Blind spot: a flip by one unrelated real word, such as "truly", is valid.
 
     Args:
         logits: (B, K), the classifier's for the snapped text; NaN counts as not valid.

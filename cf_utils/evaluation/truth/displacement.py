@@ -62,7 +62,7 @@ def is_undefined(cfs: Counterfactuals) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Displacement:
-    """What an oracle sees move between B queries and counterfactuals, in K columns."""
+    """Displacements that an oracle reads between B queries and counterfactuals, in K columns."""
 
     names: tuple[str, ...]  # columns; a categorical factor has one per level, "scene=1"
     value: Tensor  # (B, K), in the factors' units
@@ -87,7 +87,7 @@ class Displacement:
 def null_sd(oracle: Oracle, x: Tensor, unedited: Tensor) -> Tensor:
     """Root mean square displacement between images and the same images after a zero edit.
 
-    Smaller means a finer instrument. Use the zero edit of the method under test: each generator
+    A smaller value means that smaller displacements can be measured. Use the zero edit of the method under test: each generator
     leaves its own traces.
 
     Args: x, unedited (B, 3, H, W). Returns: (K,) >= 0, in the factors' units.

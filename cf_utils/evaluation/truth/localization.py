@@ -93,7 +93,9 @@ def area(region: Tensor) -> Tensor:
 
 
 def share_inside(maps: Tensor, region: Tensor) -> Tensor:
-    """Share of a map's sum that lies inside the region. [0, 1], higher is better than `area`.
+    """Share of a map's sum that lies inside the region. [0, 1], higher is better.
+
+    `area` is the value of a uniform map, the chance level.
 
     Args: maps (B, H, W) >= 0; region (B, 1, H, W). Returns: (B,), NaN if map or region is empty.
     """

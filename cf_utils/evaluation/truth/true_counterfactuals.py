@@ -1,8 +1,8 @@
 """True counterfactuals of renders: what the renderer would change so that the decision flips.
 
-They form a set: one member for each factor that alone can flip the classifier on this image, at the
-explanation's own score. An explanation is compared with the nearest member, so a classifier that
-uses two factors may be explained by either.
+They form a set with one member for each factor that alone can flip the classifier on this image.
+Members have the same score as the explanation. It is compared with the nearest member, so a
+classifier that uses two factors may be explained by either.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def find(
     grid: int = 5,
     steps: int = 6,
 ) -> TrueSet:
-    """Find the true counterfactuals at each explanation's own score, 0.5 where it failed.
+    """Find the true counterfactuals that have the explanation's score, or 0.5 where it failed.
 
     Items whose query was the target already have no member.
 
@@ -104,7 +104,7 @@ def search(
         factors: rows that rendered the queries.
         names: factors to try.
         rows: (N,) int64, items to search, default all.
-        grid: values tried on the factor's scale.
+        grid: number of values tried on the factor's scale.
         steps: bisections; the move is exact to its length / 2^steps.
     """
     if not names:
