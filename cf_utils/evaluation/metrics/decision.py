@@ -28,7 +28,8 @@ def validity(cfs: Counterfactuals, reached: bool = False) -> float:
 def mask_failed(values: Tensor, valid: Tensor) -> Tensor:
     """Replace a metric's values by NaN where the search failed.
 
-    Without this, a method that gives up early looks close to the query. Report the nanmean with `validity` and n.
+    Without this, a method that gives up early looks close to the query. Report the nanmean with
+    `validity` and n.
 
     Args: values (B,) of any metric; valid (B,) bool. Returns: (B,) float64.
     """

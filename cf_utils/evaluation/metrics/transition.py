@@ -4,8 +4,8 @@ Source: Khorram & Fuxin, C3LT (CVPR 2022). The counterfactual's pixels replace t
 descending order of |change|, summed over channels. COUT is the area under the target's probability
 minus the area under the source's, over the share of pixels replaced.
 Blind spot: the paper uses the explained classifier's probabilities. This rewards changes of a few
-strong pixels, such as adversarial ones. Report COUT under an independent classifier beside it. ACE reports it on the queries
-that the classifier gets right, valid or not.
+strong pixels, such as adversarial ones. Report COUT under an independent classifier beside it. ACE
+reports it on the queries that the classifier gets right, valid or not.
 """
 
 from __future__ import annotations

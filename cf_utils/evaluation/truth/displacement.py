@@ -87,8 +87,8 @@ class Displacement:
 def null_sd(oracle: Oracle, x: Tensor, unedited: Tensor) -> Tensor:
     """Root mean square displacement between images and the same images after a zero edit.
 
-    A smaller value means that smaller displacements can be measured. Use the zero edit of the method under test: each generator
-    leaves its own traces.
+    A smaller value means that smaller displacements can be measured. Use the zero edit of the
+    method under test, because each generator leaves its own traces.
 
     Args: x, unedited (B, 3, H, W). Returns: (K,) >= 0, in the factors' units.
     """
