@@ -21,7 +21,7 @@ Rows = Tensor | Sequence[int]  # positions, or a bool mask
 
 @dataclass(frozen=True, eq=False)
 class Status:
-    """What is there of a data set.
+    """State of a data set on this machine.
 
     state: `present` (official files that can be read), `embedded` (the default that ships with the
         packages), `damaged` (files that cannot be read), or `missing`.
@@ -35,7 +35,7 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Dataset):
-    """A split in memory. An integer gives one item (x, y, id); a slice, list or tensor a batch."""
+    """A split in memory. An integer gives one item (x, y, id); a slice, list or tensor gives a batch."""
 
     x: Tensor  # (N, ...) float32
     y: Tensor  # (N,) int64
@@ -60,7 +60,7 @@ class InMemory(Dataset):
 class OnDisk(Dataset):
     """A split whose images stay on disk; each is read when it is used.
 
-    An integer gives one item (x, y, id); a slice, list or tensor of rows a batch.
+    An integer gives one item (x, y, id); a slice, list or tensor gives a batch.
     `take(rows).in_memory()` reads those rows once.
     """
 
@@ -114,7 +114,7 @@ def find_package_file(name: str, package: str, *parts: str) -> Path:
     spec = importlib.util.find_spec(module)
     install = "install it with `pip install -e '.[embedded]'`"
     if spec is None or not spec.submodule_search_locations:
-        problem = f"the package {package} is missing, which holds the embedded data; {install}"
+        problem = f"the package {package} with the embedded data is missing; {install}"
         raise FileNotFoundError(describe_problem(name, Path(module), problem))
     path = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
@@ -127,10 +127,10 @@ def report_status(name: str, look: Callable[[], str], state: str = "present") ->
     """Return the status of a data set.
 
     Args:
-        name: of the data set.
-        look: opens the files and returns what is there. FileNotFoundError means missing; a
-            ValueError or any other error of reading means damaged.
-        state: if `look` returns.
+        name: name of the data set.
+        look: function that opens the files and returns the text of `advice`. FileNotFoundError
+            means missing; ValueError or any other error of reading means damaged.
+        state: the state if `look` returns without an error.
     """
     try:
         return Status(name, state, look())

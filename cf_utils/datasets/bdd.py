@@ -9,8 +9,8 @@ trains its prior on the 10k subset.
 
 BDD-OIA, `part="oia"`: <root>/lastframe (or BDD-OIA/lastframe, or <root> itself) with `data/*.jpg`
 and `{train,val,test}_25k_images_actions.json`. The annotation of an image is the one at position
-images[].id. Its category is forward, stop, left, right and in some files a fifth, confusing;
-images with that are dropped.
+images[].id. Its category holds 0 or 1 for forward, stop, left and right. Some files have a fifth
+entry, confusing; images with a 1 there are dropped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def load(
         root: folder of the official files.
         split: train, validation or test.
         part: "oia", "100k" or "10k", see above.
-        action: for "oia" only: y is 1 if the driver may do it, (N,); None: all four, (N, 4).
+        action: only for "oia". y (N,) is 1 if the driver may take this action; None: y (N, 4)
+            holds all four.
         size: height and width in pixels.
         broken: "error", or "skip" to leave out truncated images.
 
@@ -79,7 +80,7 @@ def _name_classes(action: str) -> tuple[str, str]:
 
 
 def status(root: str = "") -> Status:
-    """Report what `load(root)` would find: of each part the first and last validation image."""
+    """Report what `load(root)` would find; checks the first and last validation image per part."""
 
     def look() -> str:
         images.check_split("bdd", root, "validation", stand_in=STAND_IN)

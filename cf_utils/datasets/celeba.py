@@ -6,9 +6,9 @@ Layout: <root>/celeba or <root> itself, with
 - `list_eval_partition.txt` or `.csv` (0 train, 1 validation, 2 test).
 The text files may lie in `Anno/` and `Eval/` and the images in `Img/`, as on the authors' drive.
 
-The papers crop differently, and the classifier's accuracy depends on it. `crop=178` is that of
-DiME and ACE: the shorter side to `size`, then the centre. `crop=150` is that of STEEX, DiVE and
-progressive exaggeration: the central 150 pixels, then to `size`.
+The papers crop differently, and the classifier's accuracy depends on it.
+- `crop=178` (DiME, ACE): resize the shorter side to `size`, then crop the centre.
+- `crop=150` (STEEX, DiVE, progressive exaggeration): crop the central 150 pixels, then resize.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load(
     Args:
         root: folder of the official files.
         split: train, validation or test.
-        attribute: y is 0 or 1 for one attribute, (N,); None: for all 40, (N, 40).
+        attribute: y (N,) is 0 or 1 for this attribute; None: y (N, 40) holds all of them.
         crop: 178 or 150, see above.
         size: pixels per side.
         broken: "error", or "skip" to leave out truncated images.

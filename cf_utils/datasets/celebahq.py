@@ -47,7 +47,7 @@ def load(
     Args:
         root: folder of the official files.
         split: train, validation or test.
-        attribute: y is 0 or 1 for one attribute, (N,); None: for all 40, (N, 40).
+        attribute: y (N,) is 0 or 1 for this attribute; None: y (N, 40) holds all of them.
         size: pixels per side.
         broken: "error", or "skip" to leave out truncated images.
 

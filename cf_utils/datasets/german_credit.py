@@ -28,7 +28,7 @@ from cf_utils.datasets.tabular import SPLITS, Layout, Table, make_table
 
 FILES = ("GermanCredit.csv.gz", "GermanCredit.csv")
 IDS, LABEL = "OBS#", "RESPONSE"
-# General knowledge. 0 for personal traits and for codes without an order (the last code of the
+# Common sense. 0 for personal traits and for codes without an order (the last code of the
 # accounts is "none").
 SENSIBLE = {
     "CHK_ACCT": 0,

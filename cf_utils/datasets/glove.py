@@ -241,9 +241,9 @@ def encode(glove: Glove, texts: Sequence[str], most: int = 400) -> Tensor:
 
     Args:
         glove: the vocabulary.
-        texts: N texts. A text of less than `MIN_WORDS` known words is filled up with 'pad'
+        texts: N texts. A text with fewer than `MIN_WORDS` known words is filled with 'pad'
             (Gradual Construction, section 4.2.1).
-        most: how many known words of a text are kept, from its beginning.
+        most: number of known words that are kept, from the beginning of a text.
 
     L is the number of words of the longest text plus `TAIL`. Raises ValueError for a text that is
     empty or has no known word, and for a short one if the vocabulary has no 'pad'.

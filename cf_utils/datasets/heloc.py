@@ -37,7 +37,7 @@ FILES = ("heloc_dataset_v1.csv", "heloc_dataset_v1 (1).csv", "heloc.csv")
 LABEL, EXTERNAL = "RiskPerformance", "ExternalRiskEstimate"
 SIZES = (7_402, 2_468)  # Gradual Construction, Table 1
 CODES = {-9: "no bureau record", -8: "no usable value", -7: "condition not met"}
-# FICO's published monotonicity, turned to approval; 0: FICO asked for none.
+# FICO's published monotonicity: +1 if a higher value favours approval, -1 a lower; 0: none.
 SENSIBLE = {
     EXTERNAL: 1,
     "MSinceOldestTradeOpen": 1,

@@ -1,11 +1,11 @@
-"""Three pairs of ImageNet classes that ACE explains: zebra, cheetah and Egyptian cat against a
-like one.
+"""Three pairs of similar ImageNet classes that ACE explains, such as zebra and sorrel.
 
 Layout (torchvision's ImageFolder): <root>/{train,val}/<wnid>/*.JPEG. The official validation images
 come as one flat folder and must be sorted into class folders first.
 
 The shorter side is resized to 256 (bilinear), then the central 256 pixels are cropped. y is 0 or 1
-within the pair; `IMAGENET` has the outputs of a classifier of 1,000 classes.
+within the pair; `IMAGENET` gives their positions among the outputs of a
+classifier of 1,000 classes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load(
 
 
 def status(root: str = "") -> Status:
-    """Report whether all pairs have validation images; looks at the first and last of a pair."""
+    """Report whether all pairs have validation images; checks the first and last of each pair."""
 
     def look() -> str:
         pairs = [load(root, pair=pair) for pair in PAIRS]

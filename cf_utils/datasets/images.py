@@ -1,8 +1,9 @@
 """Folders of images, which are read one by one with PIL, as (3, H, W) float32 in [0, 1].
 
-A listed file that is missing is always an error. A truncated file is an error when it is read, or
-is left out when the split is made: `broken="skip"` lists it in `skipped` and warns. The check
-looks at how a file begins and ends; damage in the middle is an error when the image is read.
+A listed file that is missing is always an error. A truncated file is an error when it is read. With
+`broken="skip"` truncated files are left out when the split is made, with a warning, and listed in
+`skipped`. The check looks only at how a file begins and ends; damage in the middle is an error when
+the image is read.
 
 Resizing and cropping are torchvision's on PIL images, with the filter of the papers' code,
 because the filter changes FID.
@@ -48,7 +49,7 @@ class Reader:
 def decode(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
     """Decode a whole image.
 
-    Raises FileNotFoundError, or ValueError for a truncated file or no image; both name the file.
+    Raises FileNotFoundError, or ValueError for a file that is truncated or no image; both name it.
     """
     try:
         with Image.open(path) as image:
@@ -177,8 +178,8 @@ def check_first_and_last(data: OnDisk) -> None:
 def find_folder(entry: str, root: str | Path, inside: Sequence[str], *needed: str) -> Path:
     """Return the first of root/<inside> that holds everything `needed`.
 
-    A needed name is a file or folder, or alternatives with | between them. Raises FileNotFoundError
-    that says what the candidate that lacks least is lacking.
+    Each needed name is a file or folder; "a|b" means that either is enough. Raises
+    FileNotFoundError that names what is missing from the most complete candidate.
     """
     tried = [Path(root) / i for i in inside]
     lacks = [[n for n in needed if not any((f / a).exists() for a in n.split("|"))] for f in tried]
@@ -194,8 +195,8 @@ def check_split(
 ) -> None:
     """Refuse an unknown split (ValueError) and an empty root (FileNotFoundError).
 
-    The terms of these data sets let no copy ship, so they have no embedded default. `stand_in`: the
-    world that stands in for the data set.
+    The licences of these data sets forbid us to ship a copy, so there is no embedded default.
+    `stand_in`: the world that stands in for the data set.
     """
     check_choice("split", split, splits)
     if not root:

@@ -242,9 +242,9 @@ def _load_embedded(split: str) -> Reviews:
 
 
 def find_embedded_rows(root: str) -> list[int]:
-    """Find the rows of mlba's table that must not be evaluated on, by the official tree `root`.
+    """Find the rows of mlba's table that must not be evaluated on, using the official tree `root`.
 
-    They are those of the official training half and those of neither half. Texts are compared by
+    They are the reviews of the official training half and those found in neither half. Texts are compared by
     their ASCII letters and digits, because mlba's table has lost accents. `write_embedded_rows`
     stores the result.
     """

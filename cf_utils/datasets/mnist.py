@@ -101,9 +101,9 @@ def _look_at_official(root: Path) -> str:
 
 
 def fetch(root: str) -> None:
-    """Download the four official files to <root>/MNIST/raw; keep those that are there and whole.
+    """Download the four official files to <root>/MNIST/raw, except those that are there and whole.
 
-    Raises ValueError if a file of other content comes; nothing is kept then.
+    Raises ValueError if a downloaded file differs from the official one; that file is not kept.
     """
     folder = Path(root) / "MNIST" / "raw"
     for name, (md5, *_) in RAW.items():

@@ -1,6 +1,6 @@
 """Renders of a world as a data set, each with the factors that made it.
 
-Faces and roads are the stand-ins for CelebA and BDD, whose terms let no copy ship.
+Faces and roads stand in for CelebA and BDD, whose licences forbid us to ship a copy.
 """
 
 from __future__ import annotations

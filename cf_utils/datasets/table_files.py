@@ -58,7 +58,7 @@ def check_rows(column: pd.Series, wrong: np.ndarray, expected: str) -> None:
 def check_values(frame: pd.DataFrame, layout: Layout, whole: bool = False) -> np.ndarray:
     """Return the values (N, F) float64 of a frame with exactly the layout's columns, in its order.
 
-    `whole` refuses fractions, too: a file has none, but a counterfactual may.
+    `whole` refuses fractions, too. Files contain none, but counterfactuals may.
     Raises ValueError for wrong columns, text, missing or infinite values, and unknown categories.
     """
     check_columns(list(frame.columns), layout.features)

@@ -31,7 +31,7 @@ FILES = (
     "default of credit card clients.csv",
 )
 LABELS = ("default payment next month", "default.payment.next.month", "default_payment_next_month")
-# General knowledge: better clients get a higher limit, delay is a bad sign, paying a good one.
+# Common sense: better clients have higher limits, delays are bad signs, payments good ones.
 SENSIBLE = {
     "LIMIT_BAL": 1,
     "SEX": 0,
