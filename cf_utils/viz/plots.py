@@ -28,7 +28,7 @@ def show(ax: Axes, image: Tensor, low: float = 0.0, high: float = 1.0) -> None:
 def show_change(ax: Axes, before: Tensor, after: Tensor, scale: float) -> None:
     """Show the signed change of an image (C, H, W), summed over channels: red added, blue removed.
 
-    `scale`: the change of the strongest red and blue.
+    `scale`: the change at which red and blue are strongest.
     """
     change = (after - before).detach().cpu().float().sum(0).numpy()
     ax.imshow(change, cmap="RdBu_r", vmin=-scale, vmax=scale)

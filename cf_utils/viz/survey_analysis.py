@@ -39,10 +39,10 @@ def tabulate(
 
     Columns: `reached`, share of items; `shown`, pictures; `votes`; `accepted`; `acceptance` with
     Wilson's 95 % interval `low` to `high`; and `share`, the method's share of all accepted votes
-    (Fig. 6). Read both rates: methods of equal acceptance have equal shares, however low it is.
-    The interval is too narrow if several people vote on the same few pictures.
+    (Fig. 6). Read `acceptance` beside `share`: methods that are all rarely accepted can still have
+    equal shares. The interval is too narrow if several people vote on the same few pictures.
 
-    Args: votes of `select_voters`; shown, reached: per method.
+    Args: votes from `select_voters`; shown and reached: the columns of these names, per method.
     """
     rows = {}
     for name in reached:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXPLANATION = (
     "<i>share</i>, the statistic of Fig. 6, hides absolute rates: equal methods get equal shares "
-    "even where hardly anything was accepted. Hence <i>acceptance</i> beside it."
+    "even where hardly anything was accepted. Compare <i>acceptance</i> beside it."
 )
 
 
@@ -96,7 +96,7 @@ class VoteForm:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """Return what is seen of an image (C, H, W): bytes (H, W) or (H, W, 3), clamped to [0, 1]."""
+    """Clamp an image (C, H, W) to [0, 1]; return the bytes shown, uint8 (H, W) or (H, W, 3)."""
     a = (image.clamp(0, 1) * 255).round().byte().numpy()
     return a[0] if len(a) == 1 else np.moveaxis(a, 0, -1).copy()
 
