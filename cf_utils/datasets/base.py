@@ -35,7 +35,10 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Dataset):
-    """A split in memory. An integer gives one item (x, y, id); a slice, list or tensor gives a batch."""
+    """A split in memory.
+
+    An integer gives one item (x, y, id); a slice, list or tensor of rows gives a batch.
+    """
 
     x: Tensor  # (N, ...) float32
     y: Tensor  # (N,) int64

@@ -4,8 +4,7 @@ Layout (torchvision's ImageFolder): <root>/{train,val}/<wnid>/*.JPEG. The offici
 come as one flat folder and must be sorted into class folders first.
 
 The shorter side is resized to 256 (bilinear), then the central 256 pixels are cropped. y is 0 or 1
-within the pair; `IMAGENET` gives their positions among the outputs of a
-classifier of 1,000 classes.
+within the pair; `IMAGENET` gives their positions among a classifier's 1,000 outputs.
 """
 
 from __future__ import annotations

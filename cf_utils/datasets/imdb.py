@@ -244,9 +244,9 @@ def _load_embedded(split: str) -> Reviews:
 def find_embedded_rows(root: str) -> list[int]:
     """Find the rows of mlba's table that must not be evaluated on, using the official tree `root`.
 
-    They are the reviews of the official training half and those found in neither half. Texts are compared by
-    their ASCII letters and digits, because mlba's table has lost accents. `write_embedded_rows`
-    stores the result.
+    They are the reviews of the official training half and those found in neither half. Texts are
+    compared by their ASCII letters and digits, because mlba's table has lost accents.
+    `write_embedded_rows` stores the result.
     """
     test = {_hash_letters(t) for t in load(root, "test").texts}
     train = {_hash_letters(t) for s in ("train", "validation") for t in load(root, s).texts}
