@@ -1,9 +1,9 @@
 """A hash of the code that an image of a world depends on.
 
 The hash covers the syntax trees of all modules of this package that draw the world, and a few draws
-of its random stream.
-It ignores what cannot change an image: comments, docstrings, annotations, imports, error messages,
-text layout, the order of top-level definitions, and the file that holds them.
+of its random stream. It ignores what cannot change an image: comments, docstrings, annotations,
+imports, error messages, text layout, the order of top-level definitions, and the file that holds
+them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ IGNORED_FIELDS = {"annotation", "returns", "ctx", "kind", "type_comment", "type_
 def hash_world(name: str, module: str) -> str:
     """Hash the code and the random stream that the images of a world depend on.
 
-    The code is that of the renderer's module and of all modules of this package behind it.
+    The code is that of the renderer's module, of world.py, and of all modules of this package that
+    these import.
 
     name: the world's name. module: dotted name of the module that holds `draw`.
     Raises ValueError if that module has no file, as in an interactive session.
@@ -39,7 +40,7 @@ def hash_world(name: str, module: str) -> str:
 
 
 def list_statements(*starts: Path) -> list[str]:
-    """Return the canonical forms of all top-level statements behind the files `starts`, sorted."""
+    """Return the canonical forms of all top-level statements in `find_modules(*starts)`, sorted."""
     trees = (ast.parse(path.read_text(encoding="utf-8")) for path in find_modules(*starts))
     return sorted({canonical(node) for tree in trees for node in tree.body if not is_wording(node)})
 

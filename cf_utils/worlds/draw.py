@@ -51,8 +51,7 @@ def stroke(d: Tensor, half: Tensor | float, px: Tensor | float) -> Tensor:
 def ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     """Return the signed distance to an axis-parallel ellipse with half axes a, b.
 
-    It is exact to first order at the edge: the implicit function divided by the norm of its
-        gradient.
+    It is exact to first order at the edge: the implicit function divided by its gradient's norm.
     """
     u, v = x / a, y / b
     f, u, v = u * u + v * v, u / a, v / b

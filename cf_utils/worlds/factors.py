@@ -2,8 +2,8 @@
 
 An image is defined by a row of factor values, a seed and an id. Each factor has its own random
 stream: one uniform number derived from SHA-256 of (seed, id, factor name). The factor's quantile
-function maps that number to the value.
-Therefore `sample(10)[:5]` equals `sample(5)`, and moving one factor redraws nothing else.
+function maps that number to the value. Therefore the first five rows of `sample(10)` equal
+`sample(5)`, and moving one factor redraws nothing else.
 
 A child (for example grey hair) belongs to its parent (age): it follows the parent in every variant
 of the world.

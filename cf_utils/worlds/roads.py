@@ -127,7 +127,7 @@ LABELS = (
     Label("dusk", ("day", "dusk"), rule=lambda f: f["weather"] == 3),
 )
 
-SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}  # one switch for all scenes
+SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}  # the cause has the same draw in all scenes
 VARIANTS = {
     "independent": {},
     "correlated": {

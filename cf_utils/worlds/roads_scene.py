@@ -1,9 +1,8 @@
 """Camera, sky, road, houses and trees.
 
 Lengths on the ground are metres. The scale `s` is the number of canvas units per metre at a depth:
-2 / (depth in metres).
-The camera is at height `EYE`, so the ground at scale s appears EYE * s below the horizon. Lanes are
-3.2 m wide; the own lane is centred on x = 0.
+2 / (depth in metres). The camera is at height `EYE`, so the ground at scale s appears EYE * s below
+the horizon. Lanes are 3.2 m wide; the own lane is centred on x = 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Worlds: sample factors, render images, read labels.
 
-The draws of every factor are made before any value is computed, so a variant changes values but no
-draw. See `factors` for the table and `graph` for the dependence between factors.
+All draws are made before any value is computed, so a variant changes values but no draw. See `factors` for the table and `graph` for the dependence between factors.
 """
 
 from __future__ import annotations
@@ -167,10 +166,9 @@ class World:
         """Render images float32 (N, 3, H, W) in [0, 1], with camera noise unless `noise` is False.
 
         An image depends on its own row, seed and id. Pixels use only operations that IEEE 754
-        rounds correctly.
-        They are therefore bit-equal in any batch, in any order and for any number of threads.
-        Raises ValueError if `size` (height, width) is below 16 or has another aspect ratio than the
-        world.
+        rounds correctly. They are therefore bit-equal in any batch, in any order and for any number
+        of threads. Raises ValueError if `size` (height, width) is below 16 or has another aspect
+        ratio than the world.
         """
         height, width = size or self.size
         if height < 16 or width * self.size[0] != height * self.size[1]:
