@@ -31,13 +31,17 @@ def explain_in_batches(
     desc: str | None = None,
     before_save: Callable[[], None] | None = None,
 ) -> Counterfactuals | None:
-    """Explain in batches fixed by row, so that any number of shards gives the same bits.
+    """Explain many items in batches of consecutive rows.
+
+    The batches do not depend on the number of shards, so sharded runs give the same bits.
 
     Args:
         explain, classifier, x, target, ids, tau: as in `Explainer.__call__`.
-        folder: keeps each batch under a hash of all that it depends on. Stored batches are read
-            instead of computed; a damaged one is reported and computed again.
-        shard: (k, n) computes batches k - 1, k - 1 + n, ...; n > 1 returns None.
+        batch_size: items per batch.
+        folder: where batches are stored, each under a hash of everything that it depends on. A
+            stored batch is read instead of computed; a damaged one is reported and computed again.
+        shard: (k, n) with n > 1 computes only batches k - 1, k - 1 + n, ... and returns None. A
+            later call with (1, 1) and the same folder joins the batches of all shards.
         desc: label of the progress bar.
         before_save: called before each batch is written; may raise.
     """
@@ -69,7 +73,7 @@ def explain_in_batches(
         return None
     whole = Counterfactuals.join(parts)
     order = {i: j for j, i in enumerate(to_list(whole.ids))}
-    return whole.select([order[i] for i in to_list(ids)])  # the caller's order, not the ids'
+    return whole.select([order[i] for i in to_list(ids)])  # the caller's order, not `join`'s
 
 
 def _load_batch(folder: Path) -> Counterfactuals | None:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int]:
-    """Number the blocks of an item of `shape`; return the block per feature and how many there are.
+    """Return the block number of each feature of an item, and how many blocks there are.
 
     Args:
         shape: shape of one item, without the batch.
-        block: extents along the trailing dimensions. -1 spans a dimension; leading dimensions that
-            `block` does not name are spanned, too. Edge blocks may be smaller.
+        block: size of a block along the trailing dimensions; -1 spans the whole dimension. Blocks
+            also span all leading dimensions that `block` leaves out. Edge blocks may be smaller.
 
     Examples: (4, 4) on (C, H, W) spans the channels, (1, -1) on (words, d) makes each word a
     block, and (1,) on (features,) each feature.
@@ -39,7 +39,7 @@ def block_index(shape: Sequence[int], block: Sequence[int]) -> tuple[Tensor, int
 
 
 def block_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
-    """Return the mean of values (B, ...) over each of the n blocks of `index` (...), (B, n)."""
+    """Return the mean of values (B, ...) over each of the n blocks of `block_index`, (B, n)."""
     flat = index.flatten().to(values.device)
     total = torch.zeros(len(values), n, dtype=values.dtype, device=values.device)
     return total.index_add_(1, flat, values.flatten(1)) / torch.bincount(flat, minlength=n)
@@ -50,8 +50,8 @@ def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
 
     dx and dy are the differences to the next pixel in the row and in the column; 0 at the edge.
     Source: Mahendran and Vedaldi (2015). With beta = 2 it is R_tv of Gradual Construction, Eq. 8.
-    With another beta Eq. 8 has dx^beta + dy^beta in the brackets, and the authors' code takes the
-    mean of |dx|^beta plus that of |dy|^beta.
+    With another beta the two differ: Eq. 8 prints (dx^beta + dy^beta)^(beta / 2), and the authors'
+    code takes the mean of |dx|^beta plus the mean of |dy|^beta.
     """
     across, down = x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
     square = (

@@ -1,8 +1,8 @@
 """Limits on what may change in a row of a table.
 
-A feature may be immutable, only rise, only fall, be a whole number, or have a range. Tables are
-x (B, F), scaled by the data set. A method searches under the constraints, and its counterfactuals
-keep them exactly. A row that cannot flip under them comes back with a failure reason.
+A feature can be made immutable, allowed only to rise or only to fall, or limited to a range or to
+whole numbers. Tables are x (B, F), scaled by the data set. A method searches under the constraints,
+and its counterfactuals keep them exactly. A row that cannot flip under them gets a failure reason.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 class Constraints:
     """Limits on the change of each of F features, in the scaled units of x.
 
-    A feature that does not change keeps its value, wherever that lies; a changed one lies in
-    [low, high]. `step` > 0 puts a changed feature on the grid k * step: an integer of range [a, b]
+    A changed feature must lie in [low, high]; an unchanged one may lie outside. With `step` > 0 a
+    changed feature must be a multiple of `step`. For example, an integer with range [a, b] that is
     scaled to [0, 1] has step 1 / (b - a). Step 0 leaves a feature continuous.
 
-    Raises ValueError for shapes that differ, low > high, a negative step, or a feature that may
-    neither rise nor fall and is not immutable.
+    Raises ValueError for shapes that differ, low > high, a negative step, or a feature that is
+    both `only_up` and `only_down`.
     """
 
     low: Tensor  # (F,)
@@ -42,13 +42,13 @@ class Constraints:
         if (self.only_up & self.only_down).any():
             both = (self.only_up & self.only_down).nonzero().flatten().tolist()
             raise ValueError(
-                f"constraints: features {both} may only rise and only fall; "
-                "name them immutable instead"
+                f"constraints: features {both} are only_up and only_down at once; "
+                "make them immutable instead"
             )
 
     @classmethod
     def none(cls, n_features: int, low: float = 0.0, high: float = 1.0) -> Constraints:
-        """Return constraints with a range and nothing else; `dataclasses.replace` adds to them."""
+        """Return constraints that only set a range; `dataclasses.replace` adds others."""
         no = torch.zeros(n_features, dtype=torch.bool)
         return cls(
             low=torch.full((n_features,), low),
@@ -70,7 +70,7 @@ class Constraints:
     def snap(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the allowed point nearest to y for the query x, feature by feature, (B, F).
 
-        Each value is that of x to the last bit, or lies in the range and on the grid.
+        Each value either equals that of x exactly, or lies in the range and on the grid.
         """
         low, high = self._changed_range(x)
         at, allowed = torch.maximum(torch.minimum(y, high), low), low <= high
@@ -85,7 +85,7 @@ class Constraints:
     def _nearest_grid_point(
         self, at: Tensor, x: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the grid point nearest to `at`, and whether it is x's own and is in range."""
+        """Return the nearest grid point, whether it is x's own, and whether it is in range."""
         # float64, because a step may be 1e-6, too fine for float32
         size = torch.where(self.step > 0, self.step, 1).to(at.device).double()
         k = (at / size).round()
@@ -109,9 +109,9 @@ class Constraints:
         return ((y == x) | (inside & on_grid & ~self.immutable.to(y.device))).all(1)
 
     def _changed_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the range of a changed value of each feature, both (B, F).
+        """Return the lowest and highest value that a feature may change to, both (B, F).
 
-        It is empty (low > high) if the feature cannot change.
+        For an immutable feature both are x. low > high means that no changed value is allowed.
         """
         immutable, up, down = (
             t.to(x.device) for t in (self.immutable, self.only_up, self.only_down)

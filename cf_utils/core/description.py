@@ -1,4 +1,4 @@
-"""Settings as plain JSON, which result files hold and cache keys hash."""
+"""Describe settings as plain JSON, for result files and cache keys."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from cf_utils.core import files
 from cf_utils.core.result import Counterfactuals
 
-# Hashing a large result takes time, and a method that reuses one is described for each batch.
+# Hashing a large result is slow, and a method that reuses one is described once per batch.
 _DESCRIBED: WeakKeyDictionary[Counterfactuals, dict] = WeakKeyDictionary()
 
 
 def describe(value: Any) -> Any:
     """Return `value` as plain JSON.
 
-    Dataclasses become dicts, field by field; tensors and modules their name and SHA-256. A class
-    attribute or a field's metadata `stored_as` keeps the name under which older files hold it.
-    Raises TypeError for anything that has no JSON form.
+    A dataclass becomes a dict of its fields, a tensor its shape and SHA-256, and a module its class
+    name and SHA-256. `stored_as`, in a class or in a field's metadata, is the name in older files;
+    it replaces the present name. Raises TypeError for anything that has no JSON form.
     """
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "sha256": files.sha256(value)[:16]}

@@ -1,4 +1,4 @@
-"""The spread of a feature, which distances on tables are divided by."""
+"""Spread of each feature, by which distances on tables are divided."""
 
 from __future__ import annotations
 

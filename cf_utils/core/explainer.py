@@ -23,11 +23,11 @@ class SearchResult:
     """What `Explainer.search` returns, for the items that it was given."""
 
     counterfactual: Tensor  # (B, ...)
-    mask: Tensor | None = None  # (B, ...) bool, what was allowed to change
+    mask: Tensor | None = None  # (B, ...) bool, the features that were allowed to change
     path: Tensor | None = None  # (B, steps, ...), without the query
-    path_len: Tensor | None = None  # (B,) int64, states in `path`
-    reason: list[str] | None = None  # failure reason per item; "" leaves it to the call
-    generator: PassCounter | None = None
+    path_len: Tensor | None = None  # (B,) int64, number of states in `path`
+    reason: list[str] | None = None  # failure reason per item; "": the call finds the reason
+    generator: PassCounter | None = None  # passes of the generator
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +41,7 @@ class Explainer(ABC):
     """
 
     tau: float = 0.5  # wanted probability of the target
-    seed: int = 0  # of all noise
+    seed: int = 0  # of all noise that the method draws
     bounds: tuple[Any, Any] | None = (0.0, 1.0)  # valid range of x: numbers, or tensors per feature
     constraints: Constraints | None = None  # limits on the change of each feature, for tables
 
@@ -60,15 +60,20 @@ class Explainer(ABC):
     def search(
         self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float
     ) -> SearchResult:
-        """Search a counterfactual for each item of x that is neither at its target nor NaN."""
+        """Search a counterfactual for each item of x, (B, ...).
+
+        The call passes only items that have not reached their target and whose logits are finite.
+        `f(y, rows)` returns the classifier's logits for y, where y[j] belongs to item rows[j], and
+        counts the passes. The other arguments are those of the call.
+        """
 
     def check(self, x: Tensor, logits: Tensor) -> None:  # noqa: B027 (an optional hook)
         """Raise ValueError if the settings do not fit x or the classifier's logits for it."""
 
     def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
-        """Return x after the method's own pipeline with nothing to change, same shape as x.
+        """Return the output of the method's own pipeline when nothing is edited, same shape as x.
 
-        Measures what a generator does to an image that is not edited; x itself without a generator.
+        Its difference to x is what the generator alone changes. Without a generator it equals x.
         """
         return x.clone()
 
@@ -86,10 +91,10 @@ class Explainer(ABC):
             classifier: maps x to logits (B, K >= 2); normalisation is inside it.
             x: queries, float (B, ...) inside `bounds`.
             target: wanted class per item, int64 (B,).
-            ids: int64 (B,) or B strings, which noise may depend on; None: row numbers.
+            ids: distinct ids, int64 (B,) or B strings; noise depends on them. None: row numbers.
             tau: wanted probability of the target in (0, 1); None: the setting `tau`.
 
-        The search runs on the classifier's device; the result lies on the CPU.
+        The search runs on the classifier's device; the result is on the CPU.
         Raises ValueError for bad input, before any search.
         """
         row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, tau)
@@ -132,7 +137,7 @@ class Explainer(ABC):
         ).cpu()
 
     def _first_logits(self, first: PassCounter, x: Tensor) -> Tensor:
-        """Classify the queries, and check that a method that needs gradients gets them."""
+        """Return the queries' logits. Raises ValueError if a gradient is needed and missing."""
         if not self.needs_gradient:
             with torch.no_grad():
                 return _classify(first, x)
@@ -149,10 +154,10 @@ class Explainer(ABC):
     def _search_rows(
         self, classifier: nn.Module, x: Tensor, target: Tensor, ids: Ids, tau: float, todo: Tensor
     ) -> tuple[SearchResult, PassCounter]:
-        """Search the items `todo`; return what was found and the counter of their passes."""
+        """Search the items at positions `todo`; return their results and the pass counter."""
         counter, found = PassCounter(classifier, len(todo)), SearchResult(x[:0])
         if len(todo):
-            with torch.enable_grad():  # the caller's no_grad concerns the caller's own graph
+            with torch.enable_grad():  # even if the caller uses no_grad
                 found = self.search(counter, x[todo], target[todo], select_ids(ids, todo), tau)
             found.counterfactual = found.counterfactual.detach()
             if self.constraints is not None:

@@ -39,7 +39,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     The temporary file is removed when the block fails. Its name holds the host, the process id and
     a random token, so that containers and nodes with equal ids never share it. Temporary files of
     `path` that killed processes left more than a day ago are removed. The new file gets the
-    permissions that the umask asks for, whatever writes it.
+    permissions of the umask, whichever library writes it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     part = _part_name(path)
     try:
         part.touch()
-        mode = stat.S_IMODE(part.stat().st_mode)  # as the umask has it
+        mode = stat.S_IMODE(part.stat().st_mode)  # as the umask sets it
         yield part
         if stat.S_IMODE(part.stat().st_mode) != mode:  # safetensors makes a private file
             part.chmod(mode)
@@ -77,7 +77,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write strict JSON atomically, keys in their order. Raises ValueError on NaN or infinity."""
+    """Write strict JSON atomically, without sorting keys. Raises ValueError on NaN or infinity."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -101,9 +101,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def sha256(*parts: bytes | str | Tensor | Path) -> str:
-    """Return the hex digest of all parts in their order.
+    """Return the SHA-256 of all parts, one after another, as a hex string.
 
-    A `Path` stands for the content of its file. A tensor enters by dtype, shape and values.
+    A `Path` stands for the content of its file. A tensor is hashed by dtype, shape and values.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -128,8 +128,8 @@ def module_sha256(module: nn.Module) -> str:
 def read_published(path: str | Path) -> dict[str, Any]:
     """Read a published weights file without running code: safetensors, or torch's own format.
 
-    Tensors come to the CPU. Raises FileNotFoundError. Raises ValueError when the file is of neither
-    format, is no dict, or holds anything besides tensors and plain containers.
+    Tensors are on the CPU. Raises FileNotFoundError when there is no file. Raises ValueError when
+    it has neither format, is not a dict, or holds anything besides tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():

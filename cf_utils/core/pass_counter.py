@@ -1,4 +1,4 @@
-"""A frozen module, and a count of what its use costs."""
+"""Freeze modules, and count passes and seconds per item."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def frozen(*modules: nn.Module) -> Generator[None, None, None]:
 class PassCounter:
     """A module whose forward passes, backward passes and seconds are counted per item.
 
-    The totals `n_forward`, `n_backward` (int64) and `seconds` (float64) have shape (n,). They grow
-    when the rows change and by `flush`. The rows of a call share its seconds equally.
+    The totals `n_forward`, `n_backward` (int64) and `seconds` (float64) have shape (n,). They are
+    complete only after `flush`. The items of a call share its seconds equally.
     """
 
     def __init__(self, module: nn.Module, n: int):
@@ -56,14 +56,14 @@ class PassCounter:
 
     def __call__(self, x: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """Return module(x), where x[j] belongs to item rows[j]. An item may occur several times."""
-        if rows is not self._rows:  # the same object again costs one addition, not an index
+        if rows is not self._rows:  # only tally while the caller passes the same object
             self.flush()
             self._rows = rows
         self._pending[0] += 1
         return self.module(x)
 
     def grad(self, y: Tensor, z: Tensor, upstream: Tensor | None = None) -> Tensor:
-        """Return upstream * dy/dz; without `upstream`, y must be a scalar.
+        """Return the gradient of sum(upstream * y) in z; without `upstream`, y must be a scalar.
 
         Counts one backward pass for the rows of the last call.
         """
@@ -71,7 +71,7 @@ class PassCounter:
         return torch.autograd.grad(y, z, upstream)[0]
 
     def count_backward(self, times: int) -> None:
-        """Count backward passes through this module that another counter's `grad` made."""
+        """Count backward passes of this module that ran in the `grad` of another counter."""
         self._pending[1] += times
 
     def flush(self) -> None:

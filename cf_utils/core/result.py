@@ -1,4 +1,4 @@
-"""Counterfactuals: the one result type of every method."""
+"""Counterfactuals: the result type of all methods."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Counterfactuals:
 
     valid: the classifier's decision on the counterfactual is the target.
     reached: valid, and the score is at least the wanted probability tau.
-    path: `path[:, 0]` is the query, `path[:, :path_len]` the states of the search; the last state
-        fills the rest.
+    path: states of the search; the first is the query. Item i has `path_len[i]` states, and its
+        last one is repeated up to the common length.
     row_ids: the ids are row numbers of one call, so results of two calls cannot be joined.
     """
 
@@ -118,14 +118,17 @@ class Counterfactuals:
         return dataclasses.replace(first, **joined).select(in_order)
 
     def _had_no_search(self) -> bool:
-        """Return whether every item was at its target already or had NaN logits."""
+        """Return whether every item was at its target already, or had NaN logits."""
         return all(
             why == ALREADY or s < 0
             for why, s in zip(self.reason, self.source.tolist(), strict=True)
         )
 
     def _add_fields_of(self, other: Counterfactuals) -> Counterfactuals:
-        """Give a result without search the mask, path and generator passes that `other` has."""
+        """Return a copy with an empty mask, path and so on where `other` has them.
+
+        A result with searched items is returned as it is.
+        """
         if not self._had_no_search():
             return self
         zero = torch.zeros(len(self), dtype=torch.int64)
@@ -144,7 +147,7 @@ class Counterfactuals:
         return dataclasses.replace(self, **lacking)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a table with one row per item: everything that is one number or word, by id."""
+        """Return a table with one row per item, indexed by id, without images, masks and paths."""
         large = ("query", "counterfactual", "mask", "path")
         values = {n: getattr(self, n) for n in self._item_fields() if n not in large}
         columns = {n: to_list(v) for n, v in values.items() if v is not None}
@@ -177,7 +180,7 @@ class Counterfactuals:
     def load(cls, folder: str | Path) -> Counterfactuals:
         """Read what `save` wrote.
 
-        Raises FileNotFoundError if there is no result, ValueError that names a damaged file.
+        Raises FileNotFoundError if there is no result, and ValueError if a file is damaged.
         """
         path = Path(folder) / "result.json"
         if not path.exists():
@@ -185,7 +188,7 @@ class Counterfactuals:
         plain = _read_plain(path)
         file, expected = path.with_name(plain.pop("tensors")), plain.pop("sha256")
         if not file.exists():
-            raise ValueError(f"{file} is missing, which {path.name} names; {REPAIR}")
+            raise ValueError(f"{file} is missing, but {path.name} names it; {REPAIR}")
         if files.sha256(file) != expected:
             raise ValueError(
                 f"{file} is damaged: it is not the one that result.json names; {REPAIR}"
@@ -198,7 +201,7 @@ class Counterfactuals:
 
 
 def _read_plain(path: Path) -> dict[str, Any]:
-    """Read `result.json`: every field that is no tensor, with the tensors' file and its hash."""
+    """Return the content of `result.json`: plain fields, and name and hash of the tensors file."""
     try:
         plain = files.read_json(path)
         plain["reason"] = tuple(plain["reason"])
@@ -238,7 +241,7 @@ def _check_joinable(parts: Sequence[Counterfactuals]) -> None:
 def _concatenate(name: str, values: list[Any]) -> Tensor | tuple | None:
     """Concatenate one field of several results; shorter paths repeat their last state."""
     if len({v is None for v in values}) > 1:
-        raise ValueError(f"{name}: only one of the two results has it")
+        raise ValueError(f"{name}: only some of the results have it, expected all or none")
     if values[0] is None:
         return None
     if not isinstance(values[0], Tensor):

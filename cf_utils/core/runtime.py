@@ -17,7 +17,7 @@ from cf_utils.core.checks import Ids, check_count, to_list
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return torch.device(name); `auto` means CUDA, else Apple's MPS, else the CPU."""
+    """Return torch.device(name); `auto` prefers CUDA, then Apple's MPS, then the CPU."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -40,7 +40,8 @@ def seed_everything(seed: int) -> torch.Generator:
 def draw_rows(total: int, n: int, seed: int) -> Tensor:
     """Draw n distinct row numbers out of `total`, int64 in random order; all rows if n > total.
 
-    A smaller n gives the first rows of a larger one. Raises ValueError for n < 1.
+    With equal `total` and seed, a smaller n gives the first rows of a larger one. Raises ValueError
+    for n < 1.
     """
     check_count("n", n)
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
@@ -53,10 +54,10 @@ def item_noise(
 
     Args:
         ids: int64 (B,) or B strings.
-        stream: name of the use, so that two uses of noise are independent.
+        stream: a name for this use of noise; other names give independent noise.
         kind: "normal", N(0, 1), or "uniform", U[0, 1).
 
-    Returns: float32 on the CPU; the SHA-256 of the three is the seed of an item.
+    Returns: float32 on the CPU. The SHA-256 of (seed, id, stream) seeds each item's generator.
     """
     rows = []
     for i in to_list(ids):
@@ -67,12 +68,12 @@ def item_noise(
 
 
 def headless() -> bool:
-    """Return whether nobody watches: CF_HEADLESS is set, or there is no notebook or terminal."""
+    """Return whether CF_HEADLESS is set, or there is neither a notebook nor a terminal."""
     return bool(os.environ.get("CF_HEADLESS")) or not (
         "ipykernel" in sys.modules or sys.stderr.isatty()
     )
 
 
 def progress(items: Iterable | None = None, **settings: Any) -> tqdm:
-    """Wrap `items` in a tqdm progress bar, which a headless run does not print."""
+    """Wrap `items` in a tqdm progress bar; a headless run prints none."""
     return tqdm(items, disable=headless(), **settings)
