@@ -127,7 +127,8 @@ LABELS = (
     Label("dusk", ("day", "dusk"), rule=lambda f: f["weather"] == 3),
 )
 
-SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}  # the cause has the same draw in all scenes
+# All three causes share one draw, whatever the scene.
+SAME = {"red": (("braking", 1.0),), "crossing": (("braking", 1.0),)}
 VARIANTS = {
     "independent": {},
     "correlated": {

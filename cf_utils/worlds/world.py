@@ -1,6 +1,7 @@
 """Worlds: sample factors, render images, read labels.
 
-All draws are made before any value is computed, so a variant changes values but no draw. See `factors` for the table and `graph` for the dependence between factors.
+All draws are made before any value is computed, so a variant changes values but no draw.
+See `factors` for the table and `graph` for the dependence between factors.
 """
 
 from __future__ import annotations
