@@ -65,8 +65,8 @@ def fit(
         batch_size: items per step over all processes, which share each batch; the number of
             processes (`torchrun`, `accelerate launch`) must divide it.
         seed: with the epoch, it determines the order of batches and all random draws.
-        ema: decay of an exponential moving average, whose weights the module has at the end. After
-            n steps the decay is at most (1 + n) / (10 + n).
+        ema: decay of an exponential moving average of the weights; the module ends with the
+            averages. After n steps the decay is at most (1 + n) / (10 + n).
         folder: where the state is saved after each epoch. A later call with equal arguments resumes
             from it and ends with the weights of an uninterrupted training.
         clip: largest norm of the gradient of a part.
@@ -103,19 +103,19 @@ def fit(
 
 @dataclass(eq=False)
 class _Training:
-    """Everything that a training changes, and the steps that change it."""
+    """The state of a training, and the steps that change it."""
 
     accelerator: Accelerator
     owner: nn.Module  # the caller's module
     module: nn.Module  # the same, wrapped by accelerate
     parts: list[Part]
-    epochs: int  # that are planned
+    epochs: int  # planned in all
     loader: DataLoader
-    order: torch.Generator  # of the batches
+    order: torch.Generator  # draws the order of the batches
     optimisers: list[Any]
     schedules: list[Any]
     average: AveragedModel | None = None
-    stopped: bool = False  # by `stop`
+    stopped: bool = False  # whether `stop` ended the training
     log: dict[str, Any] = field(
         default_factory=lambda: {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
     )
@@ -252,7 +252,7 @@ def _open_state(
     parts: list[Part],
     values: dict[str, Any],
 ) -> StateFile:
-    """Return the state file of a training that `values`, parts, module and data identify."""
+    """Return the state file of the training with these settings, parts, module and data."""
     values["module"] = fingerprint.describe_module(module)
     values["data"] = fingerprint.hash_dataset(data)
     for i, part in enumerate(parts):

@@ -2,7 +2,7 @@
 
 Probes are trained on renders of the training split and scored on test renders. Scores and bounds
 are areas under the ROC curve (AUC). The accuracy of the CNN is reported as well; it is limited by
-images next to the label's threshold. The CNN is trained on all training renders; the probes that
+images close to the label's threshold. The CNN is trained on all training renders; the probes that
 should find nothing are trained on the first `FEW`. In a neutralised render the label's cause and
 its children have one fixed value, so nothing is left to read.
 """

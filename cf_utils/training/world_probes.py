@@ -135,8 +135,9 @@ def pgd_flip_rate(model: nn.Module, x: Tensor, eps: float = 2 / 255, steps: int 
 def nearest_distance_ratio(x: Tensor, x_test: Tensor, queries: int = 500) -> float:
     """Compare how close test renders are to training renders and to other test renders.
 
-    Returns the ratio of the median distances to the nearest one, among equally many. It is near 1
-    for independent renders, and below 1 if the training set contains near copies.
+    Returns the median distance to the nearest training render, divided by that to the nearest
+    other test render, among equally many of both. The ratio is near 1 for independent renders, and
+    below 1 if the training set contains near copies.
     """
     query, rest = x_test[:queries].flatten(1), x_test[queries:].flatten(1)
     n = min(len(x), len(rest))

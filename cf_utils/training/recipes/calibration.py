@@ -152,9 +152,13 @@ def measure_adversarial(
 ) -> dict[str, dict[str, Any]]:
     """Measure how far PGD attacks (2/255) on the shipped classifiers of a world move the readings.
 
-    A perfect oracle reads nothing as moved. Returns per classifier, over the n' images that flip:
-    the shares of (image, column) pairs that are not moved, of images none of whose causes is moved,
-    of images whose causes all move by at most 1 sd, and the mean of the largest move in sd.
+    A perfect oracle reads nothing as moved. Returns per classifier, over the images that flip:
+
+    * n: their number.
+    * columns_not_moved: share of (image, column) pairs that are not read as moved.
+    * causes_not_moved: share of images in which no cause is read as moved.
+    * causes_within_1_sd: share of images in which every cause moves by at most 1 sd.
+    * most_moved_cause_sd: mean over images of the largest move of a cause, in sd.
     """
     factors = world.sample(n, "test", seed=seed)
     x, out = render_bytes(factors).float() / 255, {}

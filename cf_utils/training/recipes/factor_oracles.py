@@ -56,7 +56,7 @@ def train_oracle(
 
     n: renders of the first stage. n_prior: how many of them also pass through the prior.
     hard_epochs: epochs of a second stage on twice as many renders, each attacked such that the
-    member reads it wrongly; an oracle that follows noise cannot say what moved. 0 leaves it out.
+    member reads it wrongly; 0 leaves it out. An oracle that follows noise cannot measure motion.
     """
     world = worlds.get(name)
     names, prior = list_columns(world), find_prior(world)

@@ -1,7 +1,7 @@
 """DenseNet-121 and diffusion models of official photographs; training takes hours on a GPU.
 
 `cases.official_case` uses the papers' published networks. These recipes are for other labels, crops
-and seeds; nothing of them ships.
+and seeds; none of their checkpoints ships.
 
 Settings of the classifiers: Singla et al.'s multi-label DenseNet (Adam, learning rate 1e-4, batch
 32, 10 epochs). Settings of the priors: DiME's script for CelebA, which does not give the number of

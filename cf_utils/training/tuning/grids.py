@@ -5,9 +5,10 @@ Decisions:
   scales with the image.
 * Settings that differ in mask or refinement alone share one search, so the 24 settings of ACE take
   6 attacks. The 4 searches of pasted DiME are in the grid of DiME, too.
-* Scales and l1 also have values for small images, whose fewer pixels have larger gradients. lam and
-  step also have a pair that continues the attack after the decision has flipped.
-* Roads, whose causes are small, also have gradient descent, since signed steps move every pixel.
+* `scales` and `l1` include values for small images, whose fewer pixels have larger gradients.
+* One pair of `lam` and `step` continues the attack after the decision has flipped.
+* The grid of roads includes gradient descent: their causes are small, and signed steps move every
+  pixel.
 * All attacks have 50 iterations, so that no setting takes longer than another.
 """
 
@@ -85,7 +86,7 @@ def _build_grids(
 
     Args:
         attacks: six attacks of ACE.
-        spacings: of the refinement of pasted DiME.
+        spacings: spacings of the refinement of pasted DiME.
         masks: four pairs (threshold, dilation).
         steps: four numbers of steps of DiME.
     """
@@ -103,7 +104,7 @@ def _build_grids(
     }
 
 
-FURTHER = {"lam": 1e-6, "step": 2 / 255}  # goes on after the decision has flipped
+FURTHER = {"lam": 1e-6, "step": 2 / 255}  # continues after the decision has flipped
 DESCENT = {"attack": "gd", "lam": 1e-6, "step": 0.3}
 
 # First noise levels (standard deviation, 500 levels): five steps of spacing "100", "50", "33", "25"

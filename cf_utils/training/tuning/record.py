@@ -67,7 +67,7 @@ def find_perfect(rows: Iterable[Row], n: int) -> int | float:
 
 
 def cannot_win(row: Row, n: int, floor: float, best: float | None) -> bool:
-    """Return whether a row cannot be chosen even if all its remaining queries come out valid.
+    """Return whether a row cannot be chosen even if all its remaining queries are valid.
 
     Args:
         row: measured on some of the n queries.

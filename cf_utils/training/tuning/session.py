@@ -56,7 +56,7 @@ class Queries:
 
     @property
     def name(self) -> str:
-        """Begin of the record's file name, and name of the classifier's checkpoint."""
+        """Name of the classifier's checkpoint; the record's file name begins with it."""
         return f"{self.world}_{self.label}_{self.kind}"
 
 

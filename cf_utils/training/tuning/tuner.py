@@ -1,12 +1,13 @@
 """Measure settings: explain the queries batch by batch, and judge the answers by the world's truth.
 
 Decisions:
-* A factor counts as moved if it moves further than what the setting's own chain does to an unedited
-  query (`displacement.null_sd`), so a chain that starts from more noise must move it further.
-* A setting is left after the batch from which on it cannot win any more. No setting is begun after
-  one that is valid on all queries. Neither changes the choice.
-* Explanations are stored, so a killed run resumes; measuring is cheap and repeated. A record keeps
-  rows of other settings while queries, checkpoints and the settings themselves are the same.
+* A factor counts as moved if its displacement exceeds that of an unedited query that passes through
+  the setting's own chain (`displacement.null_sd`). A chain that starts from more noise therefore
+  needs larger displacements.
+* The measurement of a setting ends as soon as it cannot win any more. After a setting that is valid
+  on all queries, no further one is measured. Neither rule changes the choice.
+* Explanations are stored, so a killed run resumes. Measurements are cheap and are repeated. A record
+  keeps rows of other settings while queries, checkpoints and those settings are the same.
 """
 
 from __future__ import annotations
@@ -173,8 +174,9 @@ class Tuner:
         """Measure setting k; return its row of the record. Raises OutOfTime.
 
         `best` is the highest semantic validity of another setting that reaches the floor. If k
-        cannot come up to it, or to the floor, it is left: fewer queries are `measured`, and the
-        figures are of these alone. `items` holds the semantic validity per query, 0 or 1.
+        can no longer reach `best` or the floor, the measurement ends early: `measured` is then
+        below the number of queries, and the figures cover only those. `items` holds the semantic
+        validity per query, 0 or 1.
         """
         found: list[dict[str, Tensor]] = []
         row: dict[str, Any] = {}
@@ -203,10 +205,10 @@ def tune(
     Args:
         tuner: measures one setting.
         conditions: what all rows depend on: n, seed, checkpoints, ...
-        numbers: of the settings to measure.
-        path: of the record. Its rows of other settings are kept if they still hold.
+        numbers: numbers of the settings to measure.
+        path: file of the record. Its rows of other settings are kept if they still hold.
 
-    Returns the record; without a setting measured in time, the earlier one or None.
+    Returns the record. If no setting was measured in time, returns the earlier record or None.
     Raises ValueError if the record at `path` has another n or seed.
     """
     numbers = list(numbers)
