@@ -56,7 +56,8 @@ def train_oracle(
 
     n: renders of the first stage. n_prior: how many of them also pass through the prior.
     hard_epochs: epochs of a second stage on twice as many renders, each attacked such that the
-    member reads it wrongly; 0 leaves it out. An oracle that follows noise cannot measure motion.
+    member reads it wrongly; 0 leaves it out. An oracle that reacts to adversarial noise cannot
+    measure semantic change.
     """
     world = worlds.get(name)
     names, prior = list_columns(world), find_prior(world)

@@ -5,8 +5,8 @@ highest semantic validity over all queries, where a failure counts 0. Ties go to
 rate, then to the earlier setting. If no setting reaches the floor, choose the highest flip rate,
 then the highest semantic validity, then the earlier setting; the record says "floor missed".
 
-Only a setting measured on all queries is chosen. Settings that cannot win are left early
-(`tuner.py`).
+Only a setting measured on all queries is chosen. The measurement of a setting that cannot win ends
+early (see `tuner`).
 """
 
 from __future__ import annotations

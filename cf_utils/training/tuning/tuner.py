@@ -6,8 +6,8 @@ Decisions:
   needs larger displacements.
 * The measurement of a setting ends as soon as it cannot win any more. After a setting that is valid
   on all queries, no further one is measured. Neither rule changes the choice.
-* Explanations are stored, so a killed run resumes. Measurements are cheap and are repeated. A record
-  keeps rows of other settings while queries, checkpoints and those settings are the same.
+* Explanations are stored, so a killed run resumes. Measurements are cheap and are repeated.
+* A record keeps rows of other settings while queries, checkpoints and those settings are the same.
 """
 
 from __future__ import annotations
