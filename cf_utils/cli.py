@@ -1,6 +1,6 @@
 """The command line `cf`, also started by `python -m cf_utils.cli`.
 
-Exit status: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C. Slow imports stand
+Exit status: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C. Slow imports are
 inside the commands, so that `--help` is quick.
 """
 

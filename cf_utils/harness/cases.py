@@ -2,7 +2,7 @@
 
 A rendered case holds renders of a world and the shipped networks. An official case reads images
 from a folder, and the published networks from data/weights (`pretrained.FILES` lists the files and
-how to get them). Nothing replaces a missing file.
+how to get them). A missing file is an error.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def rendered_case(
 
     Args:
         world: faces or roads.
-        label: of the world; what the classifier decides.
-        kind: of classifier: causal, shortcut or mixed.
-        n, split, variant: which renders.
-        seed: of the training labels from which correlations are measured.
-        device: of the networks.
+        label: the world's label that the classifier decides.
+        kind: how the classifier was trained: causal, shortcut or mixed.
+        n, split, variant: number of renders, their split, and the variant of the world.
+        seed: seed of the training labels from which correlations are measured.
+        device: device of the networks.
     """
     net, card = checkpoints.load(f"{world}_{label}_{kind}", device)
     prior = checkpoints.load(f"{world}_ddpm", device).model
@@ -119,8 +119,8 @@ def official_case(
         dataset: celeba, celebahq, bdd (BDD-OIA), bdd100k (no labels, so y is -1) or imagenet.
         root: folder of the data set.
         label: smile or age for faces, action for roads, a key of `imagenet_pairs.PAIRS`.
-        n: queries.
-        device: of the networks.
+        n: number of queries.
+        device: device of the networks.
         crop: side of CelebA's crop in pixels, 178 or 150.
         broken: "error" names an image file that is cut off, "skip" leaves it out.
 
@@ -150,7 +150,7 @@ def official_case(
 
 @dataclass(frozen=True)
 class _Queries:
-    """A split of an official data set, and what the case asks of the published classifier."""
+    """A split of an official data set, and the outputs of the classifier that the case uses."""
 
     data: Any
     outputs: tuple[int, ...]  # one sigmoid output, or two outputs that compete
@@ -208,7 +208,7 @@ def attribute_correlations(
 
 
 class Pair(nn.Module):
-    """A classifier of two classes: two outputs of a classifier of many."""
+    """Two outputs of a classifier of many classes, as a classifier of two classes."""
 
     def __init__(self, model: nn.Module, first: int, second: int):
         super().__init__()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cf_utils.core import files
 
-DEMO = "demo"  # profile of a notebook's own parameters; only here does a failed claim raise
+DEMO = "demo"  # the notebooks' own parameters; in this profile a failed claim raises
 
 
 def project() -> Path:

@@ -1,6 +1,6 @@
-"""One job: run a notebook, or one shard of it, under a lock, and keep what happened.
+"""One job: run a notebook, or one shard of it, under a lock, and keep the executed notebook.
 
-`cf run --one` and each rule of workflow/Snakefile end here.
+`cf run --one` calls this module; so do the rules `notebook` and `shard` of workflow/Snakefile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cf_utils.core import files
 from cf_utils.harness import folders, notebooks, parameters, provenance, records
 from cf_utils.harness.locks import environment, free_gpu, lock_file
 
-# an executed notebook that failed must not leave an earlier run's results
+# removed before a job starts, so that a failed notebook leaves no earlier run's results
 OUTPUTS = ("metrics.json", "claims.json", "checkpoints.json", "notebook.ipynb", "done.json")
 
 

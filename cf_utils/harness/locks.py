@@ -1,4 +1,4 @@
-"""What concurrent jobs must not share: a file lock, a GPU, environment variables of a kernel."""
+"""Keeps concurrent jobs apart: file locks, one GPU per job, environment variables of a kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 def lock_file(path: Path, description: str) -> Iterator[int]:
     """Hold the lock file `path`, after waiting for its holder; yield the file descriptor.
 
-    The operating system releases the lock when the process ends, whatever ends it.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
         description: what the lock protects, for the message while waiting.
@@ -43,7 +43,7 @@ def lock_file(path: Path, description: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def free_gpu() -> Iterator[str | None]:
-    """Reserve a GPU that no other job of this user's runs on; yield its number.
+    """Reserve a GPU that no other job of this user runs on; yield its number.
 
     Yields None with fewer than two GPUs, or if CUDA_VISIBLE_DEVICES is already set.
     """

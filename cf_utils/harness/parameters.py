@@ -57,7 +57,7 @@ def parse(name: str, texts: Sequence[str]) -> dict[str, Any]:
         if isinstance(known.get(key), str):
             continue
         literal = {"true": "True", "false": "False"}.get(value, value)
-        with contextlib.suppress(ValueError, SyntaxError):  # no literal: stays text, is refused
+        with contextlib.suppress(ValueError, SyntaxError):  # stays a text, which `check` refuses
             found[key] = ast.literal_eval(literal)
     return found
 
@@ -129,9 +129,9 @@ def for_run(
 
     Args:
         name: the notebook.
-        profile: its section is taken first.
+        profile: the profile, whose section for the notebook is the start.
         data: folder with official data sets, for the parameter `data_root`.
-        texts: "NAME=VALUE" from the command line, which have the last word.
+        texts: "NAME=VALUE" from the command line, which override the profile.
 
     Raises ValueError or FileNotFoundError if anything is wrong with them.
     """
@@ -148,5 +148,5 @@ def for_run(
 
 
 def complete(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all parameters of a run, defaults included, as they look after JSON."""
+    """Return all parameters of a run, defaults included, as JSON would give them back."""
     return json.loads(json.dumps({**notebooks.defaults(name), **given}))

@@ -47,7 +47,7 @@ class Options:
 
 
 def make_plan(names: Sequence[str], options: Options) -> dict[str, Any]:
-    """Return Snakemake's configuration: the jobs, checked, and what the report shows."""
+    """Check the jobs; return Snakemake's configuration: jobs, and what the report shows."""
     jobs = {name: _plan_job(name, options) for name in names}
     concurrent = min(sum(one["shards"] for one in jobs.values()), options.cores)
     gpus = count_gpus()

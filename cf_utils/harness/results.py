@@ -2,7 +2,7 @@
 
 A run writes to <root>/<profile>/<notebook>/ (see `folders`). Every file appears whole or not at
 all. Only the run that owns the folder may write there: the runner leaves a token beside the
-results, and a kernel that outlived its runner finds another token and stops.
+results. A kernel that outlived its runner finds another token there, and stops.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Run:
         recorded, the notebook goes on, and the runner ends with a non-zero status.
 
         Args:
-            opposite: what a value beyond a bound would mean, for a claim with one true bound.
+            opposite: the finding that a value beyond a bound would show. For claims of which only
+                one bound matters.
         """
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(
@@ -155,7 +156,7 @@ class Run:
         """
         metrics = self._all_metrics()
         self.check_owner()
-        (self.folder / "metrics.json").unlink(missing_ok=True)  # comes last, and vouches for all
+        (self.folder / "metrics.json").unlink(missing_ok=True)  # written last: marks complete results
         if self._token is None:
             (self.folder / "parameters.json").unlink(missing_ok=True)
         files.write_json(self.folder / "claims.json", list(self._claims.values()))

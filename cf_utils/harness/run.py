@@ -23,7 +23,7 @@ SEEDS = range(5)  # of `run_claims`
 
 
 def choose_notebooks(wanted: Sequence[str], profile: str) -> list[str]:
-    """Return the names of the wanted notebooks, or of all that the profile has a section for."""
+    """Return the names of the wanted notebooks, or of all that have a section in the profile."""
     names = notebooks.find_all(wanted) or list(parameters.profile_sections(profile))
     if not names:
         raise ValueError(f"profile: {profile!r} has no notebooks to run")
@@ -34,7 +34,7 @@ def run_workflow(wanted: Sequence[str], options: Options) -> int:
     """Run what is not done yet; return 0 if every notebook is done and every claim holds.
 
     Args:
-        wanted: numbers or names of notebooks; none means all that the profile has a section for.
+        wanted: numbers or names of notebooks; if empty, all that have a section in the profile.
     """
     names = choose_notebooks(wanted, options.profile)
     folders.check_writable(folders.root())
