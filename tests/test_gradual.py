@@ -603,9 +603,9 @@ def test_an_item_with_nan_changes_no_other_item(net, late, changes):
     alone = e(Poisoned(net, x[2], late), x[2:3], target[2:3], ids[2:3])
     assert torch.equal(alone.n_forward, cfs.n_forward[2:3])
     rest = e(Poisoned(net, x[2], late), x[others], target[others], ids[others])
-    joined = alone + rest  # also if the batch of one was not searched
+    both = alone + rest  # also if the batch of one was not searched
     for name in ("path_len", "mask", "path", "counterfactual"):
-        torch.testing.assert_close(getattr(joined, name), getattr(cfs, name), **EXACT)
+        torch.testing.assert_close(getattr(both, name), getattr(cfs, name), **EXACT)
 
 
 # ---------------------------------------------------------------- how a search ends

@@ -213,7 +213,7 @@ class GradualConstruction(Explainer):
         state.z[at] = torch.where(fresh, state.composite[at], state.z[at])
         state.n_unmasked[at] += 1
         state.lowest[at], state.since[at] = torch.inf, 0
-        state.gradient[at] = 0  # was taken before the new block: Adam begins with the next one
+        state.gradient[at] = 0  # it precedes the new block: Adam begins with the next pass
         state.adam.restart(at, delay=1)
 
     def _choose_block(self, f: PassCounter, state: AdamState, at: Tensor) -> Tensor:

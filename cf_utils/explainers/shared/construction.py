@@ -39,7 +39,7 @@ class State(SearchState):
 
 @dataclass(eq=False)
 class AdamState(State):
-    """The same with what a composition step by Adam needs."""
+    """A state whose composition step is optimised with Adam."""
 
     composite: Tensor  # C (B, ...), the values that a block starts from
     order: Tensor  # (B, n_blocks), blocks in the order of unmasking
