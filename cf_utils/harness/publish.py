@@ -39,7 +39,7 @@ def publish(profile: str, name: str, allow_dirty: bool = False) -> Path:
     """
     check(profile, name, allow_dirty)
     source, target = folders.run_folder(profile, name), folders.published_folder(profile, name)
-    (target / "metrics.json").unlink(missing_ok=True)  # copied last, as a sign that the copy is complete
+    (target / "metrics.json").unlink(missing_ok=True)  # copied last: marks a complete copy
     for old in [*target.glob("figures/*.png"), *target.glob("tables/*.csv")]:
         if not (source / old.relative_to(target)).exists():
             old.unlink()

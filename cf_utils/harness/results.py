@@ -156,7 +156,7 @@ class Run:
         """
         metrics = self._all_metrics()
         self.check_owner()
-        (self.folder / "metrics.json").unlink(missing_ok=True)  # written last: marks complete results
+        (self.folder / "metrics.json").unlink(missing_ok=True)  # written last: results are whole
         if self._token is None:
             (self.folder / "parameters.json").unlink(missing_ok=True)
         files.write_json(self.folder / "claims.json", list(self._claims.values()))
