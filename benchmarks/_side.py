@@ -112,7 +112,7 @@ def peak_mib(
 ) -> float:
     """Return the memory in MiB that a call needs: allocated on a GPU, or growth of a process.
 
-    The process is a new one: here, memory that earlier calls freed would be used again.
+    The process is a new one, because this one would reuse memory that earlier calls freed.
     """
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -160,7 +160,7 @@ def report(
         device: where it ran.
         record: more entries of the written file.
 
-    Returns: exit code; 1 if a bound is missed, but always 0 with `quick`.
+    Returns: exit code; 1 if a bound is missed, always 0 with `quick`.
     """
     missed = []
     print(f"{'figure':<34}{'value':>12}  bound")
@@ -194,8 +194,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 def make_parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments of all benchmarks: --seed, --quick, --out."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help)
-    parser.add_argument("--seed", type=int, default=0, help="of prototypes and noise")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, no bounds: does it run?")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prototypes and noise")
+    parser.add_argument("--quick", action="store_true", help="only check that it runs")
     out = files.ROOT / "results" / "benchmarks" / f"{name}.json"
-    parser.add_argument("--out", type=Path, default=out, help="the record")
+    parser.add_argument("--out", type=Path, default=out, help="file of the record")
     return parser

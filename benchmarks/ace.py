@@ -1,17 +1,18 @@
 """What ACE costs beyond the passes that it needs.
 
 overhead
-    seconds of a call / seconds of the same passes of prior and classifier and nothing else
+    seconds of a call / seconds of its passes through prior and classifier alone
 speedup_batch8
     seconds of eight images one by one / in one batch
 max_abs_difference
-    of the counterfactuals, one by one against one batch, on a small network in float64
+    largest difference between counterfactuals computed one by one and in one batch, on a small
+    network in float64
 same_decision
-    share of images with the same decision either way, in float32
+    share of images with the same decision one by one and in one batch, in float32
 checkpoint_max_abs_difference, peak_mib, peak_mib_checkpoint
-    the same call with `checkpoint`; on a CPU the memory is the growth of a new process
+    the same call with and without `checkpoint`; on a CPU the memory is the growth of a new process
 speedup_early, flip_rate, flip_rate_early
-    leaving the attack at a margin of the target's logit
+    effect of ending an attack once the target's logit leads by `--margin`
 
 Prints a table and writes a JSON file; exits with 1 if a bound is missed (`--quick` has none).
 """
@@ -148,9 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return 1 if a bound is missed, else 0."""
     parser = make_parser(__doc__, "ace")
     parser.add_argument("--n", type=int, default=24, help="faces explained")
-    parser.add_argument("--iterations", type=int, default=50, help="of the attack")
-    parser.add_argument("--margin", type=float, default=10.0, help="of logits, to leave early")
-    parser.add_argument("--repeats", type=int, default=3, help="of the overhead; the best counts")
+    parser.add_argument("--iterations", type=int, default=50, help="iterations of the attack")
+    parser.add_argument("--margin", type=float, default=10.0, help="logit margin that ends an attack early")
+    parser.add_argument("--repeats", type=int, default=3, help="timings of the overhead; the best counts")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args = parser.parse_args(argv)
     if args.quick:

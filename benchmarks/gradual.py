@@ -1,10 +1,10 @@
 """Speed and memory of gradual construction: `python benchmarks/gradual.py`.
 
 speedup_batch64     seconds of 64 items one by one over seconds of a batch of 64; same settings
-max_abs_difference  of a value or a score between these two, in float64
-speedup_early       seconds per item one by one without `patience` over those in a batch of the
-                    preset "early"; its validity and judge agreement stand beside those without
-                    patience (`full`)
+max_abs_difference  largest difference of a value or a score between these two, in float64
+speedup_early       seconds per item one by one without `patience`, over those of the preset
+                    "early" in a batch
+*_early, *_full     validity and judge agreement of the preset "early", and without `patience`
 overhead            seconds of a search at constant batch size over those of its bare passes,
                     forward and back; alternating, best of --repeats
 peak_mib            growth of resident memory during a batch (on a GPU: peak allocated)
@@ -107,12 +107,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ("n64", 8, "digits compared in float64"),
         ("iterations", 100, "Adam steps per composition step"),
         ("blocks", 12, "budget of blocks"),
-        ("repeats", 5, "of the overhead; the best counts"),
+        ("repeats", 5, "timings of the overhead; the best counts"),
         ("batch", 64, "digits in a batch"),
-        ("threads", 1, "of torch; 0: torch's choice"),
+        ("threads", 1, "threads of torch; 0: torch's choice"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
-    about = "batch against one by one: once, or each, where rounding can exchange blocks"
+    about = "when blocks are ranked, batch against one by one; with `each`, rounding can swap blocks"
     parser.add_argument("--ranking", choices=("once", "each"), default="once", help=about)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args = parser.parse_args(argv)

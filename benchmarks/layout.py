@@ -3,7 +3,7 @@
 ratio_*             seconds of a pass forward and back with the weights as they are loaded (channels
                     last) over seconds with the usual layout; same network and images, alternating,
                     best of --repeats; for the diffusion model also forward alone
-max_abs_difference  of the two outputs, in units of the largest output
+max_abs_difference  largest difference of the two outputs, in units of the largest output
 
 Two runs with equal layout differ by up to the bound of the ratios.
 
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 def run_pass(model: nn.Module, x: Tensor, back: bool = True) -> Tensor:
-    """Return the output of a pass, which goes back to the images if `back` is True."""
+    """Run a forward pass, and back to the images if `back` is True; return the output."""
     z = x.clone().requires_grad_(back)
     with torch.set_grad_enabled(back):
         out = model(z, torch.full((len(z),), 50)) if isinstance(model, diffusion.DDPM) else model(z)
@@ -43,7 +43,7 @@ def run_pass(model: nn.Module, x: Tensor, back: bool = True) -> Tensor:
 
 
 def measure_warm(call) -> float:
-    """Return the seconds of the second of two calls: caches hold what it needs."""
+    """Call twice and return the seconds of the second call, with warm caches."""
     call()
     return measure_seconds(call)[0]
 
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     parser = make_parser(__doc__, "layout")
     parser.add_argument("--batch", type=int, default=16, help="images in a pass")
-    parser.add_argument("--repeats", type=int, default=30, help="of each pass; the best counts")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: torch's choice")
+    parser.add_argument("--repeats", type=int, default=30, help="timings of each pass; the best counts")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; 0: torch's choice")
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 2, 2

@@ -5,7 +5,8 @@ validity_*             share of these rows that are decided as the target
 speedup_batch          gradual construction: seconds per row one by one over those in one batch
 speedup_spheres        the same of Growing Spheres; the loop also classifies one draw at a time
 speedup_spheres_query  the same of Growing Spheres; the loop classifies all draws of a query at once
-same_*                 share of rows that get the same decision and changed features both ways
+same_*                 share of rows with the same decision and changed features, one by one and
+                       in one batch
 limit_gradual          seconds of the bare passes of the classifier that the batch makes over the
                        seconds of the batch; without any overhead it is 1
 
@@ -79,7 +80,7 @@ def compare(single: Counterfactuals, batch: Counterfactuals) -> float:
 def measure_speedup(
     explain: Explainer, model: nn.Module, x: Tensor, target: Tensor, few: Tensor, repeats: int
 ) -> tuple[float, float, float]:
-    """Measure one by one (items `few`) against one batch, alternating; the best time counts.
+    """Time items `few` one by one and all items in one batch, alternating; the best time counts.
 
     Returns the speed-up, the share of equal results, and the seconds of the batch.
     """
@@ -100,8 +101,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="", help=about)
     parser.add_argument("--name", help="uci_credit or heloc, if the folder contains both")
     parser.add_argument("--n", type=int, default=1000, help="rows in one batch")
-    parser.add_argument("--alone", type=int, default=50, help="of them, explained one by one")
-    parser.add_argument("--repeats", type=int, default=3, help="of both; the best time counts")
+    parser.add_argument("--alone", type=int, default=50, help="rows explained one by one")
+    parser.add_argument("--repeats", type=int, default=3, help="timings of both; the best counts")
     args = parser.parse_args(argv)
     if args.quick:
         args.n, args.alone, args.repeats = 64, 4, 1

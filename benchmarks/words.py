@@ -2,7 +2,7 @@
 
 sentences_per_second_recommended  search among real words
 sentences_per_second_paper        the paper's form, with --steps Adam steps per composition step
-sentences_per_second_loop         the paper's form, if its replacement were the loop below
+sentences_per_second_loop         the paper's form, if it replaced words by `find_nearest_by_loop`
 speedup_replacement               nearest words by a loop over points and vocabulary, as in the
                                   authors' released code, over ours (one chunked cdist)
 same_words                        share of points for which both give the same word
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     parser = make_parser(__doc__, "words")
     parser.add_argument("--n", type=int, default=64, help="reviews")
-    parser.add_argument("--steps", type=int, default=100, help="of the paper's form")
+    parser.add_argument("--steps", type=int, default=100, help="Adam steps of the paper's form")
     parser.add_argument("--points", type=int, default=3, help="vectors that the loop replaces")
     args = parser.parse_args(argv)
     if args.quick:
