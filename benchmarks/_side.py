@@ -195,7 +195,7 @@ def make_parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments of all benchmarks: --seed, --quick, --out."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     parser.add_argument("--seed", type=int, default=0, help="seed of prototypes and noise")
-    parser.add_argument("--quick", action="store_true", help="only check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, no bounds: a smoke test")
     out = files.ROOT / "results" / "benchmarks" / f"{name}.json"
     parser.add_argument("--out", type=Path, default=out, help="file of the record")
     return parser

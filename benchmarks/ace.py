@@ -150,8 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "ace")
     parser.add_argument("--n", type=int, default=24, help="faces explained")
     parser.add_argument("--iterations", type=int, default=50, help="iterations of the attack")
-    parser.add_argument("--margin", type=float, default=10.0, help="logit margin that ends an attack early")
-    parser.add_argument("--repeats", type=int, default=3, help="timings of the overhead; the best counts")
+    parser.add_argument("--margin", type=float, default=10.0, help="of logits, ends an attack")
+    parser.add_argument("--repeats", type=int, default=3, help="timings; the best counts")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args = parser.parse_args(argv)
     if args.quick:

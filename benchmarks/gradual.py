@@ -112,7 +112,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ("threads", 1, "threads of torch; 0: torch's choice"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
-    about = "when blocks are ranked, batch against one by one; with `each`, rounding can swap blocks"
+    about = "when blocks are ranked, batch against one by one; `each`: rounding can swap blocks"
     parser.add_argument("--ranking", choices=("once", "each"), default="once", help=about)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args = parser.parse_args(argv)

@@ -5,7 +5,7 @@ ratio_*             seconds of a pass forward and back with the weights as they 
                     best of --repeats; for the diffusion model also forward alone
 max_abs_difference  largest difference of the two outputs, in units of the largest output
 
-Two runs with equal layout differ by up to the bound of the ratios.
+Even with equal layouts, the ratio of two runs varies by up to the bound.
 
 Prints one table and writes results/benchmarks/layout.json. The exit code is 1 if a
 bound is missed, except with --quick.
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     parser = make_parser(__doc__, "layout")
     parser.add_argument("--batch", type=int, default=16, help="images in a pass")
-    parser.add_argument("--repeats", type=int, default=30, help="timings of each pass; the best counts")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch; 0: torch's choice")
+    parser.add_argument("--repeats", type=int, default=30, help="timings; the best counts")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: its own choice")
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 2, 2
