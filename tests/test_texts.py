@@ -222,7 +222,7 @@ def test_edited_marks_what_changed():
 
 @pytest.fixture
 def tree(tmp_path):
-    """The official tree with 30 training reviews a class and 2 test reviews."""
+    """The official tree with 30 training and 2 test reviews per class."""
     for half, n in (("train", 30), ("test", 2)):
         for kind, rating in (("neg", 2), ("pos", 9)):
             folder = tmp_path / "aclImdb" / half / kind
