@@ -39,7 +39,7 @@ def make_net(
 def make_queries(
     net: nn.Module, n=8, shape=(1, 6, 6), seed=1, dtype=torch.float64
 ) -> tuple[Tensor, Tensor]:
-    """Return x in [0, 1], and as targets in turn each class that is not the decision."""
+    """Return x in [0, 1], and targets that cycle through the classes other than the decision."""
     x = torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed)).to(dtype)
     with torch.no_grad():
         order = net(x).argsort(dim=1, descending=True)

@@ -105,7 +105,7 @@ def assert_kept(cfs: Counterfactuals, limits: Constraints) -> None:
 def explain_in_other_batches(
     explain, model: nn.Module, x: Tensor, target: Tensor
 ) -> Iterator[Counterfactuals]:
-    """Explain the same items in one batch, permuted, and in chunks of 1, 3 and 7; first's order."""
+    """Explain items in one batch, permuted, and in chunks of 1, 3, 7; yield all in one order."""
     ids = torch.arange(100, 100 + len(x))
     yield explain(model, x, target, ids)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

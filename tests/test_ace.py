@@ -602,8 +602,10 @@ def test_a_classifier_without_gradient_is_refused(silent, images):
     ],
 )
 def test_presets_equal_the_authors_scripts(dataset, levels, sigma, settings):
-    """Spacing, iterations, lambda of l1 (the script's times its batch) and threshold; the first
-    noise level, for the number of levels that each published model has."""
+    """Compare spacing, iterations, lambda of l1 (the script's times its batch) and threshold.
+
+    The first noise level follows from the number of levels of each published model.
+    """
     prior = diffusion.DDPM(Silent(), (16, 16), levels)
     ace = presets.get("ace", dataset).build(prior=prior)
     assert abs(float(prior.schedule.respace(ace.spacing).sigma[ace.steps - 1]) - sigma) < 5e-4

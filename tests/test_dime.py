@@ -203,8 +203,10 @@ def test_the_gradient_is_carried_to_z_as_by_autograd_if_the_predicted_noise_is_c
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_how_far_a_scale_moves_an_image_in_closed_form(silent, images, fast):
-    """No noise predicted, a linear classifier: the push of step k ends as
-    beta_k s w / (2 sqrt(abar_k abar_{k-1}))."""
+    """Step k moves the image by beta_k s w / (2 sqrt(abar_k abar_{k-1})).
+
+    This holds for a linear classifier and a prior that predicts no noise.
+    """
     x, _ = images
     f, s, target = Linear(0.01), silent.schedule.respace("25"), torch.ones(5, dtype=torch.int64)
     x = 0.5 + 0.1 * (x - 0.5) - 0.02 * f.w.sign()  # decided 0, and never clipped

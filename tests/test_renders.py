@@ -352,7 +352,7 @@ def test_an_oracle_loads_from_its_checkpoint(tmp_path, monkeypatch):
 
 
 def keep_shipped(names):
-    """The names that ship; a skipped one if none does."""
+    """Return the names that ship, or a skipped parameter if none ships."""
     there = [n for n in names if (checkpoints.FOLDER / f"{n}.json").exists()]
     return there or [pytest.param("none", marks=pytest.mark.skip("none is shipped yet"))]
 

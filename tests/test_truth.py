@@ -336,7 +336,7 @@ def test_set_has_a_member_per_factor_and_the_gain_takes_the_nearest(name):
 
 @pytest.fixture
 def gain_of(toy):
-    """A function of images: their gain towards the true counterfactuals; and these."""
+    """Return a function from images to their true gain, and the true counterfactuals."""
     rows, f, _ = toy
     cfs = explain_by_left_stripe(toy)
     members = true_counterfactuals.find(cfs, rows.factors, f, USES, steps=14)

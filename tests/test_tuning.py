@@ -1,5 +1,7 @@
-"""The tuning rule on hand-made tables, the grids against the papers' presets, and a tuning in a
-world of stripes: every number against one computed by hand, and resumed after a kill."""
+"""The tuning rule on hand-made tables, the grids against the papers' presets, and whole tunings.
+
+The tunings run in a world of stripes. Their numbers are compared with ones computed by hand.
+"""
 
 from __future__ import annotations
 
@@ -413,8 +415,10 @@ def test_factors_that_the_oracle_cannot_read_do_not_count_as_moved(case, tmp_pat
 
 
 def test_a_killed_tuning_resumes(case, tmp_path, monkeypatch, capsys):
-    """The clock counts how often it is read: three batches of an attack and of setting 0, then
-    two batches of setting 1."""
+    """The clock counts how often it is read.
+
+    Time is up after three batches of an attack and of setting 0, and two batches of setting 1.
+    """
     path, unet = tmp_path / "record.json", case.prior.unet
     fresh = build_tuner(case, tmp_path / "whole")
     whole = tune(fresh, CONDITIONS, range(6), tmp_path / "whole.json")
