@@ -1,6 +1,6 @@
 """Explainers: one file per method, each a frozen dataclass with the call of `core.Explainer`.
 
-`presets` holds their settings per data set, `shared` what several methods use.
+`presets` holds their settings for each data set; `shared` holds what several methods use.
 """
 
 from cf_utils.explainers.shared.construction import truncate_at_tau

@@ -5,24 +5,26 @@ in the Latent Feature Space", ECML-PKDD 2019. The genetic neighbourhood and the 
 those of LORE (Guidotti et al., 2018). This is a re-implementation from the paper; the authors' code
 was not run, so results are not comparable with theirs.
 
+With b the classifier's decision and z0 the query's code:
+
     fitness(z) = I[b(decode(z)) is as wanted] + 1 - d(z, z0) - I[z = z0]
     d(z, z0) = ||z - z0|| / (||z - z0|| + sqrt(number of latent dimensions))
     counter-rule: a leaf of the tree whose class is the target, with the fewest conditions that z0
     does not meet
 
 Decisions and deviations:
-* Targeted: the second population wants the call's target, not any other class. Its indicator is 1
-  for the decision and 2 for the decision with probability tau or more.
+* Targeted: the second population aims at the call's target, not at any other class. Its indicator
+  is 1 for a code that is decided as the target, and 2 if the probability is tau or more.
 * The discriminator judges the code, as in an adversarial autoencoder. A code that it rejects has
   indicator -1, is not used for the tree, and is never returned.
 * Parents and children compete: the fittest survive. A mutated gene is drawn from N(0, 1).
-* Both populations have the same size. Where members miss their class, weights give the target and
-  the rest the same influence on the tree.
-* Counter-exemplars are the neighbours in the rule's leaf and points on the lines from them to the
+* Both populations have the same size, but members may miss the class that they aim at. Weights
+  therefore give the target and the rest the same total influence on the tree.
+* Counter-exemplars are the neighbours in the rule's leaf, and points on the lines from them to the
   leaf's point nearest to z0. A leaf is a box, so all of them satisfy the rule.
-* Returned is the valid and accepted counter-exemplar that is nearest to z0 in latent space. If none
-  reaches tau, it is the accepted one with the highest score; if none is decided as the target, it
-  is the query. Both failures are flagged.
+* The result is the valid, accepted counter-exemplar nearest to z0 in latent space. If none reaches
+  tau, it is the accepted one with the highest score; if none is decided as the target, it is the
+  query. Both failures are flagged.
 * The decoder generates the whole image, so pixels far from the change are reconstructions, too.
 """
 
@@ -51,10 +53,10 @@ NO_EXEMPLAR = "no valid counter-exemplar"
 class ABELE(Explainer):
     """Nearest valid counter-exemplar in the latent space of an adversarial autoencoder.
 
-    x has shape (B, *autoencoder.shape). Per item at most
-    `2 * population * (generations + 1) + exemplars + 3` images are classified. Passes of encoder
-    and decoder are the generator's. Raises ValueError if the autoencoder generates images of
-    another shape, and on settings out of range.
+    x has shape (B, *autoencoder.shape). The classifier sees at most
+    `2 * population * (generations + 1) + exemplars + 3` images per item. Passes of encoder and
+    decoder count as passes of the generator. Raises ValueError if the autoencoder generates images
+    of another shape, and on settings out of range.
     """
 
     autoencoder: AdversarialAutoencoder = field(repr=False, metadata={"stored_as": "aae"})
@@ -63,10 +65,10 @@ class ABELE(Explainer):
     generations: int = 6
     crossover_rate: float = 0.7  # probability that a child mixes two parents
     mutation_rate: float = 0.25  # probability that a gene is drawn anew
-    threshold: float = 0.4  # least probability by the discriminator for a code to be accepted
+    threshold: float = 0.4  # the discriminator accepts a code at this probability or more
     leaf: int = 2  # fewest neighbours in a leaf of the tree
     max_rules: int = 3  # counter-rules tried
-    exemplars: int = 240  # images decoded for them
+    exemplars: int = 240  # images decoded for these rules
     # neighbours in a rule's leaf towards which exemplars are decoded
     neighbours_per_rule: int = field(default=10, metadata={"stored_as": "anchors"})
     chunk: int = 2000  # images decoded and classified at once
@@ -135,7 +137,7 @@ class ABELE(Explainer):
         return SearchResult(result, reason=reason, generator=generator.total())
 
     def fit_tree(self, z: Tensor, label: Tensor, target: int) -> DecisionTreeClassifier:
-        """Fit the local tree on neighbours z (N, d) with the classifier's decisions label (N,).
+        """Fit the local tree on neighbours z (N, d) and the classifier's decisions `label` (N,).
 
         Neighbours decided as the target and the rest have the same total weight.
         """
@@ -178,7 +180,7 @@ class ABELE(Explainer):
     def _choose_exemplars(
         self, grader: Grader, neighbours: GradedCodes, z0: Tensor
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Return the chosen codes (B, d), for which items there is one (B,), and the reasons."""
+        """Return the chosen codes (B, d), which items have one (B,), and the failure reasons."""
         n, target = len(z0), grader.target
         points, inside = [], []
         for i in range(n):  # scikit-learn fits one tree per call
@@ -229,7 +231,7 @@ class ABELE(Explainer):
             contained = box.contains(codes)
             inside |= torch.from_numpy(contained)
             ends = np.flatnonzero(contained & is_target.cpu().numpy())
-            order = np.lexsort((far[ends], ~sure[ends]))  # those that reach tau first, then nearest
+            order = np.lexsort((far[ends], ~sure[ends]))  # tau reached first, then nearest
             ends = ends[order][: self.neighbours_per_rule]
             lines.append(_points_on_lines(box, here, codes[ends], self.exemplars // self.max_rules))
         return torch.from_numpy(np.concatenate(lines)).to(z) if lines else z[:0], inside
@@ -238,7 +240,7 @@ class ABELE(Explainer):
 def _choose(
     options: GradedCodes, allowed: Tensor, z0: Tensor, tau: float
 ) -> tuple[Tensor | None, str]:
-    """Return the position of one item's counter-exemplar, None without one, and the reason."""
+    """Return the position of one item's counter-exemplar, or None, and the failure reason."""
     reaches_tau = allowed & (options.score >= tau)
     far = (options.code - z0).norm(dim=1)
     if reaches_tau.any():
@@ -250,9 +252,9 @@ def _choose(
 
 
 def _points_on_lines(box: LeafBox, z0: np.ndarray, ends: np.ndarray, n: int) -> np.ndarray:
-    """Return at most n points (M, d) on the lines from the box's point nearest to z0 to `ends`.
+    """Return at most n points (M, d) on the lines from z0's projection on the box to `ends`.
 
-    The points of different lines are staggered. Without ends, all are that nearest point.
+    The points of different lines are staggered. Without ends, all points are the projection.
     """
     near, n_lines = box.project(z0), max(len(ends), 1)
     n_each = n // n_lines

@@ -1,4 +1,4 @@
-"""ACE: an adversarial attack through a diffusion model, refined in place.
+"""ACE: an adversarial attack through a diffusion model, then refinement inside a mask.
 
 Source: Jeanneret, Simon & Jurie, "Adversarial Counterfactual Visual Explanations", CVPR 2023:
 
@@ -15,12 +15,12 @@ Decisions, where the paper is silent or its code differs:
   distance, so there the weight of the distance grows with the batch size.
 * Pixels are in [0, 1]. d is the l1 norm, or the l2 norm, not squared. L_class is cross-entropy.
 * PGD steps along the sign of the gradient, GD along the gradient. The last iterate is kept.
-* C&W (Carlini & Wagner, 2017) has their hinge on logits, with kappa 5 (0 in the authors' code),
-  and their variable w, x' = (tanh w + 1) / 2, updated by Adam (plain steps in the authors' code).
-  w starts inside [-3, 3], because its gradient vanishes at black and white.
+* C&W (Carlini & Wagner, 2017) uses their hinge on logits, with kappa 5; the authors' code has 0. It
+  updates w, where x' = (tanh w + 1) / 2, by Adam; the authors' code takes plain gradient steps.
+  w starts inside [-3, 3], because the gradient in w vanishes at black and white pixels.
 * Each iteration of the attack draws fresh noise per item; `common_noise` repeats one draw.
 * Stages (Table 5): `pre` is x' itself; `fr` is F_tau(x'); `f` filters x' from the same noise level
-  through all original levels; `ace` is the whole method.
+  through all levels of the original chain; `ace` is the whole method.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class _Attack(SearchState):
 class ACE(Explainer):
     """Attack each image through a diffusion model, then restore what need not change.
 
-    x: images (B, C, H, W) in [0, 1], of the size that `prior` was trained on. The attack takes
-    iterations * steps passes of the prior per item, forward and backward; the refinement takes
-    `steps` more forward passes.
+    x: images (B, C, H, W) in [0, 1], of the size that `prior` was trained on. Per item, the attack
+    takes iterations * steps forward passes of the prior and as many backward passes. The refinement
+    takes `steps` more forward passes.
 
     The result's `mask` marks the pixels that the refinement may change. Its `path` holds the query,
     every `trace`-th state of the attack, x' (`pre_explanation`) and the counterfactual.
@@ -88,7 +88,7 @@ class ACE(Explainer):
 
     prior: DDPM = field(repr=False)
     spacing: str = "50"  # levels of the re-spaced chain (`schedule.select_levels`)
-    steps: int = 5  # tau of F_tau: its levels, counted from the least noise
+    steps: int = 5  # tau of F_tau: levels of that chain, from the least noise up
     attack: str = "pgd"  # pgd, gd, cw
     iterations: int = 50  # the paper: 100 for gd and cw
     step: float = 1 / 255  # pgd: in pixel units; gd: factor of the gradient; cw: Adam's step for w
@@ -96,12 +96,12 @@ class ACE(Explainer):
     distance: str = "l1"  # l1, l2
     lam: float = 0.003  # lambda_d
     kappa: float = 5.0  # cw: margin of logits beyond which the class loss is 0
-    threshold: float = 0.15  # of the mask, as a share of the largest change
+    threshold: float = 0.15  # of the mask, as a share of the largest change in the image
     dilation: int = 15  # of the mask, odd, in pixels
     stage: str = "ace"  # ace, pre, fr, f
     refine: tuple[str, int] | None = None  # spacing, steps of the refinement; None: the filter's
     common_noise: bool = False  # all iterations of the attack share one draw
-    margin: float | None = None  # stop attacking an item at this margin of its target's logit
+    margin: float | None = None  # stop attacking an item once the target's logit leads by this
     checkpoint: bool = False  # recompute activations in the backward pass: less memory
     bfloat16: bool = False  # run the prior in autocast
     trace: int = 10  # iterations between two states of the path
@@ -118,7 +118,7 @@ class ACE(Explainer):
         return self.with_(attack=attack, **({"iterations": iterations} | changes))
 
     def l2(self) -> ACE:
-        """Return a copy with the l2 distance; its lambda_d is not the authors', who give none."""
+        """Return a copy with the l2 distance. Its lambda_d is ours; the authors give none."""
         return self.with_(distance="l2", lam=0.1)
 
     def check(self, x: Tensor, logits: Tensor) -> None:
@@ -131,7 +131,7 @@ class ACE(Explainer):
         if not (self.step > 0 and self.lam >= 0 and 0 < self.eps <= 1 and self.kappa >= 0):
             raise ValueError(
                 f"step, lam, eps, kappa: got {self.step}, {self.lam}, {self.eps}, {self.kappa}, "
-                "expected positive, at least 0, in (0, 1], at least 0"
+                "expected step > 0, lam >= 0, 0 < eps <= 1 and kappa >= 0"
             )
         if self.margin is not None and not self.margin >= 0:
             raise ValueError(f"margin: got {self.margin}, expected None or a number >= 0")
@@ -214,13 +214,13 @@ class ACE(Explainer):
         return build_chain(self.prior, generator, state.rows, self.spacing, checkpoint=recompute)
 
     def _class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """L_class of Eq. 3, (B,)."""
+        """Return L_class of Eq. 3, (B,)."""
         if self.attack == "cw":
             return (self.kappa - logit_margin(logits, target)).clamp(min=0)
         return F.cross_entropy(logits, target, reduction="none")
 
     def _distance(self, change: Tensor) -> Tensor:
-        """d(x', x) of Eq. 3 from x' - x (B, ...), (B,)."""
+        """Return d(x', x) of Eq. 3, (B,), where `change` (B, ...) is x' - x."""
         change = change.flatten(1)
         if self.distance == "l1":
             return change.abs().sum(1)
@@ -274,9 +274,10 @@ class ACE(Explainer):
 
     @torch.no_grad()
     def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
-        """Return what `stage` makes of x' = x, images (B, C, H, W) in [0, 1].
+        """Return the images (B, C, H, W) in [0, 1] that `stage` makes from x' = x.
 
-        The mask of stage `ace` marks the pixels that F_tau changes most, by the usual threshold.
+        There is no edit to mask. Stage `ace` therefore masks where F_tau changes x, with the usual
+        threshold.
         """
         ids = check_images(x, ids, self.bounds)
         self.check(x, logits=x)  # no classifier takes part
@@ -293,7 +294,7 @@ class ACE(Explainer):
 
 
 def pre_explanation(cfs: Counterfactuals) -> Tensor:
-    """Return x' of Eq. 3 (B, C, H, W), the attack's result; the query of an item not searched."""
+    """Return x' of Eq. 3, the attack's result (B, C, H, W); the query for items not searched."""
     if cfs.path is None or cfs.path_len is None:
         raise ValueError("cfs: got a result without a path, expected one of ACE")
     return cfs.path[torch.arange(len(cfs)), (cfs.path_len - 2).clamp(min=0)]

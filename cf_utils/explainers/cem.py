@@ -6,28 +6,29 @@ NeurIPS 2018, section 3.1:
     min_d  c max(max_{i != t} z_i - z_t, -kappa) + beta ||d||_1 + ||d||_2^2
            + gamma ||x + d - AE(x + d)||_2^2
 
-by projected FISTA, k = 0, 1, ...; S is the shrinkage operator, P the projection to the valid range,
-a_k = lr sqrt(1 - k/steps):
+Here z are the logits at x + d, and t is the target. Projected FISTA minimises this loss. Its
+iteration k = 0, 1, ... has step size a_k = lr sqrt(1 - k/steps), with g the loss without its L1
+term, S the shrinkage operator and P the projection to the valid range:
 
     d' = P[S_beta(y - a_k grad g(y))],    y' = P[d' + k/(k + 3) (d' - d)]
 
-A binary search over c restarts from d = 0 for each try: it halves the interval after a success, and
-multiplies c by 10 while there was none. The result is the success of all tries with the smallest
-elastic-net distance beta ||d||_1 + ||d||_2^2.
+Each try restarts from d = 0 with another c. Until the first success, c is multiplied by 10; after
+it, a binary search halves the interval of c. The result is, among the successes of all tries, the
+one with the smallest elastic-net distance beta ||d||_1 + ||d||_2^2.
 
 Decisions:
-* Targeted. The original leaves the class of the query for the nearest other class. Here target t is
-  wanted, as in the papers that compare with it.
+* Targeted: the original accepts any class other than the query's. Here it must be the target t, as
+  in the papers that compare with CEM.
 * `only_add`: the original lets a pertinent negative only add to the image, that is, raise values.
   Off by default: a wanted class often needs parts removed.
 * `threshold`: the paper and its code shrink by beta itself ("paper"). The proximal step of the
   printed loss shrinks by a_k beta ("prox").
-* `kappa=None`: success is p_t >= tau, and the hinge pulls to kappa = logit(tau) + log(K - 1), at
-  least 0. This is the smallest margin that guarantees p_t >= tau with K classes. With a number,
-  success needs that margin and tau.
+* `kappa=None`: success is p_t >= tau. The hinge then uses kappa = logit(tau) + log(K - 1), at least
+  0, the smallest margin that guarantees p_t >= tau with K classes. With a number, success needs
+  that margin and p_t >= tau.
 * With `constraints`, classifier and autoencoder are evaluated at the allowed point nearest to y.
-  Their gradient there moves y itself (straight through). P projects into each item's box, and a
-  success is an allowed point.
+  Their gradient there is applied to y (straight-through). P projects onto the box of values that
+  are allowed for the item, and a success is an allowed point.
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ class CEM(Explainer):
     `bounds` (None: unbounded). Defaults are the original's for digits.
 
     Each of the tries * steps iterations costs two forward passes and one backward pass of the
-    classifier, and one forward and one backward pass of the autoencoder. The counts of the
-    generator's passes are those of the autoencoder.
+    classifier. It also costs one forward and one backward pass of the autoencoder, which count as
+    passes of the generator.
 
-    A failed item comes back in the last state of its last try. `path` holds the best state after
-    each try; before the first success that is the query.
+    A failed item keeps the last state of its last try. `path` holds the best state after each try;
+    before the first success that is the query.
 
     Raises ValueError on settings out of range, or on gamma > 0 without an autoencoder.
     """
 
-    # only its reconstruction is used, so any module that maps x to that will do
+    # any module that maps x to its reconstruction will do
     autoencoder: LatentModel | None = field(default=None, repr=False)
     steps: int = 1000  # FISTA iterations per try
     tries: int = 9  # values of c per item
@@ -90,8 +91,8 @@ class CEM(Explainer):
         """Raise ValueError on settings out of range, or on gamma > 0 without an autoencoder."""
         if self.gamma > 0 and self.autoencoder is None:
             raise ValueError(
-                f"autoencoder: got None, expected a model, since gamma = {self.gamma} weighs its "
-                "error; pass one, or gamma=0"
+                f"autoencoder: got None, expected a model, because gamma = {self.gamma}; pass one, "
+                "or gamma=0"
             )
         if self.steps < 1 or self.tries < 1:
             raise ValueError(f"steps, tries: got {self.steps}, {self.tries}, expected at least 1")

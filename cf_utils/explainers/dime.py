@@ -1,28 +1,29 @@
-"""DiME: a diffusion chain from the noised query, each step guided by the classifier; FastDiME.
+"""DiME and FastDiME: a diffusion chain from the noised query, guided by the classifier.
 
 Source: Jeanneret, Simon & Jurie, "Diffusion Models for Counterfactual Explanations", ACCV 2022.
-From z at the level of step tau down to 0, with q the query and images in [-1, 1]:
+The chain runs from the level of step tau down to 0. q is the query, and images are in [-1, 1]:
 
     z_{k-1} = mu_k(z_k) - Sigma_k(z_k) g + Sigma_k(z_k)^(1/2) eps
     g = grad_x [ s L_class(x_k) + p L_perc(x_k, q) ] / sqrt(abar_k)  +  l1 sign(z_k - q)
 
-The classifier was trained on clean images, so x_k is the clean image that an unguided chain makes
-from z_k: 1 + 2 + ... + tau passes in all. The gradient at x_k is carried to z_k by
-x = (z - sqrt(1 - abar) eps) / sqrt(abar) with eps held fixed, that is, divided by sqrt(abar_k).
-The scales s are tried in turn, each on the items that have not flipped yet.
+The classifier was trained on clean images. It is therefore applied to x_k, the clean image that an
+unguided chain makes from z_k. This takes 1 + 2 + ... + tau passes in all. The gradient at z_k is
+that at x_k divided by sqrt(abar_k), since x = (z - sqrt(1 - abar) eps) / sqrt(abar) with eps fixed.
+The scales s are tried in turn, each on the items that have not reached tau yet.
 
-FastDiME (Weng, Pegios et al., ECCV 2024): `fast` takes as x_k the clean image that the step's own
-pass predicts. From step `warm_up` on, `own_mask` restores the query where that image differs
-little from it. `pasted` (ours) adds ACE's mask and refinement, to compare the two searches.
+FastDiME (Weng, Pegios et al., ECCV 2024): with `fast`, x_k is the clean image that the step's own
+pass predicts. From step `warm_up` on, `own_mask` restores the query where x_k differs little from
+it. `pasted` (ours) adds ACE's mask and refinement, to compare the two searches.
 
 Decisions, where the paper is silent or its code differs:
 * L_class is minus the target's log-odds. For two classes this is the published logit.
 * The chain starts at the level of its first step; the code noises one level further.
 * Every scale starts from the same noised query and draws fresh noise per item in its steps.
 * The result is clipped to [0, 1] before it is judged, because the last step is guided, too.
-* FastDiME's code guides by the prediction of the step before and does not divide by sqrt(abar_k).
+* FastDiME's code guides by the previous step's prediction, and does not divide by sqrt(abar_k).
+  Ours guides by the step's own prediction, and divides.
 * L_perc is the mean squared difference of VGG19's first 18 layers, p = 30
-  (`metrics.perceptual.VGG19`). Its weights are not shipped, so by default there is none.
+  (`metrics.perceptual.VGG19`). VGG19's weights are not shipped, so L_perc is off by default.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ Guide = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(eq=False)
 class _Trials:
-    """What the scales tried so far gave, for all items of the call."""
+    """Results of the scales tried so far, for all items of the call."""
 
     path: list[Tensor]  # images (B, C, H, W) after each scale
     n_tried: Tensor  # int64 (B,), scales tried
@@ -77,8 +78,8 @@ class _Trials:
 class DiME(Explainer):
     """Denoise the noised query, and steer every step towards the target.
 
-    x: images (B, C, H, W) in [0, 1], of the size that `prior` was trained on. A scale takes
-    steps * (steps + 1) / 2 passes of the prior per item, or `steps` with `fast`. It takes `steps`
+    x: images (B, C, H, W) in [0, 1], of the size that `prior` was trained on. Per item, each scale
+    takes steps * (steps + 1) / 2 passes of the prior, or `steps` with `fast`. It also takes `steps`
     forward and backward passes of the classifier.
 
     The result's `path` holds the query, the image after each scale tried, and the pasted image. Its
@@ -88,7 +89,7 @@ class DiME(Explainer):
 
     prior: DDPM = field(repr=False)
     spacing: str = "200"  # levels of the re-spaced chain (`schedule.select_levels`)
-    steps: int = 60  # tau: its levels that are used, counted from the least noise
+    steps: int = 60  # tau: levels of that chain that are used, from the least noise up
     scales: tuple[float, ...] = (8.0, 10.0, 15.0)  # s, in turn
     l1: float = 0.05  # weight of the pull to the query
     # L_perc: (x, query), both (B, C, H, W) in [0, 1] -> (B,)
@@ -123,7 +124,7 @@ class DiME(Explainer):
                 "expected fast=True, pasted=False and warm_up from 0 to steps - 1"
             )
         if self.reuse is not None and not self.pasted:
-            raise ValueError("reuse: got pasted=False, expected True; a result is reused to paste")
+            raise ValueError("reuse: got pasted=False, expected True; a reused result is pasted")
         check_reuse(self.reuse, "DiME")
         refine = {"refine": self.refine} if self.pasted else {}
         check_prior(self.prior, x, self.bounds, steps=(self.spacing, self.steps), **refine)
@@ -209,9 +210,9 @@ class DiME(Explainer):
         number: int = 0,
         guide: Guide | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Denoise the noised x (B, C, H, W), step by step, guided or not.
+        """Noise x (B, C, H, W) and denoise it step by step, guided if there is a `guide`.
 
-        `rows` are the items' positions in the counter, `number` selects the noise.
+        `rows` are the items' positions in the counter, and `number` selects the noise.
         Returns images in [0, 1], FastDiME's mask or None, and which items met no NaN (B,).
         """
         chain = build_chain(self.prior, generator, rows, self.spacing)
@@ -234,7 +235,7 @@ class DiME(Explainer):
                     clean = torch.where(mask, predicted, q)
             if guide is not None:
                 g, ok = guide(clean)
-                finite &= ok  # other items continue unguided, and fail at the end of the chain
+                finite &= ok  # the others continue unguided and fail at the end
                 g = torch.where(per_item(ok, z), g / schedule.abar[k].sqrt().item(), 0)
                 mean = mean - log_variance.exp() * (g + self.l1 * (z - q).sign())
             z = mean + (log_variance / 2).exp() * noise(k) if k else mean

@@ -1,18 +1,18 @@
 """Gradual construction on words: one block per word, and a counterfactual made of real words.
 
-Source: Jung et al. (see `gradual.py`), section 4.2: the composite is optimised among word vectors,
-and each changed word is then replaced by the vocabulary's nearest vector. A result's `score`,
-`valid` and `reached` hold after the replacement; `path` holds the states before it.
+Source: Jung et al. (see `gradual.py`), section 4.2: the composite is optimised in the space of word
+vectors, and each changed word is then replaced by the nearest word of the vocabulary. A result's
+`score`, `valid` and `reached` are those after the replacement; `path` holds the states before it.
 
 Decisions:
 * `compose="embedding"` is the paper's form. Its optimum is often a small move away from a word,
   which the replacement undoes.
-* `compose="vocabulary"` never leaves the vocabulary. Masking step: unmask the word with the largest
-  first-order gain that any vocabulary word offers at its position. Composition step: at each
-  unmasked position, the new one first, compute Eq. 7 for the `shortlist` words of largest
-  first-order gain; take the best one if it is better than the current word.
-* Under max-pooling, noise can lie outside every winning window. The class term then has no gradient
-  there, and lam pulls the word back to the query. `init="query"` starts at the word itself.
+* `compose="vocabulary"` never leaves the vocabulary. Masking step: for each position, find the
+  vocabulary word with the largest first-order gain; unmask the position where it is largest.
+  Composition step: visit each unmasked position, the new one first. Compute Eq. 7 for the
+  `shortlist` words of largest first-order gain, and keep the best one if it lowers the loss.
+* A max-pooled classifier may ignore the initial noise at a position. The class term then has no
+  gradient there, and lam pulls the word back to the query. `init="query"` starts at the query.
 * Zero vectors are padding and are never unmasked.
 """
 
@@ -30,13 +30,13 @@ from cf_utils.explainers.gradual import GradualConstruction
 from cf_utils.explainers.shared.construction import Record, State
 from cf_utils.explainers.shared.ranking import Blocks
 
-CHUNK = 2**24  # the most numbers of one intermediate tensor
+CHUNK = 2**24  # most elements of an intermediate tensor; limits the memory
 
 
 def find_nearest(points: Tensor, table: Tensor, metric: str = "euclidean") -> Tensor:
-    """Return the row of `table` (V, d) that is nearest to each of points (N, d), int64 (N,).
+    """Return the number of the row of `table` (V, d) nearest to each of points (N, d), int64 (N,).
 
-    `metric`: euclidean or cosine. Of equally near rows, the first.
+    `metric`: euclidean or cosine. Ties go to the first row.
     """
     if metric == "cosine":
         points, table = (F.normalize(t, dim=1) for t in (points, table))
@@ -44,7 +44,7 @@ def find_nearest(points: Tensor, table: Tensor, metric: str = "euclidean") -> Te
     for part in points.split(max(1, CHUNK // len(table))) if len(points) else ():
         near = torch.cdist(part, table).topk(min(8, len(table)), dim=1, largest=False).indices
         near = near.sort(1).values
-        exact = torch.linalg.vector_norm(part[:, None] - table[near], dim=2)  # cdist rounds
+        exact = torch.linalg.vector_norm(part[:, None] - table[near], dim=2)  # cdist is inexact
         rows.append(near.gather(1, exact.argmin(1, keepdim=True))[:, 0])
     return torch.cat(rows)
 
@@ -68,16 +68,16 @@ def list_replacements(cfs: Counterfactuals, table: Tensor) -> list[list[tuple[in
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GradualWords(GradualConstruction):
-    """Change few words of a text, and bring its logits to the mean of the target's training texts.
+    """Change few words of a text, so that its logits approach the mean of the target's texts.
 
-    x (B, L, d) are word vectors, zero after the last word. The defaults are the paper's.
+    x (B, L, d) holds word vectors, zero after the last word. The defaults are the paper's.
     """
 
     vectors: Tensor = field(repr=False)  # (V, d), words that may stand in a counterfactual
     steps: int = 500
     block: tuple[int, ...] = (1, -1)
     bounds: tuple[Any, Any] | None = None
-    compose: str = "embedding"  # among vectors, then the nearest word; or vocabulary: among words
+    compose: str = "embedding"  # embedding: among vectors, then nearest word; vocabulary: words
     metric: str = "euclidean"  # of the nearest word: euclidean or cosine
     shortlist: int = 20  # words per position for which Eq. 7 is computed
 
@@ -152,7 +152,7 @@ class GradualWords(GradualConstruction):
     def _compose_words(
         self, f: PassCounter, state: State, position: Tensor, words: Tensor
     ) -> Tensor:
-        """Composition step: the new position first, then the other unmasked ones. Return logits."""
+        """Composition step: choose words, at the new position first. Return the logits (B, K)."""
         unmasked = state.mask[..., 0]
         order = unmasked.scatter(1, position[:, None], 2.0).argsort(
             dim=1, descending=True, stable=True
@@ -164,7 +164,7 @@ class GradualWords(GradualConstruction):
             return f(state.z, state.rows)
 
     def _choose_word(self, f: PassCounter, state: State, position: Tensor, words: Tensor) -> None:
-        """Put the shortlist's best word at `position` (B,) where it lowers the loss."""
+        """Put the shortlist's best word at `position` (B,) of each item whose loss it lowers."""
         k, item = self.shortlist, torch.arange(len(state), device=state.z.device)
         loss, gradient = self._differentiate(f, state)
         gain = -gradient[item, position] @ words.T  # (B, V)
@@ -189,7 +189,7 @@ class GradualWords(GradualConstruction):
         return loss, f.grad(logits, z, by_logits) + by_z
 
     def _draw_composite(self, x: Tensor, ids: Ids, bounds: tuple[Any, Any]) -> Tensor:
-        """Return the initial composite (B, L, d), drawn per word: padding does not change it."""
+        """Return the initial composite (B, L, d); drawn per position, so independent of padding."""
         if self.init == "query":
             return x.clone()
         owners = ids if self.noise == "item" else ["common"]

@@ -16,13 +16,13 @@ Draws are uniform in volume: radius r = (a_0^d + u (a_1^d - a_0^d))^(1/d) in a u
 Decisions:
 * An enemy is decided as the target, with probability tau or more. The paper has two classes and no
   tau.
-* The result starts from the nearest of all enemies, including those in a ball that was then halved.
+* e is the nearest of all enemies found, including those in a ball that was then halved.
 * The paper gives neither eta nor n. Our defaults suit features scaled to [0, 1].
 * `selection`: the paper stops at the first feature that cannot be reset ("stop"); its code tries
   the other features, too ("each").
-* `constraints`: directions lie in the subspace of the mutable features, where the volume law
-  holds. A draw is then moved to the nearest allowed point, from which its distance is measured.
-* The k-th draw of an item has its own noise from (seed, id, k).
+* `constraints`: points are drawn in the subspace of the mutable features, uniformly in its volume.
+  Each is then moved to the nearest allowed point, and its distance is that of the moved point.
+* The k-th layer of an item has its own noise from (seed, id, k).
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def in_layer(normal: Tensor, u: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
 class GrowingSpheres(Explainer):
     """The nearest enemy found in growing spheres, with few changed features. x has shape (B, F).
 
-    An item costs n passes per layer, and F for the selection. `path` holds the enemy before and
-    after the selection. An item without an enemy in `layers` draws comes back unchanged; its reason
-    gives the radius that was searched. Raises ValueError on x of another shape and on settings out
-    of range.
+    Each item costs n passes per layer, and F for the selection. `path` holds the enemy before and
+    after the selection. An item without an enemy in that many layers comes back unchanged; its
+    reason gives the radius that was searched. Raises ValueError on x of another shape and on
+    settings out of range.
     """
 
     n: int = 1000  # points per layer
     eta: float = 0.1  # first radius, in units of x
     shrink: float = 2.0  # divides the first ball's radius while the ball contains an enemy
-    start: float = 1.0  # inner radius of the first layer / radius of the ball without an enemy
-    width: float = 1.0  # width of a layer / radius of the ball without an enemy
-    layers: int = 200  # most draws per item, including those in balls
-    selection: str = "stop"  # reset features until one cannot be (stop), or each that can (each)
+    start: float = 1.0  # inner radius of the first layer, in radii of the ball without an enemy
+    width: float = 1.0  # width of a layer, in radii of the ball without an enemy
+    layers: int = 200  # most layers per item, balls included
+    selection: str = "stop"  # stop: end at the first feature that must stay; each: try all
     clamp: bool = False  # keep draws inside bounds
 
     keeps_constraints: ClassVar[bool] = True
@@ -122,9 +122,9 @@ class GrowingSpheres(Explainer):
     def _find_enemies(
         self, f: PassCounter, x: Tensor, target: Tensor, ids: Ids, tau: float, free: Tensor
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Return the nearest enemy of each item (B, F), its distance (B,), infinite without one.
+        """Return each item's nearest enemy (B, F) and its distance (B,), infinite without one.
 
-        Also returns, per item, the reason in case there is none.
+        Also returns the failure reason per item, for the items without an enemy.
         """
         state = self._start(x, target)
         enemy, distance = state.enemy.clone(), state.distance.clone()
@@ -163,7 +163,7 @@ class GrowingSpheres(Explainer):
     def _grow(
         self, f: PassCounter, state: _Layers, ids: Ids, tau: float, free: Tensor, k: int
     ) -> Tensor:
-        """Draw the k-th layer of each item, and set the next; return which items are done, (R,)."""
+        """Draw layer k of each item, set the radii of the next; return which are done, (R,)."""
         point, distance = self._draw(f, state, ids, tau, free, k)
         nearer = distance < state.distance
         state.enemy = torch.where(nearer[:, None], point, state.enemy)
@@ -196,7 +196,7 @@ class GrowingSpheres(Explainer):
         return torch.cat(points), torch.cat(distances)
 
     def _points(self, state: _Layers, part: Tensor, ids: Ids, free: Tensor, k: int) -> Tensor:
-        """Return the k-th draw (P, n, F) of the items at positions `part` of the state."""
+        """Return the points (P, n, F) of layer k for the items at positions `part` of the state."""
         own = select_ids(ids, state.rows[part])
         at, d = part.to(state.query.device), len(free)
         query = state.query[at, None]  # (P, 1, F)
@@ -217,7 +217,7 @@ class GrowingSpheres(Explainer):
     ) -> Tensor:
         """Reset features of `enemy` (B, F) to x, the least changed first.
 
-        It stays an enemy.
+        The result is still an enemy.
         """
         n = x.shape[1]
         order = (enemy - x).abs().argsort(dim=1, stable=True)

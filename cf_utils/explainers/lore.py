@@ -11,18 +11,19 @@ rows. A tree is grown on both populations; its paths are the rules (`shared/rule
 
 Decisions:
 * f(z) has two classes: decided as the target with probability tau or more, or not.
-* d is a weighted mean of simple matching (`categorical`) and Euclidean distance (the other
-  features), where each feature is divided by its range in the training rows.
-* Sizes and rates are those of the authors' code. Its other fitness also rewards the same decision;
-  ours is the paper's. Its hall of fame, which adds the best individuals of all generations, is
-  left out.
+* d is a weighted mean of simple matching (on the features `categorical`) and Euclidean distance (on
+  the others, each divided by its range in the training rows).
+* Sizes and rates are those of the authors' code. In that code both fitness functions reward the
+  decision for x; ours are the paper's. Its hall of fame, which adds the best individuals of all
+  generations, is left out.
 * The tree is scikit-learn's instead of YaDT. It is not pruned; each leaf has at least `leaf`
   neighbours.
-* The paper gives rules, but no point. Ours is the query moved just past the thresholds that it does
-  not meet. A threshold lies halfway between two neighbours and may not flip the classifier, so the
-  point is classified. If it fails, the changed features are copied from the rule's nearest
-  neighbour that is decided as the target. If that fails, the next rule is tried: fewest changed
-  features first, then the nearest. Rules that the constraints forbid are dropped.
+* The paper gives rules, but no counterfactual. Ours is the query, moved just past the thresholds
+  that it does not meet. A threshold lies halfway between two neighbours, so the classifier may not
+  flip there; the point is therefore classified. If it fails, the changed features are copied from
+  the nearest neighbour that meets the rule and is decided as the target. If that fails, the next
+  rule is tried. Rules with the fewest changed features come first, and among those the nearest.
+  Rules that the constraints forbid are dropped.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ MAX_POINTS = 2**15  # neighbours in one pass of the classifier; limits the memor
 
 
 class _Reading(NamedTuple):
-    """What one item's tree says, before the classifier is asked about the points."""
+    """Rules and points from one item's tree, before the points are classified."""
 
     factual: Rule
     counterfactual: tuple[Rule, ...]
@@ -72,12 +73,12 @@ class _Reading(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LORE(Explainer):
-    """The query moved to where a local tree, and then the classifier, decides the target.
+    """Move the query to where both a local tree and the classifier decide the target.
 
-    x has shape (B, F) and is scaled. `rules` returns the rules themselves. An item costs
-    (generations + 1) * population passes, and two per rule. An item without a rule that holds comes
-    back unchanged, with the reason. Raises ValueError on x of another shape, on training rows that
-    do not fit, and on settings out of range.
+    x has shape (B, F) and is scaled. `rules` returns the rules themselves. Each item costs
+    (generations + 1) * population passes, plus two per rule. If no rule holds on the classifier,
+    the item comes back unchanged, with a failure reason. Raises ValueError on x of another shape,
+    on training rows that do not fit, and on settings out of range.
     """
 
     train: Tensor = field(repr=False)  # (N, F) training rows, scaled as x; mutation draws from them
@@ -91,7 +92,7 @@ class LORE(Explainer):
     # how far past a threshold a continuous feature moves, in units of x
     overshoot: float = field(default=1e-3, metadata={"stored_as": "over"})
     categorical: tuple[int, ...] = ()  # features whose distance is 0 or 1
-    bounds: tuple | None = None  # new values come from training rows or lie just past a threshold
+    bounds: tuple | None = None  # not needed: new values come from training rows or thresholds
 
     keeps_constraints: ClassVar[bool] = True
 
@@ -108,8 +109,8 @@ class LORE(Explainer):
         if self.population % 4 or min(sizes) < 1:
             raise ValueError(
                 "population, generations, tournament, leaf: got "
-                f"{', '.join(map(str, sizes))}, expected a multiple of 4 (pairs in two halves) and "
-                "at least 1"
+                f"{', '.join(map(str, sizes))}, expected at least 1, and for population a multiple "
+                "of 4 (pairs in two halves)"
             )
         rates_fit = 0 <= self.crossover <= 1 and 0 < self.mutation <= 1
         if not rates_fit or self.overshoot <= 0:
@@ -249,9 +250,9 @@ class LORE(Explainer):
         return as_its_population + (1 - away) - (z == query).all(3).to(z)
 
     def _read_tree(self, x: Tensor, z: np.ndarray, wanted: np.ndarray) -> _Reading:
-        """Read the rules of one item off the tree on its neighbours z (N, F).
+        """Fit a tree on the neighbours z (N, F) of one item x (F,), and read its rules.
 
-        The counterfactual rules are those that the constraints allow, in the order of trial.
+        The counterfactual rules are those that the constraints allow, in the order they are tried.
         """
         tree: Any = self._fit_tree(z, wanted)
         query, node = x.cpu().double().numpy(), tree.apply(z)
@@ -277,8 +278,8 @@ class LORE(Explainer):
     def _allowed_points(self, rule: Rule, x: Tensor, members: np.ndarray) -> Tensor | None:
         """Return two points (2, F) that meet `rule`, or None if the constraints allow none.
 
-        The first lies just past the thresholds, the second has the values of the nearest of
-        `members`. If only one of them is allowed, both are that one.
+        The first lies just past the thresholds; the second has the values of the nearest of
+        `members`. If only one of them is allowed, it is returned twice.
         """
         query = x.cpu().double().numpy()
         step = np.zeros(len(query))

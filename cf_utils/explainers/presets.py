@@ -9,7 +9,7 @@ Provenance begins with its kind:
 * `tuned`: chosen by the tuning rule; the record is named.
 * `by hand`: chosen by us.
 
-The variant None is the paper's setting or, where the paper gives none, the plain choice.
+The variant None is the paper's setting or, where the paper gives none, our simplest choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from cf_utils.core import Explainer
 
-REQUIRED = ...  # as a value: has no default, must be passed to `get` or `build`
+REQUIRED = ...  # value of a setting without a default: pass it to `get` or `build`
 
 CLASSES = {  # method -> (module, class); imported on demand, some modules load slowly
     "gradual": ("gradual", "GradualConstruction"),
@@ -60,7 +60,7 @@ class Preset:
             parts: what the class takes by position (prototypes, training rows, an autoencoder).
             changes: what it takes by name (a prior, `seed`, `tau`, ...); they override `settings`.
 
-        Raises ValueError that names a required part which is missing.
+        Raises ValueError, naming the part, if a required one is missing.
         """
         settings = {**self.settings, **changes}
         if missing := [name for name, value in settings.items() if value is REQUIRED]:
@@ -77,7 +77,7 @@ class Preset:
 def get(method: str, dataset: str, variant: str | None = None, **changes: Any) -> Preset:
     """Return the preset of a method for a data set, with some settings changed.
 
-    Raises ValueError that lists the presets that exist.
+    Raises ValueError, listing the presets, if there is none for the arguments.
     """
     if method not in PRESETS:
         raise ValueError(f"method: got {method!r}, expected one of {tuple(PRESETS)}")
@@ -187,7 +187,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
     },
     "lore": _for_tables(None, f"official script: {DEFAULTS}; the fitness is the paper's", {}),
     "abele": {("mnist", None): (f"by hand: {DEFAULTS}", {})},
-    # ACE's lam is per item; the script's, for CelebA, is multiplied by its batch of 3
+    # ACE's lam is per item. For CelebA it is the script's value times the script's batch size, 3
     "ace": {
         ("celeba", None): (f"official script, 128 px: {DEFAULTS}", {}),
         ("celebahq", None): ("official script, 256 px", {"spacing": "25", "lam": 0.001}),
@@ -204,7 +204,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             {"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7},
         ),
         ("roads", None): (
-            "by hand: of results/tuning/roads_action_causal_ace.json, where the rule chose another",
+            "by hand: in results/tuning/roads_action_causal_ace.json; the rule chose another",
             {"spacing": "50", "attack": "gd", "lam": 1e-6, "step": 0.3}
             | {"threshold": 0.05, "dilation": 7},
         ),

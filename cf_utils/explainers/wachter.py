@@ -1,4 +1,4 @@
-"""Counterfactuals after Wachter et al.: the nearest input of the wanted score, by annealing.
+"""Counterfactuals after Wachter et al.: the nearest input with the wanted score, by annealing.
 
 Source: Wachter, Mittelstadt & Russell, "Counterfactual Explanations Without Opening the Black Box",
 Harvard J. Law & Tech. 2017:
@@ -8,18 +8,18 @@ Harvard J. Law & Tech. 2017:
 
 Minimise with Adam for a fixed lam, raise lam, continue from there, until f_t(x') is close to y'.
 The paper gives no lam, no step size and no tolerance; these numbers are ours. Decisions:
-* The tolerance lies on one side, because methods are compared at an equal final score:
-  y' = tau + tolerance, at most halfway from tau to 1. An item is done when a round ends with the
-  target decided at a score of tau or more.
-* The result is the nearest state on the way with that decision and score, not the last state.
+* The tolerance is one-sided, because methods are compared at an equal final score:
+  y' = tau + tolerance, at most halfway from tau to 1. An item is done when the state at the end of
+  a round is decided as the target with a score of tau or more.
+* The result is the nearest of all visited states with that decision and score, not the last state.
 * f_t is the softmax probability. Its gradient vanishes on a saturated network, where lam must
   become very large before anything moves. `term="log_odds"` puts the squared error on
   log(p / (1 - p)) instead, with y' on that scale.
 * The step size falls linearly to 0 within a round, so that a round ends in a minimum;
   `decay=False` keeps it constant.
 * Values stay within `bounds` (`clamp`). With `constraints`, the classifier sees the allowed point
-  nearest to x', and its gradient there is applied to x' (straight-through), so that a whole number
-  can cross to the next one. The distance of the loss is that of x'; the result is allowed.
+  nearest to x'. Its gradient there is applied to x' (straight-through), so that a whole number can
+  cross to the next one. The loss uses the distance of x'; the result is an allowed point.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class _State(SearchState):
     target: Tensor  # t (B,)
     z: Tensor  # x' (B, ...)
     nearest: Tensor  # (B, ...), the nearest state so far that reached tau
-    distance: Tensor  # (B,), how far that is; inf if there is none
+    distance: Tensor  # (B,), distance of `nearest`; inf if there is none
 
     def update_nearest(self, point: Tensor, logits: Tensor, distance: Tensor, tau: float) -> Tensor:
-        """Keep the points that reach tau nearer than before; return which reach it, (B,) bool."""
+        """Keep points that reach tau and are the nearest so far; return which reach tau, (B,)."""
         reached = logits.argmax(1) == self.target
         reached &= target_score(logits, self.target) >= tau
         nearer = reached & (distance < self.distance)
@@ -60,9 +60,9 @@ class _State(SearchState):
 class Wachter(Explainer):
     """Find the nearest input whose target probability is at least tau. x (B, ...) has any shape.
 
-    At most rounds * steps gradient passes per item; an item leaves at the end of the round in which
-    it is done. `path` holds the state at the end of each round; its last entry is the result. A
-    failed item keeps its last state.
+    Each item takes at most rounds * steps gradient passes, and leaves at the end of the round in
+    which it is done. `path` holds the state at the end of each round; its last entry is the result.
+    A failed item keeps its last state.
     """
 
     steps: int = 200  # Adam steps per round
@@ -72,7 +72,7 @@ class Wachter(Explainer):
     tolerance: float = 0.02  # y' = tau + tolerance, in units of probability
     lr: float = 0.02  # Adam step at the start of a round, in units of x
     decay: bool = True  # lr falls linearly to 0 within a round
-    term: str = "probability"  # what the squared error is of: probability or log_odds
+    term: str = "probability"  # scale of the squared error: probability or log_odds
     distance: str = "l1"  # l1: sum |x' - x|; l2: sum (x' - x)^2
     mad: Tensor | None = field(default=None, repr=False)  # (...) > 0, divides differences
     clamp: bool = True  # keep x' within bounds
@@ -169,7 +169,7 @@ class Wachter(Explainer):
     def _end_round(
         self, f: PassCounter, state: _State, tau: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the round ended (B, ...), whether it reaches tau, and whether it is NaN."""
+        """Return the round's last point (B, ...), whether it reaches tau, and whether it is NaN."""
         with torch.no_grad():
             point = self._allow(state.z, state.query)
             logits = f(point, state.rows)
@@ -201,7 +201,7 @@ class Wachter(Explainer):
         """Return the allowed point nearest to z, with the gradient passed straight through."""
         if self.constraints is None:
             return z
-        return self.snap(z.detach(), x) + (z - z.detach())  # the bracket is exactly 0
+        return self.snap(z.detach(), x) + (z - z.detach())  # adds 0, but passes the gradient
 
     def _score(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return f_t (B,) on the scale of the term."""
