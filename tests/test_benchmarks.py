@@ -84,7 +84,7 @@ def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path):
 
 
 def test_bare_passes_equal_those_of_the_call(monkeypatch):
-    """The bare passes have the modules and sizes of the call's; the same ones are differentiated."""
+    """The bare passes have the call's modules and sizes; the same ones are differentiated."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     ace, side = importlib.import_module("ace"), importlib.import_module("_side")
     explain, model, x, target, _ = ace.build_small(2)
