@@ -10,8 +10,8 @@ Deep Networks", Pattern Recognition 2022: Algorithm 1 with
 Here z are logits, and mean z is their mean over training inputs that are classified as t.
 
 Decisions where the text leaves room:
-* The norm of Eq. 7 is over the class vector. As printed, the sum over classes stands inside the
-  norm, and softmax ignores that direction; `term="literal"` gives it. `term="log_probability"` and
+* The norm of Eq. 7 is that of the class vector. As printed, the loss depends only on the sum of the
+  logits, which softmax ignores; `term="literal"` gives that form. `term="log_probability"` and
   `term="probability"` give Eq. 12.
 * Blocks are ranked by |d log f_t / d x|. This is the order of Eq. 5 without its underflow.
 * Each composition step restarts Adam and continues from the values found so far; `restart=True`
@@ -59,7 +59,7 @@ PULLS = ("logits", "mean_abs")  # class terms that are lowest at the prototype
 
 @dataclass(frozen=True, eq=False)
 class GradualConstruction(Explainer):
-    """Change few blocks of x, and bring its logits to the mean of the target's training inputs.
+    """Change few blocks of x, so that its logits approach the mean logits of the target class.
 
     x (B, ...) has any shape; the total variation applies to images (B, C, H, W). The defaults are
     the paper's for images of 28 x 28. Without `clamp`, values may leave `bounds`.
@@ -74,16 +74,16 @@ class GradualConstruction(Explainer):
     lam: float = 0.3  # weight of ||x' - x||_2
     eta: float = 0.3  # weight of the total variation
     beta: float = 2.0  # its exponent
-    block: tuple[int, ...] = (4, 4)  # size of a block in the last dimensions; -1: all of one
+    block: tuple[int, ...] = (4, 4)  # block size in the last dimensions; -1: a whole one
     max_blocks: int | None = None  # the most blocks to unmask; None: all
     term: str = "logits"  # class term, one of objective.TERMS
     init: str = "normal"  # initial composite: normal, uniform (within bounds) or query
-    noise: str = "common"  # of the composite: common to all items, or item (by id)
-    ranking: str = "once"  # by gradient at the query (once) or at each step (each), or probe
+    noise: str = "common"  # of the composite. common: the same for all items; item: by id
+    ranking: str = "once"  # once: gradient at the query; each: at each step; probe: by trial
     restart: bool = False  # begin each composition step from the initial composite
     clamp: bool = False  # keep x' within bounds
     patience: int | None = None  # Adam steps without progress that end a composition step
-    flat: float = 0.01  # progress is a loss below the lowest one by this share of it
+    flat: float = 0.01  # progress: the loss falls below its lowest value by this share
 
     keeps_constraints: ClassVar[bool] = True
     needs_gradient: ClassVar[bool] = True
@@ -107,7 +107,7 @@ class GradualConstruction(Explainer):
         block_index(x.shape[1:], self.block)
         if self.ranking == "probe" and self.constraints is None:
             raise ValueError(
-                "ranking: got 'probe' without constraints, whose values it tries; pass constraints"
+                "ranking: got 'probe', which tries values inside constraints; pass constraints"
             )
         if self.bounds is None and (self.clamp or self.init == "uniform"):
             raise ValueError(
@@ -185,7 +185,7 @@ class GradualConstruction(Explainer):
     ) -> None:
         """Record the ended composition steps; items leave at tau, on NaN, or without budget.
 
-        `logits` (B, K) are those of the states; `nan`, bool (B,), tells where they are useless.
+        `logits` (B, K) are those of the states; `nan`, bool (B,), marks items to count as failed.
         """
         started, spent = state.n_unmasked > 0, state.n_unmasked >= state.budget
         hit = started & (logits.argmax(1) == state.target)
@@ -263,7 +263,7 @@ class GradualConstruction(Explainer):
         return composite.clamp(*bounds) if self.clamp else composite.clone()
 
     def _find_fixed_blocks(self, x: Tensor, blocks: Blocks) -> Tensor:
-        """Return the blocks that constraints allow no change, (B, n_blocks) bool."""
+        """Return which blocks the constraints keep unchanged, (B, n_blocks) bool."""
         if self.constraints is None:
             return torch.zeros(len(x), blocks[1], dtype=torch.bool, device=x.device)
         low, high = self.constraints.box(x)
@@ -287,7 +287,7 @@ class GradualConstruction(Explainer):
         ]
 
     def _explain_failure(self, n_unmasked: int, prototype_score: float, tau: float) -> str:
-        """Return why a search with so many unmasked blocks ended below tau."""
+        """Return why a search with `n_unmasked` unmasked blocks ended below tau."""
         if n_unmasked == 0:
             return "nothing in it may change"
         reason = f"budget of {n_unmasked} blocks spent below tau"

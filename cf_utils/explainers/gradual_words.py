@@ -68,7 +68,7 @@ def list_replacements(cfs: Counterfactuals, table: Tensor) -> list[list[tuple[in
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GradualWords(GradualConstruction):
-    """Change few words of a text, so that its logits approach the mean of the target's texts.
+    """Change few words of a text, so that its logits approach the mean logits of the target class.
 
     x (B, L, d) holds word vectors, zero after the last word. The defaults are the paper's.
     """

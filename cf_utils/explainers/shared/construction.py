@@ -60,7 +60,7 @@ class AdamState(State):
 
 @dataclass(eq=False)
 class Record:
-    """What is known of all items, including those that have left the search."""
+    """Results of all items of the batch, including those that have left the search."""
 
     counterfactual: Tensor  # (B, ...)
     mask: Tensor  # (B, ...) bool
@@ -93,7 +93,7 @@ class Record:
 
 
 def bounds_like(bounds: tuple[Any, Any] | None, x: Tensor) -> tuple[Any, Any]:
-    """Return bounds for `clamp`: numbers (one fast kernel), or tensors like x if per feature."""
+    """Return bounds for `clamp`: numbers, which are faster, or tensors like x if per feature."""
     if bounds is None or not any(isinstance(b, Tensor) for b in bounds):
         return bounds or (None, None)
     low, high = (torch.as_tensor(b).to(x) for b in bounds)
@@ -101,10 +101,10 @@ def bounds_like(bounds: tuple[Any, Any] | None, x: Tensor) -> tuple[Any, Any]:
 
 
 def truncate_at_tau(cfs: Counterfactuals, classifier: nn.Module, tau: float) -> Counterfactuals:
-    """Return what the same search finds for a lower tau: each item's first state that reaches it.
+    """Return the result of the same search for a lower tau: the first state that reaches it.
 
-    This is exact because a composition step does not depend on tau. Passes and seconds stay those
-    of the longer search; `mask` is None.
+    This is exact because a composition step does not depend on tau. Passes and seconds remain those
+    of the longer search, and `mask` is None.
 
     Args:
         cfs: result of gradual construction, with its path.

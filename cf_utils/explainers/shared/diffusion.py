@@ -1,4 +1,4 @@
-"""Tools of methods that search with a diffusion prior: checks, counted passes, reused results."""
+"""Tools for searches with a diffusion prior: checks, counted passes, reused results."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_prior(
     Args:
         prior, x: the prior, and images that it should model.
         bounds: the explainer's range of x, which must be (0, 1).
-        chains: (spacing, steps) per argument name; the prior must have that many levels.
+        chains: (spacing, steps) per argument name; `spacing` must keep at least `steps` levels.
     """
     if bounds is None or tuple(bounds) != (0, 1):
         raise ValueError(
-            f"bounds: got {bounds}, expected (0, 1); a diffusion prior models that range alone"
+            f"bounds: got {bounds}, expected (0, 1), the only range that a diffusion prior models"
         )
     size = (prior.channels, *prior.size)
     if tuple(x.shape[1:]) != size:
@@ -61,7 +61,7 @@ class _Autocast(nn.Module):
 
 
 def count_passes(prior: DDPM, n: int, bfloat16: bool = False) -> PassCounter:
-    """Return a counter of the prior's passes for n items. It takes pairs (z, t)."""
+    """Return a counter of the prior's passes for n items; its input is a pair (z, t)."""
     return PassCounter(_Autocast(prior, bfloat16), n)
 
 
@@ -92,7 +92,7 @@ def reuse_results(
         images: (N, C, H, W), one per item of `cfs`.
         ids, x, target: the queries (B, ...), which must be among those of `cfs`.
 
-    Returns images (B, C, H, W) and, per item, its reason if it failed by NaN, else "".
+    Returns images (B, C, H, W), and a reason per item: that of `cfs` if NaN caused it, else "".
     Raises ValueError if an item is missing, or had another query or target.
     """
     position, own = {i: k for k, i in enumerate(to_list(cfs.ids))}, to_list(ids)

@@ -1,4 +1,4 @@
-"""Projected FISTA with a search over the weight c: the open items, and what was found for all."""
+"""Projected FISTA with a search over the weight c: unfinished items, and the results of all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from cf_utils.explainers.shared.search import SearchState, per_item
 
 @dataclass(eq=False)
 class FistaItems(SearchState):
-    """Open items of the search over c. Points are in the space of x: the query plus d."""
+    """Items still being searched. Points (B, ...) are in the space of x, that is, the query plus d.
+
+    All other tensors are (B,).
+    """
 
     query: Tensor
     target: Tensor
-    low: Tensor  # valid range
-    high: Tensor
+    low: Tensor  # (B, ...), valid range
+    high: Tensor  # (B, ...)
     point: Tensor  # x + d
     y: Tensor  # the momentum point
     allowed: Tensor  # the point nearest to `point` that the constraints allow
@@ -46,7 +49,7 @@ class FistaItems(SearchState):
         self.distance = torch.where(nearer, distance, self.distance)
 
     def update_c(self) -> None:
-        """Halve the interval of c, or multiply c by 10 while there was no success."""
+        """Halve the interval of c; before the first success, multiply c by 10 instead."""
         c_high = torch.where(self.succeeded, torch.minimum(self.c_high, self.c), self.c_high)
         self.c_low = torch.where(self.succeeded, self.c_low, torch.maximum(self.c_low, self.c))
         self.c_high = c_high
@@ -54,7 +57,7 @@ class FistaItems(SearchState):
 
 
 class FistaResults:
-    """What the search has found for the items of the whole batch."""
+    """Results of all items of the batch."""
 
     def __init__(self, x: Tensor, tries: int):
         """Begin with the queries x (B, ...)."""
@@ -63,19 +66,19 @@ class FistaResults:
         self.n_tries = torch.full((len(x),), tries)
 
     def write_broken(self, state: FistaItems, broken: Tensor, n: int) -> None:
-        """Write the items that fail in try n, with what they had found before."""
+        """Write the items that become NaN in try n, with their best state so far."""
         self._write(state, broken, state.query, NAN)
         state.write(self.path[:, n:], state.best[broken][:, None], broken)
         state.write(self.n_tries, torch.full((int(broken.sum()),), n + 1), broken)
 
     def write_finished(self, state: FistaItems, reason: str) -> None:
-        """Write the items that made all tries."""
+        """Write the items that completed all tries."""
         self._write(state, torch.ones_like(state.succeeded), state.allowed, reason)
         rows = state.rows.to(self.path.device)
         self.path[rows, -1] = self.result[rows]
 
     def _write(self, state: FistaItems, at: Tensor, otherwise: Tensor, reason: str) -> None:
-        """Write the best state of the items `at`, or `otherwise` and the reason without success."""
+        """Write the best states of items `at`; without success, `otherwise` and the reason."""
         success = state.distance.isfinite()
         values = torch.where(per_item(success, state.best), state.best, otherwise)
         state.write(self.result, values[at], at)

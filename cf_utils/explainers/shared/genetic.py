@@ -18,7 +18,7 @@ def select(fitness: Tensor, n: int) -> Tensor:
 
 
 def tournament(fitness: Tensor, u: Tensor) -> Tensor:
-    """Return the positions (..., M) of the winners of M tournaments; the first of equals wins.
+    """Return the positions (..., M) of the winners of M tournaments; ties go to the first entrant.
 
     Args:
         fitness: (..., N).
@@ -31,7 +31,7 @@ def tournament(fitness: Tensor, u: Tensor) -> Tensor:
 
 
 def crossover(a: Tensor, b: Tensor, u: Tensor, rate: float) -> Tensor:
-    """Return children (..., M, d) by two-point crossover: genes between two cuts are b's.
+    """Return children (..., M, d) by two-point crossover: genes between two cuts come from b.
 
     Args:
         a, b: parents (..., M, d).
@@ -55,7 +55,7 @@ def exchange_segments(z: Tensor, mix: Tensor, first: Tensor, second: Tensor) -> 
 
     Args:
         z: two populations per item, (B, 2, N, F) with an even N; rows 2k and 2k + 1 are a pair.
-        mix: bool (B, 2, N), whether to exchange; like the cuts, read at the pair's first row.
+        mix: bool (B, 2, N), whether to exchange. Here and for the cuts, row 2k stands for its pair.
         first: u (B, 2, N), draws a cut; the segment contains both of its ends.
         second: u (B, 2, N), draws the other cut.
     """
@@ -72,7 +72,7 @@ def exchange_segments(z: Tensor, mix: Tensor, first: Tensor, second: Tensor) -> 
 
 
 def draw_values(train: Tensor, u: Tensor) -> Tensor:
-    """Draw values of each feature from the rows `train` (N, F), by u (..., F); shape of u."""
+    """Return values (..., F) of features, drawn from the rows `train` (N, F) by u (..., F)."""
     n_train, n = train.shape
     row = (u * n_train).long().clamp(max=n_train - 1)
     return train.T.flatten()[row + torch.arange(n, device=u.device) * n_train]

@@ -25,7 +25,7 @@ class GradedCodes(NamedTuple):
 class Population(NamedTuple):
     """Codes, grades and fitness of two populations per item.
 
-    The first wants the decision for the query, the second the target.
+    The first population aims at the decision for the query, the second at the target.
     """
 
     code: Tensor  # (B, 2, N, d)
@@ -42,10 +42,10 @@ class Population(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Grader:
-    """Decodes codes, classifies the outputs and asks the discriminator, in chunks.
+    """Grade codes: decode them, classify the outputs and apply the discriminator, in chunks.
 
-    A query that is already decided as the target only lacks score. For such an item a decision as
-    the target with a score below tau gets a label of its own, the number of classes.
+    If the query is already decided as the target, only its score is too low. For such an item, a
+    decision as the target with a score below tau gets a label of its own, the number of classes.
     """
 
     f: PassCounter
@@ -55,7 +55,7 @@ class Grader:
     source: Tensor  # (B,) int64, decision for the query
     target: Tensor  # (B,) int64
     tau: float
-    threshold: float  # least probability by the discriminator for a code to be accepted
+    threshold: float  # the discriminator accepts a code at this probability or more
     chunk: int  # codes decoded and classified at once
 
     def grade(self, code: Tensor, rows: Tensor) -> GradedCodes:

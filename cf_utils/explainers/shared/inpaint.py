@@ -4,8 +4,10 @@ Source: Jeanneret et al. (CVPR 2023), section 3.2 and Eq. 4, after RePaint (Lugm
 
     z'_t = z_t m + q(x, t) (1 - m);   z_{t-1} = mu_t(z'_t) + Sigma_t(z'_t) eps          Eq. 4
 
+Here m is the mask, 1 where the edit is kept, and q(x, t) is the query noised to level t.
+
 Decisions:
-* One pass through the levels. RePaint's repeated jumps back in time are left out, as in the paper.
+* There is one pass through the levels. RePaint's jumps back in time are left out, as in the paper.
 * Each level draws fresh noise for the query.
 * At the end the query itself is pasted outside the mask, so the result equals it there.
 """
@@ -32,7 +34,7 @@ def edit_size(query: Tensor, edited: Tensor, dilation: int = 1) -> Tensor:
 
 
 def change_mask(query: Tensor, edited: Tensor, threshold: float, dilation: int) -> Tensor:
-    """Return where an edit is large, bool (B, 1, H, W): its size reaches `threshold` * its maximum.
+    """Return where an edit is at least `threshold` times its largest size, bool (B, 1, H, W).
 
     The mask of an image without any change is empty.
 

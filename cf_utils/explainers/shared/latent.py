@@ -1,4 +1,4 @@
-"""Searches in the latent space of a generative model, with counted passes."""
+"""Search the latent space of a generative model, with counted passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]  # (output, code, rows (R,)
 
 
 class _Method(nn.Module):
-    """A method of a model as a module. It is looked up when called: CEM only reconstructs."""
+    """A method of a model as a module; looked up when called, since a model may lack some."""
 
     def __init__(self, model: nn.Module, name: str):
         super().__init__()
@@ -57,7 +57,7 @@ def cast_to_model(x: Tensor, model: LatentModel) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class OptimisedCodes:
-    """What `optimise_code` returns."""
+    """Result of `optimise_code`."""
 
     code: Tensor  # (B, *latent_shape)
     output: Tensor  # (B, ...), the decoded codes
@@ -89,8 +89,8 @@ def optimise_code(
 
     Items do not influence each other. An item stops once it is decided as the target with
     probability `tau` or more, or once its logits are not finite. The last state with finite logits
-    is returned. Each state costs one forward pass of decoder and classifier, and each but the one
-    after the last step a backward pass. The caller freezes the classifier and the latent model.
+    is returned. Each state costs one forward and one backward pass of decoder and classifier; the
+    state after all `steps` needs no backward pass. The caller must freeze both models.
 
     Args:
         f: the classifier.
@@ -99,7 +99,7 @@ def optimise_code(
         target: wanted class per item, int64 (B,).
         steps: most updates per item, at least 1.
         lr: step size of Adam, or one for each update.
-        tau: wanted probability of the target; None: make all steps.
+        tau: wanted probability of the target; None: make all steps, whatever the decision.
         loss: per item, from logits and target; None: -log of the target's probability.
         penalty: per item, from outputs, codes and the items' positions in the batch.
     """
@@ -116,7 +116,7 @@ def optimise_code(
                 total = total + penalty(output, z, state.rows).sum()
             gradient = generator.decode.grad(total, z)
         state.adam.step_(state.code, gradient)
-        if not go_on.all():  # the same rows object again spares the counters an index
+        if not go_on.all():  # keeping the same `rows` object is faster for the counters
             state.keep(go_on)
         if not len(state):
             return found
@@ -160,7 +160,7 @@ def _negative_log_probability(logits: Tensor, target: Tensor) -> Tensor:
 def _evaluate(
     f: PassCounter, generator: LatentPasses, state: _OpenCodes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the codes, their outputs, the outputs as the classifier's input, and its logits."""
+    """Return codes, their outputs, the outputs as a new leaf, and the leaf's logits."""
     z = state.code.detach().clone().requires_grad_(True)
     output = generator.decode(z, state.rows)
     point = output.detach().requires_grad_(True)
@@ -187,7 +187,7 @@ def _record(
     tau: float | None,
     step: int,
 ) -> Tensor:
-    """Write the open items with finite logits into `found`; return which items go on, (R,)."""
+    """Write the items with finite logits into `found`; return which items go on, bool (R,)."""
     output, logits = output.detach(), logits.detach()
     finite = logits.isfinite().all(1)
     score = target_score(logits, state.target)

@@ -1,6 +1,6 @@
-"""The loss of gradual construction: Eqs. 7, 8 and 12 of Jung et al. (2022), with closed gradients.
+"""The loss of gradual construction, Eqs. 7, 8 and 12 of Jung et al. (2022), and its gradient.
 
-A search needs value and gradient in each step. Only the classifier's gradient is left to autograd.
+The default terms have closed-form gradients, so that only the classifier needs autograd.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _add_squared_differences(z: Tensor, eta: float, gradient: Tensor, value: Ten
 
 
 def class_term(term: str, logits: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far logits (B, K) are from the target's, (B,), and the gradient (B, K).
+    """Return the class term of the loss per item, (B,), and its gradient in the logits, (B, K).
 
     Args:
         term: `logits`, Eq. 7 with the norm over the class vector; `literal`, Eq. 7 as printed;

@@ -1,4 +1,4 @@
-"""Prototypes of classes: the mean logits of the inputs that are classified as each of them."""
+"""Class prototypes: the mean logits of the inputs that are classified as a class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mean_logits(classifier: nn.Module, x: Tensor, n: int = 100, seed: int = 0) -
         n: inputs per class, drawn without replacement; the paper's N is 100.
         seed: of the draw.
 
-    Raises ValueError if fewer than n inputs are classified as one of the classes.
+    Raises ValueError if fewer than n inputs are classified as any one of the classes.
     """
     return average_by_class(predict(classifier, x), n, seed)
 
@@ -41,7 +41,7 @@ def average_by_class(logits: Tensor, n: int = 100, seed: int = 0) -> Tensor:
 
 
 def warn_of_weak_prototypes(scores: Tensor, target: Tensor, tau: float, stacklevel: int) -> None:
-    """Warn if a prototype scores below tau: a search that ends there ends below tau.
+    """Warn if a prototype scores below tau, because a search may end there.
 
     Args:
         scores: probability of each item's target at its prototype, (B,).
@@ -53,8 +53,8 @@ def warn_of_weak_prototypes(scores: Tensor, target: Tensor, tau: float, stacklev
     weak = sorted({(t, round(score, 3)) for t, score in pairs if score < tau})
     if weak:
         warnings.warn(
-            f"prototypes: the mean logits of (class, score) {weak} score below tau = {tau}; the "
-            "loss pulls the score there, so the search may end below tau. Use a lower tau, or "
+            f"prototypes: got mean logits with (class, score) {weak}, below tau = {tau}; "
+            "the loss pulls towards them, so the search may end below tau. Use a lower tau, or "
             "train the classifier longer",
             stacklevel=stacklevel + 1,
         )

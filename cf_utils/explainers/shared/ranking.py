@@ -1,4 +1,4 @@
-"""Which block of an input to change next: by gradient (Jung et al., 2022, Eq. 5) or by trial."""
+"""Choose the block of an input to change next, by gradient (Jung et al., Eq. 5) or by trial."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def rank_by_probe(
     query: Tensor,
     constraints: Constraints,
 ) -> tuple[Tensor, Tensor]:
-    """Try values for each block alone, and keep the one with the highest log f_t.
+    """Try values for each block alone, and keep the value with the highest log f_t.
 
-    The values are N_PROBES allowed ones, evenly spaced over the range that `constraints` leave to
-    `query` (B, F). Other arguments as in `rank_by_gradient`.
+    Per block, N_PROBES values are tried, evenly spaced over the range that `constraints` allow for
+    `query` (B, F). The other arguments are those of `rank_by_gradient`.
 
     Returns: highest log f_t per block, (B, n_blocks); z with the block at that value,
     (B, n_blocks, F).

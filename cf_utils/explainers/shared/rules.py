@@ -1,4 +1,4 @@
-"""Rules read off a decision tree: why an item is decided as it is, and what another decision needs.
+"""Rules from a decision tree: why an item has its decision, and which changes would flip it.
 
 Source: Guidotti, Monreale, Ruggieri, Pedreschi, Turini & Giannotti, "Local Rule-Based Explanations
 of Black Box Decision Systems" (2018), section 5. A rule is the path to a leaf. A counterfactual
@@ -50,9 +50,9 @@ class Rule:
         Args:
             names: of the features.
             unit: prints a value of a feature; None: the scaled value.
-            at: a point (F,) that meets the rule. With it, only the conditions that x does not meet
-                are listed, each followed by the values of x and of the point.
-            x: the query (F,), needed with `at`.
+            at: a point (F,) that meets the rule. Each condition then also states the values of x
+                and of the point.
+            x: the query (F,), needed with `at`. Only conditions that it does not meet are listed.
         """
         name_value = unit or (lambda i, v: f"{v:.3g}")
         shown = np.isfinite(self.low) | np.isfinite(self.high) if x is None else self.unmet(x)
@@ -67,7 +67,7 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """What the tree around one row says: the row's own rule, and the rules that lead to the target.
+    """Rules of the tree around one row: the row's own, and those that lead to the target.
 
     `counterfactual` holds the rules that the constraints allow, fewest changes first.
     """
@@ -91,7 +91,7 @@ class Rules:
         unit: Unit | None = None,
         words: tuple[str, str] = ("refused", "accepted"),
     ) -> str:
-        """Return `refused because ...; accepted if ...`: the factual rule and the best other one.
+        """Return the factual rule and the best other one as `refused because ...; accepted if ...`.
 
         Args:
             names: of the features.
@@ -188,7 +188,8 @@ def move_to_thresholds(rule: Rule, x: np.ndarray, overshoot: float, step: np.nda
         rule: to be met.
         x: query (F,).
         overshoot: how far past a threshold a feature moves, at most to the interval's middle.
-        step: grid of each feature (F,); where positive, the first multiple past the threshold.
+        step: grid step of each feature (F,). If positive, the feature moves to the first multiple
+            of it past the threshold.
     """
     i = np.flatnonzero(rule.unmet(x))
     low, high, size, rises = rule.low[i], rule.high[i], step[i], x[i] <= rule.low[i]

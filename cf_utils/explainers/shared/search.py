@@ -1,4 +1,4 @@
-"""Tools of iterative searches: the items still being searched, Adam per item, margins of logits."""
+"""Tools for iterative searches: the items still being searched, Adam per item, logit margins."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class SearchState:
                 value.keep(stay)
 
     def write(self, out: Tensor, values: Tensor, at: Tensor | None = None) -> None:
-        """Write values (B, ...) into the batch's `out`; with `at`, those of the items there.
+        """Write one value per item, or per item at `at`, into its row of the batch's `out`.
 
         Args:
             out: tensor of the whole batch.
-            values: one entry for each item, or for each position in `at`.
-            at: positions (int64) or choice (bool) among the items; None: all of them.
+            values: (B, ...), or one entry per item at `at`.
+            at: which of the items, as positions (int64) or as a mask (bool); None: all of them.
         """
         rows = self.rows if at is None else self.rows[at.cpu()]
         out[rows.to(out.device)] = values
@@ -63,7 +63,7 @@ class Adam:
 
     Args:
         like: tensor (B, ...) of the shape, dtype and device of what will be updated.
-        lr: step size, or (n_steps,) of them, one for each step since the last restart.
+        lr: step size, or one per step since the last restart, (n_steps,).
         n_steps: the most steps that an item takes between two restarts.
     """
 
@@ -88,7 +88,7 @@ class Adam:
     def restart(self, at: Tensor, delay: int = 0) -> None:
         """Forget moments and step count of the items at positions `at`.
 
-        Their first step comes after `delay` calls of `step_`, which must pass them gradient 0.
+        Their first step comes after `delay` calls of `step_`, in which their gradient must be 0.
         """
         self.first[at], self.second[at], self.count[at] = 0, self.start, -delay
 
@@ -99,7 +99,7 @@ class Adam:
         )
 
     def _fill_tables(self, like: Tensor, lr: Sequence[float]) -> None:
-        """Tabulate, by step, what depends on the step alone; entry 0 serves delayed items."""
+        """Tabulate what depends on the step count alone; entry 0 is for delayed items."""
         sizes = [rate / (1 - self.beta1**k) for k, rate in enumerate(lr, 1)]
         biases = [1 - self.beta2**k for k in range(1, len(sizes) + 1)]
         self._tables = [
