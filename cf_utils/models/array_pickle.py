@@ -13,8 +13,8 @@ import numpy as np
 def read_arrays(content: bytes) -> dict[str, Any]:
     """Return the nested dict of numpy arrays that a pickle holds.
 
-    Every name in the pickle is looked up among harmless stand-ins, so no code of the file is run.
-    Raises ValueError when the pickle holds or asks for anything besides dicts and numeric arrays.
+    Names in the pickle resolve to harmless stand-ins only, so no code of the file is run. Raises
+    ValueError when the pickle holds or names anything besides dicts and numeric arrays.
     """
     try:
         content = _convert(_Unpickler(io.BytesIO(content), encoding="latin1").load())

@@ -52,10 +52,10 @@ class Card:
         return own | dict(self.extra) | last
 
     def check_data(self, data: Tensor | Sequence[str] | HasSha256) -> None:
-        """Compare the training data in use with the hash in the card.
+        """Check that the training data in use have the hash in the card.
 
         `data` is the training split: its inputs x, its texts, or the rendered world.
-        Raises ValueError when the card holds no hash, or another one.
+        Raises ValueError when the card holds another hash, or none.
         """
         key = "world_sha256" if hasattr(data, "sha256") else "sha256"
         if key not in self.data:

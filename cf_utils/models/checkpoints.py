@@ -1,8 +1,8 @@
-"""The one door to trained models: load or save a checkpoint together with its model card.
+"""Load or save a trained model (a checkpoint) together with its model card.
 
 A checkpoint is two files: `<name>.safetensors` with the weights and `<name>.json` with the card.
-`cf train NAME` makes a shipped one again. The registry maps the class that a card names to its kind
-and its module. A module is imported when one of its classes is first loaded.
+`cf train NAME` trains a shipped one again. The registry maps the class that a card names to its
+kind and its module, which is imported when one of its classes is first loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Architecture:
     kind: str
     module: str  # to import
     builder: str  # class or function in it
-    from_quality: tuple[str, ...] = ()  # entries of the card's quality that the builder takes, too
+    from_quality: tuple[str, ...] = ()  # entries of the card's quality that the builder also takes
 
 
 def _register(kind: str, module: str, *classes: str) -> dict[str, Architecture]:
@@ -72,13 +72,13 @@ def load(
     """Load a checkpoint by its name: the model in eval mode on `device`, and its card.
 
     Args:
-        data: training data in use (inputs x, texts or a rendered world), to be compared with the
-            hash in the card; None compares nothing.
-        kind: one of `KINDS` that the model must be; None accepts any.
-        folder: where the two files are; None is the folder of the shipped checkpoints.
+        data: training data in use (inputs x, texts or a rendered world), checked against the hash
+            in the card; None: no check.
+        kind: the kind that the model must have, one of `KINDS`; None: any.
+        folder: where the two files are; None: the folder of the shipped checkpoints.
 
     Raises FileNotFoundError for an unknown name, with the nearest known one. Raises ValueError when
-    the files do not belong together, or `data` or `kind` differs.
+    the files do not belong together, or when `data` or `kind` differs.
     """
     card = read_card(name, folder)
     architecture = _architecture(card, name)
@@ -99,8 +99,8 @@ def save(
 ) -> Path:
     """Write the weights of `module` and its card; return the path of the weights.
 
-    Floats are stored as float16 unless `half` is False. Name, number of parameters and the hash of
-    the weights file are entered into the card.
+    Floats are stored as float16 unless `half` is False. The card gets the name, the number of
+    parameters and the hash of the weights file.
     """
     path = _path(name, folder)
     state = {
@@ -115,7 +115,7 @@ def save(
 
 
 def loaded() -> dict[str, str]:
-    """Return the hash of each shipped model card whose weights this process has loaded, by name."""
+    """Return name -> hash of the card, for the shipped checkpoints that this process has loaded."""
     return dict(sorted(_LOADED.items()))
 
 
@@ -130,7 +130,7 @@ def names(kind: str | None = None, folder: Path | None = None) -> list[str]:
 
 
 def exists(name: str, folder: Path | None = None) -> bool:
-    """Tell whether both files of a checkpoint are there."""
+    """Return whether both files of a checkpoint exist."""
     path = _path(name, folder)
     return path.exists() and path.with_suffix(".json").exists()
 

@@ -1,8 +1,9 @@
 """Classifiers of digits, reviews and tables, wrappers, and functions that apply any classifier.
 
-Every classifier maps x to logits (B, K), K >= 2, and holds its own normalisation. A classifier that
-captum's LRP explains uses Conv2d, ReLU, MaxPool2d and Linear modules, none of them twice, and
-`flatten(1)` in `forward`. Paper: Gradual Construction (Jung et al., Pattern Recognition 2022).
+Every classifier maps x to logits (B, K), K >= 2, and contains its own normalisation. For captum's
+LRP, a classifier may only use Conv2d, ReLU, MaxPool2d and Linear modules, each of them once, and
+`flatten(1)` in `forward`. "The paper" is Gradual Construction (Jung et al., Pattern Recognition
+2022).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn
 
 
 class HogSVM(nn.Module):
-    """Judge without gradients to pixels: one-against-rest linear SVM on HOG features (skimage)."""
+    """Judge without gradients to pixels: one-vs-rest linear SVM on HOG features (skimage)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +167,10 @@ class TabularMLP(nn.Module):
 
     @torch.no_grad()
     def fold(self, mean: Tensor, std: Tensor) -> None:
-        """Turn the network of z = (x - mean) / std into one of x, in place, by its first layer."""
+        """Fold the normalisation z = (x - mean) / std into the first layer, in place.
+
+        Before the call the network takes z, after it x. mean and std have shape (n_features,).
+        """
         first: Any = self.layers[0]
         first.weight.div_(std)
         first.bias.sub_(first.weight @ mean)
@@ -191,9 +195,9 @@ class OneOutput(nn.Module):
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
-    """Return the logits (N, K) in eval mode, batch by batch on the model's device.
+    """Return the logits (N, K) of x (N, ...) in eval mode, batch by batch on the model's device.
 
-    They come back on the device of x. The mode of every submodule is restored.
+    The logits are on the device of x. The mode of every submodule is restored.
     """
     device = core.device_of(model, x.device)
     with core.eval_mode(model):

@@ -1,7 +1,7 @@
-"""Frozen image encoders, whose features metrics compare.
+"""Frozen image encoders; metrics compare their features.
 
 An encoder maps images (B, 3, H, W) in [0, 1] to features (B, D). A metric has its official name
-(FID, FVA, S3, ...) only through the network that defines it, with its published weights in
+(FID, FVA, S3, ...) only if it uses the network that defines it, with the published weights in
 data/weights. `official_for` lists the metrics that an encoder defines.
 """
 
@@ -36,7 +36,7 @@ class _Encoder(nn.Module):
 
 
 class Trunk(_Encoder):
-    """ImageNet's AlexNet (D = 256) or VGG16 (D = 512): the last ReLU layer, averaged over places.
+    """ImageNet's AlexNet (D = 256) or VGG16 (D = 512): mean of the last ReLU layer over pixels.
 
     An image whose shorter side is below 128 pixels is enlarged to 128 (bilinear, aspect kept).
     """
@@ -72,7 +72,7 @@ class Inception(nn.Module):
         from pytorch_fid import inception  # imported here: only this encoder needs it
 
         state = files.read_published(pretrained.find("inception"))
-        # the constructor would download its weights; it gets those of the verified file
+        # the constructor would download its weights; give it those of the verified file
         with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
             self.net = inception.InceptionV3([3])
 
@@ -85,8 +85,8 @@ class FaceNet(_Encoder):
     """VGGFace2's ResNet-50, `resnet50_ft` (D = 2048, pool5).
 
     The shorter side is resized to 224. The channels are BGR from 0 to 255 minus VGGFace2's means.
-    ACE's code resizes 8-bit images; here the images are floats. Two images count as one person
-    above a cosine of `threshold`.
+    ACE's code resizes 8-bit images; here the images are floats. Two images count as the same person
+    if the cosine of their features exceeds `threshold`.
     """
 
     official_for = ("fva", "fs")
@@ -113,8 +113,8 @@ class FaceNet(_Encoder):
 def build_caffe_resnet50() -> nn.Module:
     """Build VGGFace2's ResNet-50 up to pool5 (D = 2048) on the meta device, to be filled.
 
-    It has torchvision's names, and Caffe's strides (in the first convolution of a block) and
-    pooling (which rounds up).
+    Names are torchvision's. As in Caffe, the first convolution of a block has the stride, and
+    pooling rounds sizes up.
     """
     with torch.device("meta"):
         net: Any = models.resnet50(weights=None)
@@ -127,7 +127,7 @@ def build_caffe_resnet50() -> nn.Module:
 class SimSiam(_Encoder):
     """SimSiam's ResNet-50 with its projector (D = 2048), at the image's own size.
 
-    The published file of 100 epochs at batch size 256. Its predictor and optimiser are not used.
+    Weights: the published file of 100 epochs at batch size 256, without predictor and optimiser.
     """
 
     official_for = ("s3",)

@@ -1,8 +1,8 @@
-"""Image classifiers: DenseNet-121 as the papers explain it, a small DenseNet, and ResNet-50.
+"""Image classifiers: the DenseNet-121 that the papers explain, a small DenseNet, and ResNet-50.
 
-All map x (B, 3, H, W) in [0, 1] to (B, outputs) and hold their normalisation. An output of a
-DenseNet is the logit of one label: `classifiers.OneOutput(model, i)` makes label i the binary
-classifier that methods take.
+All map x (B, 3, H, W) in [0, 1] to (B, outputs) and contain their normalisation. Each output of a
+DenseNet is the logit of one label: `classifiers.OneOutput(model, i)` is the binary classifier of
+label i, as methods need it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cf_utils.models.weights import channels_last, fill
 Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 IMAGENET_NORM: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF_NORM: Norm = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PUBLISHED: dict[str, int | tuple[str, ...]] = {  # kind -> outputs, in the order of the head
+PUBLISHED: dict[str, int | tuple[str, ...]] = {  # kind -> number or names of outputs, in order
     "celeba": 40,
     "celebahq": ("Male", "Smiling", "Young"),
     "bdd": ("forward", "stop", "left", "right"),
@@ -108,15 +108,15 @@ def load_published(
     Args:
         path: a .pt, .pth, .tar or .safetensors file. Nothing in it is run.
         kind: `celeba` (DiVE's classifier, 40 outputs), `celebahq` (STEEX's), `bdd` (BDD-OIA) or
-            `imagenet` (torchvision's ResNet-50). On which crop of CelebA the first was trained is
-            not known; measure its accuracy on both.
+            `imagenet` (torchvision's ResNet-50). It is not known which crop of CelebA the first was
+            trained on; measure its accuracy on both.
 
     Raises FileNotFoundError. Raises ValueError that lists the names and shapes that do not fit.
     """
     head = PUBLISHED[check_choice("kind", kind, PUBLISHED)]
     outputs = head if isinstance(head, int) else len(head)
     content = files.read_published(path)
-    with torch.device("meta"):  # no time for initial weights that the file replaces
+    with torch.device("meta"):  # saves computing initial weights that the file replaces
         model = ImageResNet(outputs) if kind == "imagenet" else ImageDenseNet(outputs)
     state = {_torchvision_name(name): value for name, value in _tensors_in(content)}
     fill(model.net, state, f"{path} is no {kind} classifier")
@@ -124,9 +124,9 @@ def load_published(
 
 
 def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield (dotted name, tensor) of a state dict.
+    """Yield (dotted name, tensor) of the model's weights in a published file.
 
-    STEEX stores it beside the optimiser's state. DiVE stores two parts, and other things as well.
+    STEEX stores them beside the optimiser's state. DiVE stores two parts, beside other entries.
     """
     parts = ("feat_extract", "classifier")
     if "model_state_dict" in content:
@@ -141,5 +141,5 @@ def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def _torchvision_name(name: str) -> str:
-    """Both codes wrap DenseNet-121 twice and put a head of their own beside it."""
+    """Return torchvision's name of a tensor; both publishers wrap DenseNet-121 twice."""
     return name.removeprefix("module.").replace("feat_extract.feat_extract.", "", 1)

@@ -27,7 +27,7 @@ PACKAGE = (
 
 
 class Trunk(NamedTuple):
-    """Where a trunk is in the package, and what its conversion must give."""
+    """Place of a trunk in the package, and the expected hash of its converted weights."""
 
     network: str  # key of the network in the package
     places: tuple[int, ...]  # indices of its convolutions in torchvision's `features`

@@ -1,8 +1,8 @@
 """Columns that a factor oracle reads: their names, their true values, and edits of them.
 
-Each factor without a parent is one column. A category is one column per level (`scene=1`), read
-between 0 and 1. Some factors are visible in some images only, such as the rims of glasses. They are
-neither learnt nor scored in the other images. A cause that belongs to another scene reads 0.
+Each factor without a parent is one column. A category is one column per level (`scene=1`), with
+values between 0 and 1. Some factors are visible in some images only, such as the rims of glasses.
+They are neither learnt nor scored in the other images. A cause of another scene counts as 0.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def factor_of(column: str) -> str:
 def readable_factors(card: Card, least_r2: float = 0.5) -> tuple[str, ...]:
     """List the factors that an oracle reads well, by its card.
 
-    Every column of the factor must have at least `least_r2` of its variance explained on fresh
-    renders. Movements that the oracle reads in other factors are its own noise.
+    On fresh renders, the R^2 of every column of such a factor must be at least `least_r2`. If the
+    oracle reads movements of other factors, they are its own noise.
     """
     r2: dict[str, list[float]] = {}
     for column, row in card.quality["columns"].items():
@@ -105,9 +105,9 @@ def true_readings(factors: Factors, columns: Sequence[str]) -> tuple[Tensor, Ten
 def displace(factors: Factors, columns: Sequence[str], change: Tensor, moved: Tensor) -> Factors:
     """Return the factors of the same images with `change` (N, K) added where `moved` (N, K).
 
-    Values are clamped to [0, 1], and children follow. A category takes the level with the highest
-    value after the change. Causes of other scenes are set to 0 first, as they read, so that an edit
-    of the scene does not reveal them.
+    Values are clamped to [0, 1], and factors with a parent are updated. A category takes the level
+    with the highest value after the change. Causes of other scenes are first set to 0, as they are
+    read; an edit of the scene would otherwise reveal their hidden values.
     """
     for name, visible in VISIBLE.get(factors.world.name, {}).items():
         if name in factors.world.role("cause"):

@@ -1,8 +1,8 @@
 """Oracles of rendered images: networks that are never explained and judge what an edit changed.
 
 `FactorOracle` reads the factors behind a render, `AttributeOracle` its binary labels, and
-`IdentityEncoder` identifies the person. All are strided convolutions that keep spatial positions:
-another architecture than the explained DenseNets, trained on other draws with other seeds.
+`IdentityEncoder` identifies the person. All are strided convolutions that keep spatial positions.
+Unlike them, the explained networks are DenseNets, trained on other draws with other seeds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZE, WIDTHS = (64, 64), (24, 48, 80, 112)  # of the image; channels of the convolutions
+SIZE, WIDTHS = (64, 64), (24, 48, 80, 112)  # of images; channels per convolution
 
 
 class Residual(nn.Module):
-    """Residual block: ReLU of x plus two 3 x 3 convolutions of it."""
+    """Residual block: ReLU of the sum of x and two 3 x 3 convolutions of x."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -38,7 +38,7 @@ class ConvNet(nn.Module):
     """Strided convolutions with batch norm and ReLU, then a linear map of the whole last grid.
 
     A residual block follows each convolution but the first. `size` is the height and width of the
-    images, multiples of 2 to the number of `widths`.
+    images. Each convolution halves both, so they must be multiples of 2 ** len(widths).
     """
 
     def __init__(self, outputs: int, size: Sequence[int] = SIZE, widths: Sequence[int] = WIDTHS):
@@ -108,8 +108,8 @@ class IdentityEncoder(ConvNet):
 class FactorOracle(nn.Module):
     """Ensemble of regressors that reads the columns `names` (K) in the factors' own units.
 
-    A regressor is biased towards the mean: a factor that moves by 1 reads as moving by its `slope`,
-    below 1. Readings are divided by the slope around `centre`, so displacements have no such bias.
+    A regressor is biased towards the mean: if a factor moves by 1, its output moves by `slope` < 1.
+    Readings are divided by the slope around `centre`, so displacements have no such bias.
 
     Buffers of the calibration, each (K,):
         slope, centre: see above.

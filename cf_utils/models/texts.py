@@ -12,7 +12,7 @@ from cf_utils.models.classifiers import predict
 
 
 def predict_texts(classifier: nn.Module, glove: Glove, texts: Sequence[str]) -> Tensor:
-    """Return the logits (N, K) of texts, sorted into batches of similar length to save padding.
+    """Return the logits (N, K) of texts. Batches hold texts of similar length, to save padding.
 
     Args:
         classifier: maps word vectors (B, L, d) to logits (B, K), whatever the padding.

@@ -45,7 +45,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], error: str) -> None:
     """Assign a published state dict to a module that was built on the meta device.
 
     Counters of batch norm (`num_batches_tracked`), which inference never reads, may be absent.
-    `error` begins the message of the ValueError that lists the names and shapes that differ.
+    Raises ValueError that begins with `error` and lists the names and shapes that differ.
     """
     own, state = module.state_dict(), dict(state)
     for name, value in own.items():

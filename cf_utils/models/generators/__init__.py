@@ -1,1 +1,1 @@
-"""One file a generative model."""
+"""Generative models, one file each."""

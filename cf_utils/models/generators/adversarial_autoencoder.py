@@ -1,4 +1,4 @@
-"""Adversarial autoencoder: a discriminator cannot tell its codes from draws of N(0, I).
+"""Adversarial autoencoder: trained so that its codes look like draws of N(0, I).
 
 Source: Makhzani, Shlens, Jaitly, Goodfellow & Frey, "Adversarial Autoencoders", 2015, section 2
 (deterministic encoder, no labels). Every batch minimises three losses in turn, each over its own
@@ -27,7 +27,7 @@ from cf_utils.models.generators.latent import LatentModel
 class AdversarialAutoencoder(LatentModel):
     """Autoencoder of x (B, *shape) in [0, 1] with codes (B, latent) and a discriminator of codes.
 
-    `discriminator` maps codes to logits (B,) of having been drawn from N(0, I).
+    `discriminator` maps codes to logits (B,); a high logit means "drawn from N(0, I)".
     """
 
     def __init__(
@@ -78,30 +78,33 @@ class AdversarialAutoencoder(LatentModel):
 
 
 def reconstruction_loss(reconstruction: Tensor, x: Tensor) -> Tensor:
-    """Binary cross-entropy in nats, summed over pixels, averaged over items; both in [0, 1]."""
+    """Return the binary cross-entropy in nats, summed over pixels, averaged over items.
+
+    Both arguments are (B, ...) in [0, 1].
+    """
     return F.binary_cross_entropy(reconstruction, x, reduction="sum") / len(x)
 
 
 def discriminator_loss(prior: Tensor, codes: Tensor) -> Tensor:
-    """-log D(prior draw) - log(1 - D(code)), averaged over logits (B,) each.
+    """Return the mean of -log D(prior draw) plus the mean of -log(1 - D(code)).
 
-    It is 2 log 2 if the discriminator cannot tell them apart.
+    Both arguments are logits (B,). The loss is 2 log 2 if the discriminator gives only 1/2.
     """
     return F.softplus(-prior).mean() + F.softplus(codes).mean()
 
 
 def generator_loss(codes: Tensor) -> Tensor:
-    """-log D(code), averaged over logits (B,); small if codes pass for draws from the prior."""
+    """Return the mean of -log D(code) over logits (B,); small if codes look like prior draws."""
     return F.softplus(-codes).mean()
 
 
 def batch_reconstruction_loss(model: AdversarialAutoencoder, batch: Sequence[Tensor]) -> Tensor:
-    """`reconstruction_loss` of a batch (x, ...)."""
+    """Return `reconstruction_loss` of a batch (x, ...)."""
     return reconstruction_loss(model(batch[0]), batch[0])
 
 
 def batch_discriminator_loss(model: AdversarialAutoencoder, batch: Sequence[Tensor]) -> Tensor:
-    """`discriminator_loss` of a batch (x, ...) and as many draws of N(0, I).
+    """Return `discriminator_loss` of a batch (x, ...) and as many draws of N(0, I).
 
     No gradient reaches the encoder.
     """
@@ -111,7 +114,7 @@ def batch_discriminator_loss(model: AdversarialAutoencoder, batch: Sequence[Tens
 
 
 def batch_generator_loss(model: AdversarialAutoencoder, batch: Sequence[Tensor]) -> Tensor:
-    """`generator_loss` of a batch (x, ...)."""
+    """Return `generator_loss` of a batch (x, ...)."""
     return generator_loss(model.discriminator(model.encoder(batch[0])))
 
 
@@ -128,11 +131,12 @@ def measure_quality(
         n: number of items.
         reconstruction_error, reconstruction_rmse: mean absolute error per pixel and root mean
             square error, in [0, 1]; lower is better.
-        discriminator_accuracy: codes of x against as many prior draws; 1/2 is chance and best.
+        discriminator_accuracy: on the codes of x and as many prior draws; 1/2 is chance, and best
+            for the autoencoder.
         classifier_agreement: share of x whose reconstruction keeps the classifier's decision.
         codes_accepted: share of codes that ABELE's filter accepts, D >= 0.4.
-        code_mean, code_std_low, code_std_high: largest absolute mean of a latent dimension, lowest
-            and highest standard deviation.
+        code_mean: largest absolute mean of a latent dimension; 0 for N(0, I).
+        code_std_low, code_std_high: lowest and highest standard deviation of a latent dimension.
     """
     codes = model.encoder(x)
     made = model.decoder(codes)

@@ -2,7 +2,7 @@
 
 CEM (Dhurandhar et al., 2018) keeps ||x - AE(x)||^2 small: an image that the autoencoder cannot
 reconstruct does not look like the digits it was trained on. Deviation: the authors' bottleneck is a
-14 x 14 map of one channel, here it is a vector of `latent` values.
+14 x 14 map of one channel; ours is a vector of `latent` values.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class AutoEncoder(LatentModel):
 
 @torch.no_grad()
 def reconstruction_error(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
-    """Squared error ||x - AE(x)||_2^2 per image (N,), the term that CEM weights with gamma.
+    """Return the squared error ||x - AE(x)||_2^2 per image (N,), which CEM weights with gamma.
 
     Lower is closer to the training images. Blind spot: a blank or very thin image is reconstructed
-    well, and is no digit.
+    well, but is no digit.
     """
     errors = [(b - model(b)).square().flatten(1).sum(1) for b in x.split(batch_size)]
     return torch.cat(errors)

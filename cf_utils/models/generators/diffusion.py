@@ -36,7 +36,7 @@ class Settings:
     steps: int = 500  # noise levels T
     learned_variance: bool = True
     prediction: str = "epsilon"  # what the network predicts, `epsilon` (the noise) or `v`
-    unshuffle: int = 2  # blocks of so many pixels squared become channels
+    unshuffle: int = 2  # side of the pixel blocks that become channels
     widths: tuple[int, ...] = (48, 64, 96)  # channels per resolution, from the highest down
     blocks: int = 2  # residual blocks per resolution
     attention: tuple[bool, ...] = (False, False, True)  # per resolution
@@ -59,8 +59,8 @@ class Settings:
         attending = [w for w, a in zip(self.widths, self.attention, strict=True) if a]
         if any(w % self.head_width for w in (*attending, self.widths[-1])):
             raise ValueError(
-                f"head_width: {self.head_width} does not divide the widths with attention, or the "
-                "last (the middle of the network attends)"
+                f"head_width: got {self.head_width}, expected a divisor of all widths with "
+                "attention, and of the last one (the middle block has attention)"
             )
 
 
@@ -97,8 +97,8 @@ class DDPM(nn.Module):
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return the noise in z (B, C, H, W); with a learned variance, 2 C channels.
 
-        The second half is the place of the log variance between its bounds, from -1 to 1. `t` holds
-        the network's own numbers of levels, int64 (B,) or one number. z may be on any device.
+        The second half says where the log variance lies: -1 at its lower bound, 1 at its upper. `t`
+        holds the network's own level numbers, int64 (B,) or one number. z may be on any device.
         """
         if tuple(z.shape[1:]) != (self.channels, *self.size):
             raise ValueError(
@@ -116,8 +116,8 @@ class DDPM(nn.Module):
     def chain(self, spacing: str | int | Sequence[int] | None = None, **settings: Any) -> Chain:
         """Return the denoising chain on all levels, or on those that a spacing keeps.
 
-        Spacings such as `"50"` and `"ddim25"`: see `schedule.select_levels`. `settings` are fields
-        of `Chain`.
+        `schedule.select_levels` explains spacings such as `"50"` and `"ddim25"`. `settings` are
+        fields of `Chain`.
         """
         levels = self.schedule if spacing is None else self.schedule.respace(spacing)
         return Chain(self, levels, **settings)
@@ -125,7 +125,10 @@ class DDPM(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Network with a schedule. `dataclasses.replace(chain, model=...)` wraps its network."""
+    """Denoising chain: a network with a schedule.
+
+    `dataclasses.replace(chain, model=...)` replaces the network, for example by a counted one.
+    """
 
     model: Callable[[Tensor, Tensor], Tensor]  # (z, t) -> noise, and variance
     schedule: Schedule
@@ -191,7 +194,7 @@ def to_image(z: Tensor) -> Tensor:
 
 
 def noise_of(seed: int, ids: core.Ids, like: Tensor, stream: str) -> Noise:
-    """Return noise that depends on (seed, id, stream, level) alone, per item of `like` (B, ...)."""
+    """Return noise for `like` (B, ...), which depends on (seed, id, stream, level) alone."""
     return lambda level: core.item_noise(seed, ids, like.shape[1:], f"{stream}:{level}").to(like)
 
 
@@ -226,7 +229,7 @@ def build(settings: Settings | None = None, **changes: Any) -> DDPM:
 
 
 def describe_architecture(model: DDPM) -> dict[str, Any]:
-    """Return the card's entry from which `checkpoints.load` builds a model of `build` again."""
+    """Return the card's entry from which `checkpoints.load` rebuilds a model made by `build`."""
     if model.settings is None:
         raise ValueError("model: got one with published weights, expected one made by `build`")
     return {"class": "DDPM", "arguments": dataclasses.asdict(model.settings)}
@@ -241,8 +244,8 @@ def loss(
 ) -> Tensor:
     """Return the training loss of a batch: mean squared error of what the network predicts.
 
-    For a learned variance, T / 1000 times the variational bound is added, in which the noise has no
-    gradient. Levels and noise are drawn from torch's global generator.
+    For a learned variance, T / 1000 times the variational bound is added; no gradient flows through
+    its noise. Levels and noise are drawn from torch's global generator.
 
     Args:
         module: a DDPM, possibly wrapped by accelerate.

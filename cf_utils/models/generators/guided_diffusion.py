@@ -1,8 +1,8 @@
 """Published diffusion models: state dicts of openai/guided-diffusion in diffusers' UNet2DModel.
 
-Source: Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021. A model's file
-does not say all of its flags. With another number of heads, or another order of queries, keys and
-values, the same weights give another output without an error. Copy the flags of the model's script.
+Source: Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021. The weights file
+does not contain all flags of its model. With a wrong number of heads, or a wrong order of queries,
+keys and values, the weights load without an error but give wrong outputs. Copy the script's flags.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PUBLISHED = {  # the flags of the scripts beside the published weights
 def load(path: str | Path, flags: Flags | str, device: torch.device | str = "cpu") -> DDPM:
     """Load the published model in `path` (.pt or .safetensors) as a `DDPM` in eval mode.
 
-    `flags`: of its script, or a name in `PUBLISHED`. Nothing in the file is run. Raises
+    `flags`: those of its script, or a name in `PUBLISHED`. Nothing in the file is run. Raises
     FileNotFoundError. Raises ValueError that lists the names and shapes that do not fit.
     """
     if isinstance(flags, str):
@@ -146,8 +146,8 @@ def build_unet(flags: Flags) -> nn.Module:
 def published_shape(theirs: str, ours: Ours, own: dict[str, Tensor]) -> tuple[int, ...]:
     """Return the shape of a published tensor from those of our network, `own`.
 
-    The joint tensor of query, key and value has three times the rows. The maps of an attention are
-    1-d convolutions there.
+    The published joint tensor of query, key and value has three times the rows. Published attention
+    uses 1-d convolutions where ours uses linear maps.
     """
     first = own[ours if isinstance(ours, str) else ours[0]].shape
     rows = first[0] * (1 if isinstance(ours, str) else 3)

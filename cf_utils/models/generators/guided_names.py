@@ -1,7 +1,8 @@
 """Names of guided-diffusion's tensors, and the names of the same tensors in diffusers' UNet2DModel.
 
-The published names number the blocks through: input_blocks.0 is the first convolution, then come
-`num_res_blocks` blocks and a downsampling per resolution. diffusers nests them by resolution.
+The published names number all blocks consecutively: input_blocks.0 is the first convolution; then,
+for each resolution, come `num_res_blocks` blocks and a downsampling. diffusers nests them by
+resolution.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Pairs = Iterator[tuple[str, Ours]]
 
 @dataclass(frozen=True)
 class Flags:
-    """Flags of guided-diffusion's scripts that shape the network or the chain; their defaults."""
+    """Flags of guided-diffusion's scripts for the network and the chain, with their defaults."""
 
     image_size: int = 64
     num_channels: int = 128
@@ -37,7 +38,7 @@ class Flags:
     learn_sigma: bool = False
     class_cond: bool = False
     diffusion_steps: int = 1000
-    size: tuple[int, int] | None = None  # no flag: (height, width) of images that are not square
+    size: tuple[int, int] | None = None  # ours: (height, width) of images that are not square
 
     @property
     def multiples(self) -> tuple[float, ...]:
@@ -58,8 +59,8 @@ class Flags:
     def attends(self) -> tuple[bool, ...]:
         """Whether each resolution has attention, from the finest.
 
-        `attention_resolutions` name image_size / downsampling factor. Factors that the network does
-        not reach have no effect, as with the flags of BDD.
+        An entry r of `attention_resolutions` means the downsampling factor image_size // r. Factors
+        that the network does not reach have no effect, as with the flags of BDD.
         """
         factors = {self.image_size // r for r in self.attention_resolutions}
         return tuple(2**level in factors for level in range(len(self.widths)))
@@ -79,7 +80,7 @@ class Flags:
 
 
 def pair_names(flags: Flags) -> Pairs:
-    """Yield (published name, our name) of every tensor; an attention's joint tensor has three."""
+    """Yield (published name, our name) per tensor; a joint query-key-value tensor has three."""
     yield from _pair("time_embed.0", "time_embedding.linear_1")
     yield from _pair("time_embed.2", "time_embedding.linear_2")
     if flags.class_cond:

@@ -1,4 +1,4 @@
-"""Noise levels of a Gaussian diffusion, and every quantity that has a closed form given them.
+"""Noise levels of a Gaussian diffusion, and the quantities that have a closed form.
 
     z_k = sqrt(abar_k) z_0 + sqrt(1 - abar_k) eps                    DDPM, Eq. 4
         with abar_k = prod_{i <= k} (1 - beta_i)
@@ -11,8 +11,8 @@
 DDPM: Ho, Jain & Abbeel 2020. DDIM: Song, Meng & Ermon 2021. Nichol & Dhariwal 2021.
 
 Images are in [-1, 1]. Levels are numbered from 0 (least noise) to N - 1. A level k is an int, the
-same for all items, or an int64 tensor (B,). `t[k]` is the network's own number of level k: a
-respaced schedule keeps some levels of a longer one.
+same for all items, or an int64 tensor (B,). A respaced schedule keeps some levels of a longer one;
+`t[k]` is the number of level k in the longer one, which the network was trained with.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Schedule:
         return torch.cat([first, variance[1:]]).log(), self.betas.log()
 
     def steps_for(self, sigma: float) -> int:
-        """Return how many levels, from the lowest, end closest to this standard deviation."""
+        """Return n such that level n - 1 has the standard deviation of noise closest to `sigma`."""
         return int((self.sigma - sigma).abs().argmin()) + 1
 
     def respace(self, spacing: str | int | Sequence[int]) -> Schedule:
@@ -100,7 +100,7 @@ class Schedule:
         Args:
             z: z_k, (B, C, H, W).
             out: the network's output, (B, C, H, W) noise, or with 2 C channels noise followed by
-                the place of the log variance between its bounds, from -1 to 1.
+                where the log variance lies, from -1 (lower bound) to 1 (upper bound).
             clip: limit z_0 to [-1, 1].
         """
         eps, low, high = out[:, : z.shape[1]], *(_at(v, k, z) for v in self.log_variances)
@@ -144,8 +144,8 @@ class Schedule:
 def linear(steps: int, fixed: str = "large") -> Schedule:
     """Return the linear schedule: 1,000 betas in equal steps from 1e-4 to 0.02.
 
-    For another number of steps the betas are scaled, so that the last level is as noisy. Raises
-    ValueError when the last beta would reach 1.
+    For another number of steps the betas are scaled by 1,000 / steps, so that the last level stays
+    about as noisy. Raises ValueError when the last beta would reach 1.
     """
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
@@ -161,12 +161,12 @@ def linear(steps: int, fixed: str = "large") -> Schedule:
 
 
 def select_levels(steps: int, spacing: str | int | Sequence[int]) -> list[int]:
-    """Select which of `steps` levels a spacing keeps, ascending, as the published models do.
+    """Return which of `steps` levels a spacing keeps, ascending, as in the published models.
 
     Args:
         spacing: `"25"` or 25 keeps 25 levels at equal, rounded distances, the first and the last
-            among them. `"10,15"` keeps 10 and 15 of two halves. `"ddim25"` keeps every m-th level
-            from 0, for the integer m that gives 25.
+            among them. `"10,15"` keeps 10 levels of the lower half and 15 of the upper. `"ddim25"`
+            keeps every m-th level from 0, for the integer m that gives 25.
 
     Raises ValueError when the spacing cannot be read or met. Source: Nichol & Dhariwal's code.
     """
