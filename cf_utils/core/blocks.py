@@ -50,8 +50,8 @@ def total_variation(x: Tensor, beta: float = 2.0) -> Tensor:
 
     dx and dy are the differences to the next pixel in the row and in the column; 0 at the edge.
     Source: Mahendran and Vedaldi (2015). With beta = 2 it is R_tv of Gradual Construction, Eq. 8.
-    With another beta the two differ: Eq. 8 prints (dx^beta + dy^beta)^(beta / 2), and the authors'
-    code takes the mean of |dx|^beta plus the mean of |dy|^beta.
+    With another beta it is neither Eq. 8, which prints (dx^beta + dy^beta)^(beta / 2), nor the
+    authors' code, which takes the mean of |dx|^beta plus that of |dy|^beta.
     """
     across, down = x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
     square = (

@@ -241,7 +241,7 @@ def _check_joinable(parts: Sequence[Counterfactuals]) -> None:
 def _concatenate(name: str, values: list[Any]) -> Tensor | tuple | None:
     """Concatenate one field of several results; shorter paths repeat their last state."""
     if len({v is None for v in values}) > 1:
-        raise ValueError(f"{name}: only some of the results have it, expected all or none")
+        raise ValueError(f"{name}: only one of the two results has it, expected both or none")
     if values[0] is None:
         return None
     if not isinstance(values[0], Tensor):

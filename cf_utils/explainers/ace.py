@@ -11,8 +11,8 @@ The filter F_tau noises an image to the level of step tau of a re-spaced chain a
 The gradient of Eq. 3 passes through all of these steps.
 
 Decisions, where the paper is silent or its code differs:
-* lambda_d is per item. The authors' code averages the class loss over a batch and sums the
-  distance, so there the weight of the distance grows with the batch size.
+* lambda_d is per item. The authors' code averages the class loss over a batch, but sums the
+  distance. There, the weight of the distance grows with the batch size.
 * Pixels are in [0, 1]. d is the l1 norm, or the l2 norm, not squared. L_class is cross-entropy.
 * PGD steps along the sign of the gradient, GD along the gradient. The last iterate is kept.
 * C&W (Carlini & Wagner, 2017) uses their hinge on logits, with kappa 5; the authors' code has 0. It

@@ -6,9 +6,9 @@ NeurIPS 2018, section 3.1:
     min_d  c max(max_{i != t} z_i - z_t, -kappa) + beta ||d||_1 + ||d||_2^2
            + gamma ||x + d - AE(x + d)||_2^2
 
-Here z are the logits at x + d, and t is the target. Projected FISTA minimises this loss. Its
-iteration k = 0, 1, ... has step size a_k = lr sqrt(1 - k/steps), with g the loss without its L1
-term, S the shrinkage operator and P the projection to the valid range:
+Here z are the logits at x + d, and t is the target. Projected FISTA minimises this loss. Let g be
+the loss without its L1 term, S the shrinkage operator, and P the projection to the valid range.
+Iteration k = 0, 1, ... has step size a_k = lr sqrt(1 - k/steps):
 
     d' = P[S_beta(y - a_k grad g(y))],    y' = P[d' + k/(k + 3) (d' - d)]
 

@@ -1,7 +1,7 @@
 """Gradual construction on words: one block per word, and a counterfactual made of real words.
 
-Source: Jung et al. (see `gradual.py`), section 4.2: the composite is optimised in the space of word
-vectors, and each changed word is then replaced by the nearest word of the vocabulary. A result's
+Source: Jung et al. (see `gradual.py`), section 4.2. The composite is optimised in the space of word
+vectors. Each changed word is then replaced by the nearest word of the vocabulary. A result's
 `score`, `valid` and `reached` are those after the replacement; `path` holds the states before it.
 
 Decisions:

@@ -11,8 +11,8 @@ rows. A tree is grown on both populations; its paths are the rules (`shared/rule
 
 Decisions:
 * f(z) has two classes: decided as the target with probability tau or more, or not.
-* d is a weighted mean of simple matching (on the features `categorical`) and Euclidean distance (on
-  the others, each divided by its range in the training rows).
+* d is a weighted mean of two distances: simple matching on the features `categorical`, Euclidean on
+  the others. The latter are divided by their ranges in the training rows.
 * Sizes and rates are those of the authors' code. In that code both fitness functions reward the
   decision for x; ours are the paper's. Its hall of fame, which adds the best individuals of all
   generations, is left out.

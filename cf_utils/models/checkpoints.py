@@ -2,7 +2,7 @@
 
 A checkpoint is two files: `<name>.safetensors` with the weights and `<name>.json` with the card.
 `cf train NAME` trains a shipped one again. The registry maps the class that a card names to its
-kind and its module, which is imported when one of its classes is first loaded.
+kind and its module. The module is imported when one of its classes is first loaded.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class _Method(nn.Module):
 class LatentPasses:
     """A latent model whose passes are counted per item.
 
-    `encode`, `decode` and `reconstruct` (the model's `forward`) are counters: call each with a
+    `encode`, `decode` and `reconstruct` (the model's `forward`) are counters. Call each with a
     tensor and the rows of its items, and differentiate its output with its `grad`.
     """
 
