@@ -2,8 +2,7 @@
 
 Every classifier maps x to logits (B, K), K >= 2, and contains its own normalisation. For captum's
 LRP, a classifier may only use Conv2d, ReLU, MaxPool2d and Linear modules, each of them once, and
-`flatten(1)` in `forward`. "The paper" is Gradual Construction (Jung et al., Pattern Recognition
-2022).
+`flatten(1)` in `forward`. The paper is Jung et al., Gradual Construction, Pattern Recognition 2022.
 """
 
 from __future__ import annotations

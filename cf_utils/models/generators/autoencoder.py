@@ -1,8 +1,8 @@
 """Small convolutional autoencoder of digits, the prior in CEM's loss.
 
-CEM (Dhurandhar et al., 2018) keeps ||x - AE(x)||^2 small: an image that the autoencoder cannot
-reconstruct does not look like the digits it was trained on. Deviation: the authors' bottleneck is a
-14 x 14 map of one channel; ours is a vector of `latent` values.
+CEM (Dhurandhar et al., 2018) keeps ||x - AE(x)||^2 small. An image that the autoencoder cannot
+reconstruct does not look like the digits that it was trained on. Deviation: the authors' bottleneck
+is a 14 x 14 map of one channel; ours is a vector of `latent` values.
 """
 
 from __future__ import annotations

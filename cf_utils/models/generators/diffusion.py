@@ -59,8 +59,8 @@ class Settings:
         attending = [w for w, a in zip(self.widths, self.attention, strict=True) if a]
         if any(w % self.head_width for w in (*attending, self.widths[-1])):
             raise ValueError(
-                f"head_width: got {self.head_width}, expected a divisor of all widths with "
-                "attention, and of the last one (the middle block has attention)"
+                f"head_width: {self.head_width} does not divide all widths with attention, and the "
+                "last width (the middle block has attention)"
             )
 
 
