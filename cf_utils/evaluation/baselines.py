@@ -3,7 +3,7 @@
 * `NoChange` returns the query.
 * `PGD` flips a brittle classifier by imperceptible noise. If its semantic validity exceeds 0.1,
   that metric is void.
-* `TrueChange` asks the renderer: the reference for worlds with known factors.
+* `TrueChange` is the renderer's own counterfactual, the reference for worlds with known factors.
 """
 
 from __future__ import annotations
