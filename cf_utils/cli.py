@@ -44,7 +44,7 @@ Runnable = Annotated[
 ]
 
 
-@app.command(epilog="Arguments after a lone -- go to Snakemake.")
+@app.command(epilog="Arguments after a lone -- go to the scheduler, Snakemake.")
 def run(
     context: typer.Context,
     notebooks: Runnable = None,
@@ -57,7 +57,7 @@ def run(
     cores: Cores = None,
     dry_run: Annotated[bool, Option("--dry-run", help="List the jobs that would run.")] = False,
     list_all: Annotated[bool, Option("--list", help="List the notebooks.")] = False,
-    one: Annotated[bool, Option("--one", help="Run one notebook.", rich_help_panel=ONE)] = False,
+    one: Annotated[bool, Option("--one", help="Run it here, without the scheduler.", rich_help_panel=ONE)] = False,
     shard: Annotated[
         str, Option(help="Run only this shard.", metavar="K/N", rich_help_panel=ONE)
     ] = "1/1",
@@ -69,7 +69,7 @@ def run(
         bool, Option("--keep-going", help="Ignore failed claims.", rich_help_panel=ONE)
     ] = False,
 ) -> None:
-    """Run the notebooks that are not done yet, and write a report.
+    """Run the notebooks that are not done yet; write results/run/<profile> and a report.
 
     Examples:
 
@@ -142,14 +142,14 @@ def report_publish(
 
 @app.command()
 def train(
-    names: Annotated[Names, Argument(help="Checkpoints, or all.", metavar="NAME")] = None,
+    names: Annotated[Names, Argument(help="Checkpoints (see --list), or all.", metavar="NAME")] = None,
     data: Data = "",
     seed: Seed = 0,
     resume: Annotated[
         str, Option(help="Keep training states here, to go on after a kill.", metavar="DIR")
     ] = "",
     out: Annotated[str, Option(help="Output (default: results/checkpoints).", metavar="DIR")] = "",
-    calibrate: Annotated[bool, Option("--calibrate", help="Only calibrate oracles again.")] = False,
+    calibrate: Annotated[bool, Option("--calibrate", help="Do not train: measure the errors of oracles again.")] = False,
     list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
 ) -> None:
     """Train checkpoints, measure them, and write their model cards.
