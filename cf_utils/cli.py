@@ -57,7 +57,9 @@ def run(
     cores: Cores = None,
     dry_run: Annotated[bool, Option("--dry-run", help="List the jobs that would run.")] = False,
     list_all: Annotated[bool, Option("--list", help="List the notebooks.")] = False,
-    one: Annotated[bool, Option("--one", help="Run it here, without the scheduler.", rich_help_panel=ONE)] = False,
+    one: Annotated[
+        bool, Option("--one", help="Run one notebook here.", rich_help_panel=ONE)
+    ] = False,
     shard: Annotated[
         str, Option(help="Run only this shard.", metavar="K/N", rich_help_panel=ONE)
     ] = "1/1",
@@ -142,14 +144,14 @@ def report_publish(
 
 @app.command()
 def train(
-    names: Annotated[Names, Argument(help="Checkpoints (see --list), or all.", metavar="NAME")] = None,
+    names: Annotated[Names, Argument(help="Names (see --list), or all.", metavar="NAME")] = None,
     data: Data = "",
     seed: Seed = 0,
     resume: Annotated[
         str, Option(help="Keep training states here, to go on after a kill.", metavar="DIR")
     ] = "",
     out: Annotated[str, Option(help="Output (default: results/checkpoints).", metavar="DIR")] = "",
-    calibrate: Annotated[bool, Option("--calibrate", help="Do not train: measure the errors of oracles again.")] = False,
+    calibrate: Annotated[bool, Option("--calibrate", help="Only measure oracles again.")] = False,
     list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
 ) -> None:
     """Train checkpoints, measure them, and write their model cards.
