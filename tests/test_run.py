@@ -274,7 +274,13 @@ def test_ctrl_c_ends_runner_snakemake_and_kernel_without_a_traceback_of_ours(pro
     touch = "import pathlib, time\npathlib.Path('../started').touch()\ntime.sleep(120)"
     make_notebook(project, "02_long", ("", touch))
     command = [sys.executable, "-m", "cf_utils.cli", "run", "02"]
-    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
+    )
     until = time.time() + 90
     while not (project / "started").exists() and time.time() < until and child.poll() is None:
         time.sleep(0.05)
