@@ -518,4 +518,18 @@ FAULTS: dict[str, Fault] = {
         "self._run_chain(generator, x, ids, torch.arange(len(x)), number=1)",
         ("tests/test_dime.py::test_zero_edit_equals",),
     ),
+    "CheXpert: a patient may be in two splits": Fault(
+        "cf_utils/datasets/chexpert.py",
+        "load",
+        "rows['patient'].map(is_validation_patient)",
+        "rows['file'].map(is_validation_patient)",
+        ("tests/test_chexpert.py::test_no_patient",),
+    ),
+    "CheXpert: uncertain labels count as absent": Fault(
+        "cf_utils/datasets/chexpert.py",
+        "apply_policy",
+        "np.where(labels == -1, unsure, classes)",
+        "np.where(labels == -1, 0, classes)",
+        ("tests/test_chexpert.py::test_labels_follow",),
+    ),
 }

@@ -69,7 +69,7 @@ class OnDisk(Dataset):
 
     folder: Path
     names: tuple[str, ...]  # N files, relative to folder
-    read: Callable[[Path], Tensor]  # -> x of one image, (3, H, W) float32 in [0, 1]
+    read: Callable[[Path], Tensor]  # -> x of one image, (C, H, W) float32 in [0, 1]
     y: Tensor  # (N,) or (N, labels) int64
     ids: Ids  # int64 (N,) or strings, the same in every split and session
     class_names: tuple[str, ...]

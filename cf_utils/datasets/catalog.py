@@ -10,6 +10,7 @@ from cf_utils.datasets import (
     bdd,
     celeba,
     celebahq,
+    chexpert,
     german_credit,
     glove,
     heloc,
@@ -29,6 +30,7 @@ SETS: dict[str, ModuleType] = {
     "german_credit": german_credit,
     "celeba": celeba,
     "celebahq": celebahq,
+    "chexpert": chexpert,
     "bdd": bdd,
     "imagenet_pairs": imagenet_pairs,
 }

@@ -1,4 +1,4 @@
-"""Folders of images, which are read one by one with PIL, as (3, H, W) float32 in [0, 1].
+"""Folders of images, which are read one by one with PIL, as (C, H, W) float32 in [0, 1].
 
 A listed file that is missing is always an error. A truncated file is an error when it is read. With
 `broken="skip"` truncated files are left out when the split is made, with a warning, and listed in
@@ -33,13 +33,14 @@ BROKEN = ("error", "skip")
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a path as x (3, H, W) float32 in [0, 1]; raises ValueError that names a bad file."""
+    """Reads a path as x (C, H, W) float32 in [0, 1]; raises ValueError that names a bad file."""
 
     entry: str  # of data/README.md
-    change: Callable[[Image.Image], Image.Image]  # crops and resizes an RGB image
+    change: Callable[[Image.Image], Image.Image]  # crops and resizes an image of this mode
+    mode: str = "RGB"  # PIL's mode: "RGB" (C = 3) or "L" (grey, C = 1)
 
     def __call__(self, path: Path) -> Tensor:
-        image = decode(self.entry, path)
+        image = decode(self.entry, path, self.mode)
         try:
             return to_tensor(self.change(image))
         except ValueError as e:
@@ -62,8 +63,9 @@ def decode(entry: str, path: Path, mode: str = "RGB") -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    """Return an RGB image as (3, H, W), a grey one as (1, H, W), float32 in [0, 1]."""
+    pixels = np.atleast_3d(np.array(image))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def resize(image: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
@@ -97,6 +99,7 @@ def make_split(
     class_names: Sequence[str],
     change: Callable[[Image.Image], Image.Image],
     broken: str = "error",
+    mode: str = "RGB",
 ) -> OnDisk:
     """Make an official split of the listed files.
 
@@ -106,8 +109,9 @@ def make_split(
         names: N files, relative to `folder`.
         y, ids: labels (N,) or (N, labels), and N ids.
         class_names: one per class, or per label.
-        change: crops and resizes an RGB image.
+        change: crops and resizes an image.
         broken: "error", or "skip" to leave out truncated files with a warning.
+        mode: "RGB" or "L" (grey).
 
     Raises FileNotFoundError that names the first missing file, ValueError for a split without
     images.
@@ -116,7 +120,7 @@ def make_split(
     _check_existence(entry, folder, names)
     skipped = tuple(n for n in names if not is_complete(folder / n)) if broken == "skip" else ()
     ids = ids if isinstance(ids, Tensor) else tuple(ids)
-    read = Reader(entry, change)
+    read = Reader(entry, change, mode)
     classes = tuple(class_names)
     data = OnDisk(folder, tuple(names), read, y, ids, classes, "official", skipped)
     if skipped:
