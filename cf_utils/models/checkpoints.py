@@ -24,7 +24,7 @@ from cf_utils.models.weights import channels_last, mismatches
 
 FOLDER = files.ROOT / "results" / "checkpoints"  # of the shipped checkpoints
 _LOADED: dict[str, str] = {}  # what `loaded` returns
-KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion")
+KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion", "gan")
 
 
 class Loaded(NamedTuple):
@@ -58,6 +58,8 @@ REGISTRY: dict[str, Architecture] = {
     ),
     **_register("autoencoder", "generators.autoencoder", "AutoEncoder"),
     **_register("autoencoder", "generators.adversarial_autoencoder", "AdversarialAutoencoder"),
+    **_register("autoencoder", "generators.vae", "VAE"),
+    **_register("gan", "generators.cgan", "ConditionalGAN"),
     "DDPM": Architecture("diffusion", "cf_utils.models.generators.diffusion", "build"),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import PassCounter, target_score
+from cf_utils.core import PassCounter, frozen, target_score
 from cf_utils.explainers.shared.search import Adam, SearchState, is_reached
 from cf_utils.models.generators.latent import LatentModel
 
@@ -23,15 +23,17 @@ class _Method(nn.Module):
         super().__init__()
         self.model, self.name = model, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self.model, self.name)(x)
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        arguments = x if isinstance(x, tuple) else (x,)
+        return getattr(self.model, self.name)(*arguments)
 
 
 class LatentPasses:
     """A latent model whose passes are counted per item.
 
     `encode`, `decode` and `reconstruct` (the model's `forward`) are counters. Call each with a
-    tensor and the rows of its items, and differentiate its output with its `grad`.
+    tensor, or with a tuple of all arguments, and the rows of its items. Differentiate its output
+    with its `grad`.
     """
 
     def __init__(self, model: LatentModel, n: int):
@@ -198,3 +200,21 @@ def _record(
     state.write(found.reached, reached[finite], finite)
     state.write(found.n_steps, torch.full((int(finite.sum()),), step), finite)
     return finite if tau is None else finite & ~reached
+
+
+@torch.no_grad()
+def reconstruct(model: LatentModel, x: Tensor) -> Tensor:
+    """Return decode(encode(x)), of the shape, dtype and device of x; the model is in eval mode."""
+    with frozen(model):
+        output = model.decode(model.encode(cast_to_model(x, model)))
+    check_output(output, x)
+    return output.to(x)
+
+
+def check_output(output: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless a model's outputs have the shape of the queries x."""
+    if output.shape != x.shape:
+        raise ValueError(
+            f"model: decodes items of shape {tuple(output.shape[1:])}, got x of shape "
+            f"{tuple(x.shape)}, expected the same"
+        )

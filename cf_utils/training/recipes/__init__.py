@@ -7,10 +7,12 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     digit_autoencoders,
     digit_judges,
     digits,
+    exaggeration,
     factor_oracles,
     identity,
     photographs,
     reviews,
+    vae,
     world_classifiers,
 )
 from cf_utils.training.recipes.base import EMBEDDED, RECIPES, Trained, make, recipe
