@@ -10,6 +10,8 @@ from torch.distributions import Bernoulli, kl_divergence
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.training import exaggeration as ex
 from cf_utils.training import loop
+from cf_utils.training.balanced import BalancedImages, classifier_outputs
+from cf_utils.training.recipes.renders import StoredImages
 
 
 def make_gan():
@@ -180,7 +182,7 @@ def images(counts):
 
 def test_batches_are_balanced_over_the_bins():
     x, p = images([500, 3, 1, 1, 1, 1, 1, 1, 3, 500])
-    data = ex.BalancedImages(x, p, 10, 400)
+    data = BalancedImages(StoredImages(x), p, 10, 400)
     torch.manual_seed(0)
     drawn = torch.stack([data[i][1] for i in range(len(data))])
     assert (drawn * 10).long().bincount(minlength=10).tolist() == [40] * 10
@@ -190,12 +192,12 @@ def test_batches_are_balanced_over_the_bins():
 def test_an_empty_bin_is_named_and_can_be_skipped():
     x, p = images([5, 5, 5, 0, 5, 5, 5, 5, 0, 5])
     with pytest.raises(ValueError, match=r"no image in bin 3 \(of 10\), 8 \(of 10\)"):
-        ex.BalancedImages(x, p, 10, 100)
-    data = ex.BalancedImages(x, p, 10, 80, empty="skip")
+        BalancedImages(StoredImages(x), p, 10, 100)
+    data = BalancedImages(StoredImages(x), p, 10, 80, empty="skip")
     drawn = torch.stack([data[i][1] for i in range(80)])
     assert (drawn * 10).long().unique().tolist() == [0, 1, 2, 4, 5, 6, 7, 9]
     with pytest.raises(ValueError, match="empty: got 'stop'"):
-        ex.BalancedImages(x, p, 10, 80, empty="stop")
+        BalancedImages(StoredImages(x), p, 10, 80, empty="stop")
 
 
 def test_a_training_follows_the_condition_and_resumes_only_its_own_settings(tmp_path):
@@ -207,9 +209,9 @@ def test_a_training_follows_the_condition_and_resumes_only_its_own_settings(tmp_
     with torch.no_grad():
         classifier[1].weight.copy_(torch.stack([torch.zeros(256), torch.full((256,), 8 / 256)]))
         classifier[1].bias.copy_(torch.tensor([0.0, -4.4]))
-    p = ex.classifier_outputs(classifier, x)
+    p = classifier_outputs(classifier, x)
     gan = make_gan()
-    data = ex.BalancedImages(x, p, gan.bins, 640, empty="skip")
+    data = BalancedImages(StoredImages(x), p, gan.bins, 640, empty="skip")
 
     def fit(weights, epochs):
         objective = ex.Objective(gan, classifier, weights)

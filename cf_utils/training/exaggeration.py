@@ -10,20 +10,19 @@ uniformly; f(x) + delta is clipped to [0.01, 0.99].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cf_utils.core import frozen
-from cf_utils.models.classifiers import predict
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.training import loop
-from cf_utils.training.progress import report
 
 CLIP = 0.01  # the wanted output lies in [CLIP, 1 - CLIP]
 
@@ -180,49 +179,87 @@ def joint_parts(lr: float = 2e-4) -> list[loop.Part]:
     ]
 
 
-class BalancedImages(Dataset):
-    """Images with the classifier's output, drawn so that all its bins are equally frequent.
+class Round(NamedTuple):
+    """A stage of the training: its epochs, and the weights of Eq. 9; None: reconstruction only."""
 
-    Item i is (x, p) of a random image whose output lies in bin i mod K. The draw uses torch's
-    global generator.
+    epochs: int
+    weights: Weights | None = Weights()
 
-    Args:
-        x: uint8 (N, C, H, W).
-        p: the classifier's probability of class 1, (N,).
-        bins: number K of bins.
-        length: number of items of one epoch.
-        empty: what to do about bins without images: "error", or "skip" to leave them out.
 
-    Raises ValueError, naming the empty bins.
+def fit_rounds(
+    gan: ConditionalGAN,
+    classifier: nn.Module,
+    data: Dataset,
+    rounds: Sequence[Round],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    folder: Path | None = None,
+    ema: float = 0.999,
+    workers: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a GAN in place, round by round, and return the log; see `loop.fit` for the arguments.
+
+    Each round ends with the averaged weights, from which the next one starts. A killed training
+    resumes in its round. Raises ValueError if the state in `folder` has other settings.
     """
-
-    def __init__(self, x: Tensor, p: Tensor, bins: int, length: int, empty: str = "error"):
-        if empty not in ("error", "skip"):
-            raise ValueError(f"empty: got {empty!r}, expected 'error' or 'skip'")
-        own = (p * bins).long().clamp(0, bins - 1)
-        rows = [(own == k).nonzero().flatten() for k in range(bins)]
-        missing = [f"{k} (of {bins})" for k in range(bins) if not len(rows[k])]
-        if missing and empty == "error":
-            raise ValueError(
-                f"p: got no image in bin {', '.join(missing)}; use more images, fewer bins, or "
-                "empty='skip' to train without these bins"
-            )
-        if missing:
-            report(f"training without images in bin {', '.join(missing)}")
-        self.x, self.p, self.length = x, p, length
-        self.rows = [r for r in rows if len(r)]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        rows = self.rows[i % len(self.rows)]
-        at = rows[int(torch.randint(len(rows), ()))]
-        return self.x[at].float() / 255, self.p[at]
+    logs = []
+    for k, stage in enumerate(rounds):
+        log = loop.fit(
+            Objective(gan, classifier, stage.weights or Weights()),
+            data,
+            joint_parts() if stage.weights else warm_up_parts(),
+            epochs=stage.epochs,
+            batch_size=batch_size,
+            seed=seed + 50 * k,
+            ema=ema,
+            folder=folder and folder / str(k),
+            workers=workers,
+            settings={"weights": stage.weights and asdict(stage.weights), **(settings or {})},
+        )
+        logs.append(log)
+    total = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
+    return total | {"losses": [log["losses"] for log in logs]}
 
 
-def classifier_outputs(classifier: nn.Module, x: Tensor) -> Tensor:
-    """Return the classifier's probability of class 1, (N,), for images uint8 (N, C, H, W)."""
-    with frozen(classifier):
-        logits = torch.cat([predict(classifier, batch.float() / 255) for batch in x.split(500)])
-    return logits.softmax(1)[:, 1]
+def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return the entries of a model card that tell how a GAN was trained."""
+    return {
+        "rounds": [
+            {"epochs": r.epochs, "weights": asdict(r.weights) if r.weights else "reconstruction"}
+            for r in rounds
+        ],
+        "weights_of_the_paper": asdict(Weights()),
+        "low_precision": "bfloat16",
+    }
+
+
+@torch.no_grad()
+def measure_quality(
+    gan: ConditionalGAN, classifier: nn.Module, x: Tensor, batch_size: int = 64
+) -> dict[str, Any]:
+    """Measure response, reconstruction and reversal of a GAN on images x (N, C, H, W) in [0, 1]."""
+    parts = [_measure_batch(gan, classifier, batch) for batch in x.split(batch_size)]
+    expected, actual, same, back = (torch.cat(values) for values in zip(*parts, strict=True))
+    both = torch.stack([expected.flatten(), actual.flatten()])
+    return {
+        "test_n": len(x),
+        "response_correlation": torch.corrcoef(both)[0, 1].item(),
+        "response_error": (expected - actual).abs().mean().item(),
+        "identity_error": same.mean().item(),
+        "reversal_error": back.mean().item(),
+    }
+
+
+def _measure_batch(gan: ConditionalGAN, f: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Return expected and actual outputs (B, K), and errors of identity and reversal (B,)."""
+    p = f(x).softmax(1)[:, 1]
+    own, bins = gan.bin_of(p), torch.arange(gan.bins).expand(len(x), -1)
+    z = gan.encode(x)
+    images = torch.stack([gan.decode(z, bins[:, k]) for k in range(gan.bins)], 1)
+    actual = f(images.flatten(0, 1)).softmax(1)[:, 1].view(len(x), -1)
+    far = images[torch.arange(len(x)), torch.where(own < gan.bins // 2, gan.bins - 1, 0)]
+    same, back = gan.decode(z, own), gan(far, own)
+    errors = [(y - x).abs().flatten(1).mean(1) for y in (same, back)]
+    return wanted_output(p[:, None], own[:, None], bins, gan.bins), actual, *errors

@@ -193,10 +193,10 @@ class ConditionalGAN(LatentModel):
         if widths is None and size not in WIDTHS:
             raise ValueError(f"widths: got None for size {size}; pass the channels per resolution")
         widths = tuple(WIDTHS[size] if widths is None else widths)
-        if len(widths) - 1 > min(blocks, 4):
+        if len(widths) - 1 > blocks or size % 2 ** (len(widths) - 1):
             raise ValueError(
-                f"widths: got {len(widths)}, expected at most {min(blocks, 4) + 1} for "
-                f"{blocks} blocks and sizes divisible by 16"
+                f"widths: got {len(widths)} resolutions, expected at most {blocks + 1} for "
+                f"{blocks} blocks, and a size divisible by {2 ** (len(widths) - 1)}"
             )
         self.channels, self.size, self.bins = channels, size, bins
         self.encoder = Encoder(channels, widths, blocks)
