@@ -532,4 +532,25 @@ FAULTS: dict[str, Fault] = {
         "np.where(labels == -1, 0, classes)",
         ("tests/test_chexpert.py::test_labels_follow",),
     ),
+    "survey: a tie counts as the first answer": Fault(
+        "cf_utils/evaluation/metrics/agreement.py",
+        "majority_answer",
+        "None if rest and rest[0][1] == first[1] else first[0]",
+        "first[0]",
+        ("tests/test_survey_tasks.py::test_the_majority", "tests/test_survey_tasks.py::test_the_t"),
+    ),
+    "survey: kappa of questions with too few raters": Fault(
+        "cf_utils/evaluation/metrics/agreement.py",
+        "fleiss_kappa",
+        "(kept[k], k)",
+        "k",
+        ("tests/test_survey_tasks.py::test_kappa_keeps_most",),
+    ),
+    "survey: the side tells the answer": Fault(
+        "cf_utils/viz/survey_questions.py",
+        "order_questions",
+        "side < 0.5",
+        "True",
+        ("tests/test_survey_tasks.py::test_order_questions_know",),
+    ),
 }

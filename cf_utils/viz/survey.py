@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -26,7 +25,7 @@ from cf_utils.evaluation.metrics.decision import vote
 from cf_utils.viz import survey_analysis
 from cf_utils.viz.survey_analysis import JUDGES
 from cf_utils.viz.survey_form import VoteForm, to_pixels
-from cf_utils.viz.survey_votes import PICTURE, Votes
+from cf_utils.viz.survey_votes import PICTURE, Votes, check_vote, number_votes, shuffle
 
 Picture = tuple[str, str, int, Tensor]  # method, id, target, image
 
@@ -70,7 +69,7 @@ class Survey:
                 "results: no method reached its target on any item, so there is nothing to show"
             )
         keys = [f"{name}|{i}" for name, i, *_ in pictures]
-        pictures = _shuffle(pictures, keys, seed, "survey order")
+        pictures = shuffle(pictures, keys, seed, "survey order")
         self.pictures = [image for *_, image in pictures]
         rows = [(*key, files.sha256(to_pixels(x).tobytes())[:12]) for *key, x in pictures]
         self.items = pd.DataFrame(rows, columns=PICTURE)
@@ -93,11 +92,7 @@ class Survey:
     @property
     def votes(self) -> pd.DataFrame:
         """Votes on this survey's pictures, one row per vote; `item` is the picture's number."""
-        pictures = self.items[PICTURE].itertuples(index=False, name=None)
-        number = {picture: i for i, picture in enumerate(pictures)}
-        frame = self._all_votes.frame
-        item = [number.get(p, -1) for p in frame[PICTURE].itertuples(index=False, name=None)]
-        return frame.assign(item=item)[np.array(item, dtype=int) >= 0]
+        return number_votes(self._all_votes.frame, self.items, PICTURE)
 
     def judged_by(self, voter: str) -> set[int]:
         """Read the votes again; return the items that a voter has judged."""
@@ -107,15 +102,9 @@ class Survey:
 
     def vote(self, i: int, accepted: bool, voter: str) -> None:
         """Record whether `voter` accepts item i; raise ValueError on a bad argument."""
-        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(self):
-            raise ValueError(f"i: got {i!r}, expected an item's number from 0 to {len(self) - 1}")
+        name = check_vote(i, len(self), voter)
         if not isinstance(accepted, bool):
             raise ValueError(f"accepted: got {accepted!r}, expected True or False")
-        name = voter.strip() if isinstance(voter, str) and voter.isprintable() else ""
-        if not name or name == JUDGES:
-            raise ValueError(
-                f"voter: got {voter!r}, expected a name on one line, other than {JUDGES!r}"
-            )
         self._record(name, {i: accepted})
 
     def ask_judges(self, judges: Sequence[nn.Module]) -> None:
@@ -173,11 +162,5 @@ def _draw(name: str, cfs: Counterfactuals, n: int, seed: int) -> list[Picture]:
     """Draw up to n reached counterfactuals of a method."""
     ids = [str(i) for i in to_list(cfs.ids)]
     rows = [i for i, why in enumerate(cfs.reason) if bool(cfs.reached[i]) and why != core.ALREADY]
-    rows = _shuffle(rows, [f"{name}|{ids[i]}" for i in rows], seed, "survey draw")[:n]
+    rows = shuffle(rows, [f"{name}|{ids[i]}" for i in rows], seed, "survey draw")[:n]
     return [(name, ids[i], int(cfs.target[i]), cfs.counterfactual[i].detach().cpu()) for i in rows]
-
-
-def _shuffle(things: list, keys: list[str], seed: int, stream: str) -> list:
-    """Shuffle in an order that depends on (seed, key) alone, whichever others are there."""
-    noise = core.item_noise(seed, keys, (), stream, "uniform").tolist() if keys else []
-    return [things[j] for j in sorted(range(len(keys)), key=lambda j: (noise[j], keys[j]))]
