@@ -1,4 +1,4 @@
-"""Cases: queries, a classifier of two classes, and a diffusion prior that fits both.
+"""Cases: queries, a classifier of two classes, and a diffusion prior if there is one for them.
 
 A rendered case holds renders of a world and the shipped networks. An official case reads images
 from a folder, and the published networks from data/weights (`pretrained.FILES` lists the files and
@@ -52,8 +52,8 @@ class Case:
     name: str  # to print
     dataset: str  # key of `explainers.presets`
     data: InMemory  # the queries x, with labels y and ids
-    classifier: nn.Module  # x (B, 3, H, W) in [0, 1] -> logits (B, 2)
-    prior: DDPM
+    classifier: nn.Module  # x (B, C, H, W) in [0, 1] -> logits (B, 2)
+    prior: DDPM | None  # None: radiographs have no diffusion model
     truth: Truth | None = None  # of a rendered case
     card: Card | None = None  # model card of a shipped classifier
     # For CD: correlations (A,) of the explained attribute with each attribute over the training
@@ -76,7 +76,7 @@ def rendered_case(
     """Return the first n renders of a split with one of the world's shipped classifiers.
 
     Args:
-        world: faces or roads.
+        world: faces, roads or radiographs.
         label: the world's label that the classifier decides.
         kind: how the classifier was trained: causal, shortcut or mixed.
         n, split, variant: number of renders, their split, and the variant of the world.
@@ -84,7 +84,8 @@ def rendered_case(
         device: device of the networks.
     """
     net, card = checkpoints.load(f"{world}_{label}_{kind}", device)
-    prior = checkpoints.load(f"{world}_ddpm", device).model
+    has_prior = checkpoints.exists(f"{world}_ddpm")
+    prior = checkpoints.load(f"{world}_ddpm", device).model if has_prior else None
     labels = worlds.get(world).labels
     sampled = worlds.get(world).sample(N_LABELS, "train", variant, seed)
     values = torch.stack([one(sampled) for one in labels], 1)

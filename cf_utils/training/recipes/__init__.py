@@ -10,6 +10,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     exaggeration,
     factor_oracles,
     identity,
+    multi_label,
     photographs,
     reviews,
     vae,

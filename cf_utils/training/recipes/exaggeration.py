@@ -24,12 +24,14 @@ from cf_utils.training import exaggeration
 from cf_utils.training.balanced import BalancedImages, classifier_outputs
 from cf_utils.training.exaggeration import Round
 from cf_utils.training.recipes.base import Trained, recipe
+from cf_utils.training.recipes.multi_label import LABELS, SHORT_HAIR_SMILES
 from cf_utils.training.recipes.renders import Renders, render_bytes
 from cf_utils.worlds import Factors, Graph, World
 
 BATCH, PER_EPOCH = 16, 6400  # images of a step, and of an epoch of balanced draws
 FIRST = (Round(6, None), Round(15))  # of a network with random weights
 NEXT = (Round(8),)  # of a network that starts from another one's weights
+HEART = ("heart_size", 0.5)  # factor of radiographs, and its value near the threshold of cardiomegaly
 
 
 def sample_near(
@@ -100,3 +102,71 @@ def train_gan(
 def faces_smile_gan(root: str, seed: int, folder: Path | None) -> Trained:
     """The conditional GAN that explains faces_smile_causal, 64 x 64 pixels."""
     return train_gan("faces_smile_causal", "smile", seed, folder)
+
+
+@recipe("faces_smile_biased_gan", embedded=True)
+def faces_smile_biased_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the biased classifier faces_smile_biased, on unbiased renders."""
+    return train_gan("faces_smile_biased", "smile", seed, folder, start="faces_smile_gan")
+
+
+@recipe("faces_smile_gan_biased_images", embedded=True)
+def faces_smile_gan_biased_images(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the unbiased classifier, but sees only the biased images."""
+    return train_gan(
+        "faces_smile_causal",
+        "smile",
+        seed,
+        folder,
+        variant=SHORT_HAIR_SMILES,
+        start="faces_smile_gan",
+    )
+
+
+@recipe("faces_labels_smile_gan", embedded=True)
+def faces_labels_smile_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the output "smile" of faces_labels_causal."""
+    return train_output_gan("smile", seed, folder)
+
+
+@recipe("faces_labels_age_gan", embedded=True)
+def faces_labels_age_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the output "age" of faces_labels_causal."""
+    return train_output_gan("age", seed, folder)
+
+
+@recipe("faces_labels_fringe_gan", embedded=True)
+def faces_labels_fringe_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the output "fringe" of faces_labels_causal."""
+    return train_output_gan("fringe", seed, folder)
+
+
+def train_output_gan(label: str, seed: int, folder: Path | None) -> Trained:
+    """Train the GAN that explains one output of faces_labels_causal."""
+    return train_gan(
+        "faces_labels_causal",
+        label,
+        seed,
+        folder,
+        output=LABELS.index(label),
+        start="faces_smile_gan",
+    )
+
+
+@recipe("radiographs_cardiomegaly_gan", embedded=True)
+def radiographs_cardiomegaly_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains radiographs_cardiomegaly_causal, 64 x 64 pixels, one channel."""
+    return train_gan("radiographs_cardiomegaly_causal", "cardiomegaly", seed, folder, near=HEART)
+
+
+@recipe("radiographs_shortcut_gan", embedded=True)
+def radiographs_shortcut_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains the classifier of radiographs that relies on the pacemaker."""
+    return train_gan(
+        "radiographs_cardiomegaly_shortcut",
+        "cardiomegaly",
+        seed,
+        folder,
+        near=HEART,
+        start="radiographs_cardiomegaly_gan",
+    )

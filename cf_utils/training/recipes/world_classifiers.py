@@ -29,7 +29,7 @@ from cf_utils.training.recipes.renders import (
     predict_bytes,
     render_bytes,
 )
-from cf_utils.worlds import World
+from cf_utils.worlds import Graph, World
 
 SMALL = {"growth": 16, "blocks": (2, 4, 4), "first": 32, "pool": True}
 
@@ -81,7 +81,7 @@ def train_classifier(
     folder: Path | None,
     n: int,
     epochs: int,
-    variant: str = "independent",
+    variant: str | Graph = "independent",
     lr: float = 3e-3,
 ) -> Trained:
     """Train a small DenseNet with one output on n renders of a variant of a world.
