@@ -81,14 +81,14 @@ def ace_table(
     works = [(names, work) for names, work in official if set(names) & set(columns)]
     rows: dict[str, Row] = {}
     for names, work in works + make.embedded(judge, face, embedded):
-        rows |= _compute(names, work)
+        rows |= compute_columns(names, work)
     order = [*columns, *(name for name in rows if name not in {*FACES, *SCENES})]
     return pd.DataFrame.from_dict(
         {name: rows[name] for name in order}, orient="index", columns=["value", "n", "note"]
     )
 
 
-def _compute(names: tuple[str, ...], work: Callable[[], dict[str, Row]]) -> dict[str, Row]:
+def compute_columns(names: tuple[str, ...], work: Callable[[], dict[str, Row]]) -> dict[str, Row]:
     """Compute columns; where an input is missing, or too few items are valid, the note says so."""
     try:
         found = work()
