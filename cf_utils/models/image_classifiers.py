@@ -1,6 +1,6 @@
 """Image classifiers: the DenseNet-121 that the papers explain, a small DenseNet, and ResNet-50.
 
-All map x (B, 3, H, W) in [0, 1] to (B, outputs) and contain their normalisation. Each output of a
+All map x (B, C, H, W) in [0, 1] to (B, outputs) and contain their normalisation. Each output of a
 DenseNet is the logit of one label: `classifiers.OneOutput(model, i)` is the binary classifier of
 label i, as methods need it.
 """
@@ -23,6 +23,7 @@ from cf_utils.models.weights import channels_last, fill
 Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 IMAGENET_NORM: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF_NORM: Norm = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+GREY_NORM: Norm = ((0.5,), (0.5,))
 PUBLISHED: dict[str, int | tuple[str, ...]] = {  # kind -> number or names of outputs, in order
     "celeba": 40,
     "celebahq": ("Male", "Smiling", "Young"),
@@ -44,20 +45,27 @@ class _Normalised(nn.Module):
             value = torch.tensor(values, device="cpu").view(1, -1, 1, 1)  # never on meta
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (B, outputs) of images x (B, 3, H, W) in [0, 1]."""
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless x has the shape (B, C, H, W), with the network's channels."""
         if x.ndim != 4 or x.shape[1] != self.mean.shape[1]:
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, expected images (B, {self.mean.shape[1]}, H, W)"
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (B, outputs) of images x (B, C, H, W) in [0, 1]."""
+        self.check(x)
         return self.net((x - self.mean) / self.std)
 
 
 class ImageDenseNet(_Normalised):
     """torchvision's DenseNet-121 (Huang et al., 2017) without pretrained weights."""
 
-    def __init__(self, outputs: int = 1):
-        super().__init__(models.densenet121(weights=None, num_classes=outputs), HALF_NORM)
+    def __init__(self, outputs: int = 1, channels: int = 3):
+        net = models.densenet121(weights=None, num_classes=outputs)
+        if channels != 3:
+            net.features.conv0 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        super().__init__(net, ((0.5,) * channels, (0.5,) * channels))
 
 
 class ImageResNet(_Normalised):
@@ -72,6 +80,7 @@ class SmallDenseNet(_Normalised):
 
     SiLU and average pooling replace ReLU and maximum, so that its gradient is continuous. `pool`
     halves the resolution before the first block, which saves three quarters of the time.
+    `channels`: 3 for colours, 1 for grey levels.
     """
 
     def __init__(
@@ -81,20 +90,24 @@ class SmallDenseNet(_Normalised):
         blocks: tuple[int, ...] = (4, 6, 8),
         first: int = 32,
         pool: bool = False,
+        channels: int = 3,
     ):
+        if channels not in (1, 3):
+            raise ValueError(f"channels: got {channels}, expected 1 or 3")
         build: Any = models.DenseNet  # its annotation demands four blocks
         net = build(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
         # small images: a stride of 2 instead of 4 before the first block
-        net.features.conv0 = nn.Conv2d(3, first, 5, 2, 2, bias=False)
+        net.features.conv0 = nn.Conv2d(channels, first, 5, 2, 2, bias=False)
         net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
         for module in net.modules():
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, nn.SiLU())
-        super().__init__(net, HALF_NORM)
+        super().__init__(net, GREY_NORM if channels == 1 else HALF_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (B, outputs) of images x (B, 3, H, W) in [0, 1]."""
+        """Return the outputs (B, outputs) of images x (B, channels, H, W) in [0, 1]."""
+        self.check(x)
         net: Any = self.net
         features, classifier = net.features, net.classifier
         return classifier(F.silu(features((x - self.mean) / self.std)).mean((2, 3)))

@@ -8,6 +8,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     digit_judges,
     digits,
     exaggeration,
+    exaggeration_official,
     factor_oracles,
     identity,
     multi_label,
