@@ -13,7 +13,7 @@ and returns one value per item, NaN where undefined; report the mean with n. Ter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -158,7 +158,11 @@ def unused_factor_moved(displacement: Displacement, uses: Uses, max_change: floa
 
 
 def semantic_validity(
-    cfs: Counterfactuals, factors: Factors, classifier: nn.Module, displacement: Displacement
+    cfs: Counterfactuals,
+    factors: Factors,
+    classifier: nn.Module,
+    displacement: Displacement,
+    only: Sequence[str] | None = None,
 ) -> Tensor:
     """Whether the decision still flips if the renderer makes the change that the oracle read.
 
@@ -166,16 +170,24 @@ def semantic_validity(
     clamped to its scale, and the image is rendered again with the same random streams. Adversarial
     noise moves no factor and scores 0. The reference is the score of `baselines.TrueChange`.
 
-    Args: factors: rows that rendered the queries; displacement: `measure` of `cfs`.
+    Args:
+        factors: rows that rendered the queries.
+        displacement: `measure` of `cfs`.
+        only: factors to displace, such as `used_factors`; the others stay. None: all of them.
+
     Returns: 0 where the explanation is not valid, NaN where there is nothing to explain.
     """
     check_factors(cfs, factors)
-    candidates = displacement.reliable.any(1) & cfs.valid & ~displacement.undefined
+    made = displacement.reliable
+    if only is not None:
+        factor = [oracle_columns.factor_of(column) for column in displacement.names]
+        made = made & torch.tensor([name in only for name in factor], device=made.device)
+    candidates = made.any(1) & cfs.valid & ~displacement.undefined
     rows = candidates.cpu().nonzero().flatten()
     size = (cfs.query.shape[2], cfs.query.shape[3])
     flips = torch.zeros(len(cfs), dtype=torch.float64)
     for at in rows.split(500) if len(rows) else ():
-        change, reliable = displacement.value[at], displacement.reliable[at]
+        change, reliable = displacement.value[at], made[at]
         moved = oracle_columns.displace(factors.take(at), displacement.names, change, reliable)
         x = factors.world.render(moved, size).to(cfs.query)
         flips[at] = (predict(classifier, x).argmax(1) == cfs.target[at]).double().cpu()

@@ -1,0 +1,97 @@
+"""The truth table, and semantic validity of used factors only, in a world with closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cf_utils.evaluation import baselines
+from cf_utils.evaluation.truth import displacement, true_counterfactuals
+from cf_utils.evaluation.truth.table import overshoot, truth_table
+from tests.stripes import (
+    USES,
+    USES_BOTH,
+    Perfect,
+    Stripe,
+    data,
+    make_counterfactuals,
+    render_moved,
+)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    rows, f = data(), Stripe()
+    return rows, f, 1 - f(rows.x).argmax(1)
+
+
+def test_only_the_named_factors_are_displaced():
+    """A classifier of either stripe, and an edit of the right one: only "right" keeps the flip."""
+    rows, f = data(), Stripe(also=True)
+    dark = rows.factors["left"].maximum(rows.factors["right"]) < 0.45
+    x = render_moved(rows, right=torch.full((24,), 0.9))
+    cfs = make_counterfactuals(rows, f, x, torch.ones(24, dtype=torch.int64))
+    read = displacement.measure(cfs, Perfect())
+    found = {
+        only: displacement.semantic_validity(cfs, rows.factors, f, read, only)[dark]
+        for only in (None, ("left",), ("right",), ("left", "right"))
+    }
+    assert dark.any()
+    assert (found[None] == 1).all() and (found["right",] == 1).all()
+    assert (found["left", "right"] == 1).all() and (found["left",] == 0).all()
+
+
+def test_overshoot_compares_with_the_nearest_true_counterfactual(toy):
+    rows, f, target = toy
+    own = rows.factors["left"]
+    for share in (1.5, 0.5, -0.2):
+        exact = 0.5 + 0.04 * (2 * target - 1)  # the value at which the score is that of `wanted`
+        left = own + share * (exact - own)
+        inside = (left >= 0) & (left <= 1)
+        x = render_moved(rows, left=left.clamp(0, 1))
+        cfs = make_counterfactuals(rows, f, x, target)
+        reference = make_counterfactuals(rows, f, render_moved(rows, left=exact), target)
+        members = true_counterfactuals.find(reference, rows.factors, f, USES)
+        found = overshoot(cfs, displacement.measure(cfs, Perfect()), members, rows.factors)
+        far = inside & ((exact - own).abs() > 0.1)
+        expected = torch.full((int(far.sum()),), share).double()
+        torch.testing.assert_close(found[far], expected, atol=0.12, rtol=0)
+
+
+def test_rows_of_the_table_equal_the_single_metrics(toy):
+    rows, f, target = toy
+    found = baselines.baseline_rows(f, rows, target, USES)
+    noisy = (rows.x + 0.03).clamp(0, 1)
+    table = truth_table(found, rows.factors, f, USES, Perfect(), zero_edits={"true": noisy})
+    assert list(table.index) == ["no change", "PGD", "true"] and (table.n == 24).all()
+    true = table.loc["true"]
+    assert true.semantic_validity > 0.85 and true.true_gain > 0.9
+    assert true.semantic_validity_used == true.semantic_validity
+    assert true.overshoot == pytest.approx(1, abs=0.1)
+    assert true.unused_factor_moved == 0 and true.unused_factor_moved_zero_edit == 1
+    none = table.loc["no change"]
+    assert none.validity == 0 and none.true_gain == pytest.approx(0) and none.overshoot == 0
+    assert torch.isnan(torch.tensor(none.unused_factor_moved_zero_edit))
+    for name, cfs in found.items():
+        read = displacement.measure(cfs, Perfect())
+        own = displacement.unused_factor_moved(read, USES).nanmean().item()
+        assert table.loc[name, "unused_factor_moved"] == own
+
+
+def test_an_unreadable_factor_has_no_verdict(toy):
+    rows, f, target = toy
+    x = render_moved(rows, left=target.float(), right=1 - rows.factors["right"])
+    cfs = {"method": make_counterfactuals(rows, f, x, target)}
+    moved = truth_table(cfs, rows.factors, f, USES, Perfect()).loc["method"]
+    without = truth_table(cfs, rows.factors, f, USES, Perfect(), readable=("left", "shade"))
+    assert moved.unused_factor_moved > 0.3
+    assert without.loc["method"].unused_factor_moved == 0
+
+
+def test_a_used_factor_counts_by_the_card(toy):
+    rows, f, target = toy
+    x = render_moved(rows, right=1 - rows.factors["right"])
+    cfs = {"method": make_counterfactuals(rows, f, x, target)}
+    assert truth_table(cfs, rows.factors, f, USES, Perfect()).loc["method"].used_factor_moved == 0
+    both = truth_table(cfs, rows.factors, f, USES_BOTH, Perfect()).loc["method"]
+    assert both.used_factor_moved > 0.8
