@@ -21,7 +21,7 @@ NAMED = {
     "dime": {"prior": None},
     "fastdime": {"prior": None},
 }
-REQUIRED = {"constraints": None, "mad": None, "autoencoder": nn.Identity()}
+REQUIRED = {"constraints": None, "mad": None, "autoencoder": nn.Identity(), "model": None}
 
 # SHA-256 of the JSON of all settings, defaults included, as they enter the keys of stored batches.
 DESCRIPTIONS = {
@@ -60,6 +60,15 @@ DESCRIPTIONS = {
     ("fastdime", "bdd", None): "fd458d93c707",
     ("fastdime", "faces", None): "2685f10c1e95",
     ("fastdime", "roads", None): "eafa5ea600ca",
+    ("xgem", "faces", None): "2f848a81387f",
+    ("xgem", "radiographs", None): "2f848a81387f",
+    ("xgem", "celeba", None): "2f848a81387f",
+    ("xgem", "faces", "survey"): "ebcff54f23df",
+    ("xgem", "radiographs", "survey"): "ebcff54f23df",
+    ("xgem", "celeba", "survey"): "ebcff54f23df",
+    ("latent_shift", "faces", None): "e68d816be182",
+    ("latent_shift", "radiographs", None): "e68d816be182",
+    ("latent_shift", "celeba", None): "e68d816be182",
 }
 
 

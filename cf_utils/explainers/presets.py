@@ -34,6 +34,8 @@ CLASSES = {  # method -> (module, class); imported on demand, some modules load 
     "ace": ("ace", "ACE"),
     "dime": ("dime", "DiME"),
     "fastdime": ("dime", "DiME"),
+    "xgem": ("xgem", "XGEM"),
+    "latent_shift": ("latent_shift", "LatentShift"),
 }
 
 
@@ -120,6 +122,10 @@ SPHERES = {"bounds": None, "clamp": False}
 FASTDIME = {"fast": True, "own_mask": True, "dilation": 5}
 DIME_BDD = {"steps": 45, "refine": ("100", 5), "threshold": 0.05}
 DIME_FACES = {"steps": 45, "dilation": 7}
+VAE_IMAGES = ("faces", "radiographs", "celeba")
+XGEM = {"model": REQUIRED, "lam": 0.001}
+SURVEY = {"model": REQUIRED, "lam": 0.003, "stop": False}
+SHIFT = {"model": REQUIRED}
 
 PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
     "gradual": {
@@ -228,5 +234,19 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             DIME_FACES | {"fast": True},
         ),
         ("roads", None): ("by hand: as on BDD, not tuned", DIME_BDD | {"fast": True}),
+    },
+    # lam weighs the sum of |x - D(z)| over all values of an image
+    "xgem": {
+        **{
+            (name, None): ("by hand: not tuned; the papers print no lambda", XGEM)
+            for name in VAE_IMAGES
+        },
+        **{
+            (name, "survey"): ("by hand: Eq. 1 of the survey, minimised to its end", SURVEY)
+            for name in VAE_IMAGES
+        },
+    },
+    "latent_shift": {
+        (name, None): ("by hand: the paper searches the amount, too", SHIFT) for name in VAE_IMAGES
     },
 }
