@@ -175,7 +175,7 @@ def train(
 @app.command()
 def tune(
     world: Annotated[str, Argument(help="faces or roads.", metavar="WORLD")],
-    method: Annotated[str, Option(help="ace, dime, fastdime, dime_pasted.", metavar="NAME")],
+    method: Annotated[str, Option(help="ace, dime, fastdime, dime_pasted, xgem.", metavar="NAME")],
     label: Annotated[str, Option(help="Default: the main label.", metavar="NAME")] = "",
     kind: Annotated[str, Option(help="causal, shortcut or mixed.", metavar="KIND")] = "causal",
     n: Annotated[int, Option(help="Validation queries.", metavar="N")] = 64,

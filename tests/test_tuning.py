@@ -20,11 +20,14 @@ from cf_utils.core import files
 from cf_utils.explainers import presets
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
+from cf_utils.explainers.xgem import XGEM
 from cf_utils.harness import cases
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.generators import diffusion
+from cf_utils.models.generators.latent import LatentModel
+from cf_utils.models.generators.vae import VAE
 from cf_utils.training.tuning import session
 from cf_utils.training.tuning import tuner as tuner_file
 from cf_utils.training.tuning.grids import GRIDS, METHODS, PAPER, build_paper_setting, combine
@@ -40,6 +43,7 @@ from cf_utils.training.tuning.record import (
 from cf_utils.training.tuning.tuner import Tuner, tune
 from tests.stripes import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
+WITH_PRIOR = [name for name, method in METHODS.items() if method.generator == "prior"]
 RECORDS = sorted((files.ROOT / "results" / "tuning").glob("*.json"))
 
 
@@ -165,16 +169,28 @@ def find_differences(a, b):
 
 
 @pytest.mark.parametrize("world", GRIDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_PRIOR)
 def test_every_method_has_24_settings_that_its_explainer_accepts(world, method):
     prior, explainers = build_all(world, method)
     x = torch.full((1, 3, *SIZES[world]), 0.5)
-    assert GRIDS[world].keys() == METHODS.keys() and len(explainers) == 24
+    assert GRIDS[world].keys() == set(WITH_PRIOR) | ({"xgem"} if world == "faces" else set())
+    assert len(explainers) == 24
     assert len({str(core.describe(whole)) for _, whole in explainers}) == 24
     for explain in (e for pair in explainers for e in pair if e is not None):
         explain.check(x, torch.zeros(1, 2))
         assert explain.seed == 3 and explain.prior is prior
     assert METHODS[method].floor == (0.95 if method == "ace" else 0.9)
+
+
+def test_xgem_has_three_lambda_and_its_preset_is_the_first():
+    model = VAE((16, 16), 3, (2, 2, 2, 2, 2), 2)
+    pairs = [METHODS["xgem"].build(model, 3, s) for s in GRIDS["faces"]["xgem"]]
+    assert len({whole.lam for _, whole in pairs}) == 3 and METHODS["xgem"].floor == 0.9
+    for search, whole in pairs:
+        assert search is None and whole.model is model and (whole.tau, whole.seed) == (0.9, 3)
+        whole.check(torch.zeros(1, 3, 16, 16), torch.zeros(1, 2))
+    preset = presets.get("xgem", "faces").build(model=model, tau=0.9, seed=3)
+    assert not find_differences(pairs[PAPER][1], preset)
 
 
 @pytest.mark.parametrize("world", GRIDS)
@@ -486,6 +502,55 @@ def test_pasted_dime_reuses_the_searches_of_dime(case, tmp_path):
     assert (seconds > cfs.seconds).all()
     fast = build_tuner(case, tmp_path, "fastdime", [search]).build(0)[1]
     assert fast.fast and not fast.pasted
+
+
+class StripeModel(LatentModel):
+    """Codes are the three stripes' values; noise and the child's echo are not encoded."""
+
+    def encode(self, x):
+        return read_stripes(x)
+
+    def decode(self, z):
+        x = torch.full((len(z), 3, 16, 16), LOW).to(z)
+        for k, at in enumerate(STRIPES.values()):
+            x[..., at] = LOW + SPAN * z[:, k, None, None, None]
+        return x
+
+
+def test_xgem_is_tuned_with_its_own_generator_and_the_null_of_its_zero_edit(case, tmp_path):
+    grid = [{"lam": lam} for lam in (0.001, 0.1)]
+    tuner = build_tuner(case, tmp_path, "xgem", grid, generator=StripeModel())
+    f, x, factors = case.classifier, case.data.x, case.data.factors
+    null = (read_stripes(StripeModel()(x)) - read_stripes(x)).square().mean(0).sqrt()
+    for k, setting in enumerate(grid):
+        cfs = XGEM(model=StripeModel(), tau=0.9, **setting)(f, x, 1 - f(x).argmax(1))
+        change = read_stripes(cfs.counterfactual) - read_stripes(x)
+        row, moved = tuner.measure(k), change.abs() > 2 * null
+        assert row["settings"] == setting and row["measured"] == 12
+        assert row["flip_rate"] == cfs.valid.double().mean()
+        assert row["used_factor_moved"] == moved[:, 0].double().mean()
+        edited = factors.move("left", (factors["left"] + change[:, 0].float()).clamp(0, 1))
+        flipped = f(TOY.render(edited).double()).argmax(1) == cfs.target
+        assert [int(c) for c in row["items"]] == (flipped & cfs.valid).int().tolist()
+    assert case.prior.unet.calls == 0
+
+
+def test_a_session_loads_the_vae_for_xgem_and_names_it_in_the_record(monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        checkpoints, "load", lambda name, device: loaded.append(name) or Loaded("a VAE", None)
+    )
+    for name in ("faces_smile_causal", "faces_ddpm", "faces_oracle", "faces_vae"):
+        files.write_json(tmp_path / f"{name}.json", {"sha256": f"hash of {name}"})
+    queries = session.Queries("faces", device="cpu")
+    assert session._load_generator(queries, "xgem") == "a VAE" and loaded == ["faces_vae"]
+    assert session._load_generator(queries, "ace") is None
+    hashes = session._describe(queries, "xgem")["checkpoints"]
+    assert hashes.keys() == {"faces_smile_causal", "faces_vae", "faces_oracle"}
+    assert "faces_ddpm" in session._describe(queries, "ace")["checkpoints"]
+    with pytest.raises(ValueError, match="--method: got 'xgem'"):
+        session.list_settings("roads", "xgem")
 
 
 # the session

@@ -1,4 +1,4 @@
-"""Grids: the settings that the tuning rule tries, 24 per world and method.
+"""Grids: the settings that the tuning rule tries, 24 per world and method; three lambda of xGEM.
 
 Decisions:
 * Setting 0 is the paper's: the values of the authors' scripts, except that the dilation of the mask
@@ -10,6 +10,8 @@ Decisions:
 * The grid of roads includes gradient descent: their causes are small, and signed steps move every
   pixel.
 * All attacks have 50 iterations, so that no setting takes longer than another.
+* xGEM's papers print no lambda. Its setting 0 is the preset's; the others are a tenth and three
+  times of it. Its target probability is 0.9, at which it is compared with other latent methods.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from cf_utils.core import Explainer
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
-from cf_utils.models.generators.diffusion import DDPM
+from cf_utils.explainers.xgem import XGEM
 
 Grid = Sequence[Mapping[str, Any]]
 
@@ -39,20 +43,23 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # added to every setting
     # Changes that make the explainer of a shared search; None: nothing is shared.
     search: Mapping[str, Any] | None = None
+    generator: str = "prior"  # argument of the explainer that takes the generative model
+    checkpoint: str = "ddpm"  # of the generative model: <world>_<checkpoint>
 
     def build(
-        self, prior: DDPM, seed: int, setting: Mapping[str, Any]
+        self, generator: nn.Module, seed: int, setting: Mapping[str, Any]
     ) -> tuple[Explainer | None, Explainer]:
         """Return the explainer of the shared search, or None, and that of the whole setting.
 
         Settings that differ in `AFTER_SEARCH` alone have equal searches. Pass a search's result to
         the whole explainer as `reuse`.
         """
-        whole = self.explainer(prior=prior, seed=seed, **self.fixed, **setting)
+        parts = {self.generator: generator, "seed": seed}
+        whole = self.explainer(**parts, **self.fixed, **setting)
         if self.search is None:
             return None, whole
         shared = {name: value for name, value in setting.items() if name not in AFTER_SEARCH}
-        return self.explainer(prior=prior, seed=seed, **self.search, **shared), whole
+        return self.explainer(**parts, **self.search, **shared), whole
 
 
 METHODS = {
@@ -60,6 +67,7 @@ METHODS = {
     "dime": Method(DiME, 0.90),
     "fastdime": Method(DiME, 0.90, {"fast": True}),
     "dime_pasted": Method(DiME, 0.90, {"pasted": True}, search={}),
+    "xgem": Method(XGEM, 0.90, {"tau": 0.9}, generator="model", checkpoint="vae"),
 }
 
 
@@ -115,7 +123,8 @@ GRIDS = {
         ("50", "33", "25"),
         ((0.15, 7), (0.3, 7), (0.05, 7), (0.15, 15)),
         (60, 45, 34, 17),
-    ),
+    )
+    | {"xgem": _vary("lam", 0.001, 0.0001, 0.003)},
     "roads": _build_grids(
         (
             {"spacing": "100", "lam": 0.001, "step": 1 / 255},
@@ -132,6 +141,6 @@ GRIDS = {
 }
 
 
-def build_paper_setting(world: str, method: str, prior: DDPM, seed: int = 0) -> Explainer:
+def build_paper_setting(world: str, method: str, generator: nn.Module, seed: int = 0) -> Explainer:
     """Return a method with its paper's setting for a world: setting 0 of the grid."""
-    return METHODS[method].build(prior, seed, GRIDS[world][method][PAPER])[1]
+    return METHODS[method].build(generator, seed, GRIDS[world][method][PAPER])[1]

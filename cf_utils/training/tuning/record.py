@@ -116,9 +116,11 @@ def build_record(
     }
 
 
-def read_checkpoint_hashes(world: str, label: str, kind: str) -> dict[str, str]:
-    """Return the hashes of classifier, prior and oracle by checkpoint name."""
-    names = (f"{world}_{label}_{kind}", f"{world}_ddpm", f"{world}_oracle")
+def read_checkpoint_hashes(
+    world: str, label: str, kind: str, generator: str = "ddpm"
+) -> dict[str, str]:
+    """Return the hashes of classifier, generative model and oracle by checkpoint name."""
+    names = (f"{world}_{label}_{kind}", f"{world}_{generator}", f"{world}_oracle")
     return {name: checkpoints.read_card(name).sha256 for name in names}
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cf_utils import core
 from cf_utils.core.choices import check_choice
 from cf_utils.datasets import rendered
@@ -86,6 +88,7 @@ def measure(
     oracle = checkpoints.load(f"{queries.world}_oracle", kind="oracle")
     tuner = Tuner(
         case=_load_case(queries),
+        generator=_load_generator(queries, method),
         oracle=oracle,
         method=method,
         grid=grid,
@@ -109,9 +112,18 @@ def _load_case(queries: Queries) -> cases.Case:
     return cases.rendered_case(q.world, q.label, q.kind, q.n, "validation", q.seed, device)
 
 
+def _load_generator(queries: Queries, method: str) -> nn.Module | None:
+    """Return the method's generative model, or None if it is the prior of the case."""
+    spec = METHODS[method]
+    if spec.generator == "prior":
+        return None
+    name = f"{queries.world}_{spec.checkpoint}"
+    return checkpoints.load(name, core.pick_device(queries.device)).model
+
+
 def _grid(world: str, method: str) -> Sequence[Any]:
     check_choice("world", world, GRIDS)
-    check_choice("--method", method, METHODS)
+    check_choice("--method", method, GRIDS[world])
     return GRIDS[world][method]
 
 
@@ -138,5 +150,5 @@ def _describe(queries: Queries, method: str) -> dict[str, Any]:
         "split": "validation",
         "n": q.n,
         "seed": q.seed,
-        "checkpoints": read_checkpoint_hashes(q.world, q.label, q.kind),
+        "checkpoints": read_checkpoint_hashes(q.world, q.label, q.kind, METHODS[method].checkpoint),
     }

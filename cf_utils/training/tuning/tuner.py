@@ -59,6 +59,7 @@ class Tuner:
     method: str  # a key of `METHODS`
     grid: Grid
     folder: Path  # of the stored explanations
+    generator: nn.Module | None = None  # of the method; None: the case's prior
     batch: int = 8  # images explained at once
     seed: int = 0
     device: torch.device | str = "cpu"  # of the case's networks
@@ -100,7 +101,8 @@ class Tuner:
 
     def build(self, k: int) -> tuple[Explainer | None, Explainer]:
         """Return setting k's shared search, or None, and its explainer (see `Method.build`)."""
-        return self.spec.build(self.case.prior, self.seed, self.grid[k])
+        generator = self.case.prior if self.generator is None else self.generator
+        return self.spec.build(generator, self.seed, self.grid[k])
 
     def check_settings(self, numbers: Sequence[int]) -> None:
         """Raise the method's ValueError if a setting does not fit, before any search."""
@@ -152,11 +154,27 @@ class Tuner:
             )
         return self.null_cache[spacing, steps]
 
+    def null_of(self, explain: Explainer) -> Tensor:
+        """Return `displacement.null_sd` (K,) of a setting's generative model.
+
+        Methods with a diffusion prior are measured by their filter, others by their zero edit.
+        """
+        if self.generator is None:
+            return self.null_sd(explain.spacing, explain.steps)
+        key = ("zero edit", 0)
+        if key not in self.null_cache:
+            x, ids = self.x.split(self.batch), self.case.data.ids.split(self.batch)
+            unedited = [explain.zero_edit(*pair) for pair in zip(x, ids, strict=True)]
+            self.null_cache[key] = displacement.null_sd(
+                self.oracle.model, self.x.cpu(), torch.cat(unedited).cpu()
+            )
+        return self.null_cache[key]
+
     def measure_items(self, k: int, rows: slice) -> dict[str, Tensor]:
         """Return the measurements of setting k per item of a batch, (B,) each. Raises OutOfTime."""
         _, whole = self.build(k)
         cfs, seconds = self.explain(k, rows)
-        null = self.null_sd(whole.spacing, whole.steps)
+        null = self.null_of(whole)
         moved = displacement.measure(cfs, self.oracle.model, null)
         factors = self.truth.factors.take(rows)
         validity = displacement.semantic_validity(cfs, factors, self.cpu_classifier, moved)
