@@ -24,6 +24,14 @@ FIGURES = {
         "flip_rate_early",
         "peak_mib",
     },
+    "exaggeration": {
+        "training_overhead",
+        "speedup_bfloat16",
+        "explain_overhead",
+        "seconds_an_image",
+        "slider_seconds",
+        "max_abs_difference",
+    },
     "gradual": {
         "speedup_batch64",
         "max_abs_difference",
@@ -56,6 +64,7 @@ LIMITS = {  # figure -> lowest and highest value; all figures are finite and at 
         "unet_passes_an_image": (3 * 5 + 5, 3 * 5 + 5),  # the attack's and the refinement's
         "peak_mib_checkpoint": (1, math.inf),
     },
+    "exaggeration": {"max_abs_difference": (0, 1e-4)},
     "gradual": {"max_abs_difference": (0, 1e-9), "passes_overhead": (2 * 20 + 1, math.inf)},
     "layout": {"max_abs_difference": (0, 1e-4)},
     "tabular": {"limit_gradual": (1e-9, 1.1), "same_spheres_query": (1, 1)},
