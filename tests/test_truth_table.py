@@ -61,14 +61,13 @@ def test_overshoot_compares_with_the_nearest_true_counterfactual(toy):
 def test_rows_of_the_table_equal_the_single_metrics(toy):
     rows, f, target = toy
     found = baselines.baseline_rows(f, rows, target, USES)
-    noisy = (rows.x + 0.03).clamp(0, 1)
-    table = truth_table(found, rows.factors, f, USES, Perfect(), zero_edits={"true": noisy})
+    table = truth_table(found, rows.factors, f, USES, Perfect(), zero_edits={"true": rows.x})
     assert list(table.index) == ["no change", "PGD", "true"] and (table.n == 24).all()
     true = table.loc["true"]
     assert true.semantic_validity > 0.85 and true.true_gain > 0.9
     assert true.semantic_validity_used == true.semantic_validity
     assert true.overshoot == pytest.approx(1, abs=0.1)
-    assert true.unused_factor_moved == 0 and true.unused_factor_moved_zero_edit == 1
+    assert true.unused_factor_moved == 0 and true.unused_factor_moved_zero_edit == 0
     none = table.loc["no change"]
     assert none.validity == 0 and none.true_gain == pytest.approx(0) and none.overshoot == 0
     assert torch.isnan(torch.tensor(none.unused_factor_moved_zero_edit))
@@ -95,3 +94,20 @@ def test_a_used_factor_counts_by_the_card(toy):
     assert truth_table(cfs, rows.factors, f, USES, Perfect()).loc["method"].used_factor_moved == 0
     both = truth_table(cfs, rows.factors, f, USES_BOTH, Perfect()).loc["method"]
     assert both.used_factor_moved > 0.8
+
+
+def test_all_methods_share_the_largest_null(toy):
+    """A method whose zero edit shifts `right` by 0.1 raises the threshold of both methods to 0.2."""
+    rows, f, target = toy
+    right = rows.factors["right"]
+    step = torch.where(right < 0.5, 0.15, -0.15)
+    x = render_moved(rows, left=target.float(), right=right + step)
+    found = dict.fromkeys(("a", "b"), make_counterfactuals(rows, f, x, target))
+    readable = ("left", "right")
+    alone = truth_table(found, rows.factors, f, USES, Perfect(), readable=readable)
+    assert alone.unused_factor_moved.tolist() == [1, 1]
+    loose = render_moved(rows, right=right + step / 1.5)
+    args = (found, rows.factors, f, USES, Perfect())
+    table = truth_table(*args, readable=readable, zero_edits={"a": loose})
+    assert table.unused_factor_moved.tolist() == [0, 0]
+    assert table.loc["a"].unused_factor_moved_zero_edit == 0  # 0.1 is within 2 * 0.1

@@ -29,7 +29,8 @@ def truth_table(
 ) -> pd.DataFrame:
     """Compare explanations of the same renders with what is known about them.
 
-    All methods share one threshold for "moved", the oracle's own null. Columns:
+    All methods share one threshold for "moved": per column, the largest null of the oracle and of
+    the methods' zero edits. Columns:
 
     * n, validity, score: explained items, share that flips, mean probability of the target.
     * semantic_validity, semantic_validity_used: see `displacement.semantic_validity`; the second
@@ -50,9 +51,10 @@ def truth_table(
         zero_edits: method -> images of its zero edit, (B, C, H, W).
     """
     quiet = uses if readable is None else {k: v for k, v in uses.items() if k in readable}
-    used, rows = moves.used_factors(uses), {}
+    used, rows, zero_edits = moves.used_factors(uses), {}, zero_edits or {}
+    null = common_null(oracle, next(iter(found.values())).query, zero_edits)
     for name, cfs in found.items():
-        read = moves.measure(cfs, oracle)
+        read = moves.measure(cfs, oracle, null)
         members = true_counterfactuals.find(cfs, factors, classifier, uses)
         valid = {
             only: moves.semantic_validity(cfs, factors, classifier, read, only).nanmean().item()
@@ -68,7 +70,7 @@ def truth_table(
             "used_factor_moved": moves.used_factor_moved(read, uses).nanmean().item(),
             "unused_factor_moved": moves.unused_factor_moved(read, quiet).nanmean().item(),
             "unused_factor_moved_zero_edit": _unused_by_zero_edit(
-                cfs, (zero_edits or {}).get(name), oracle, quiet
+                cfs, zero_edits.get(name), oracle, null, quiet
             ),
             "true_gain": true_counterfactuals.true_gain(cfs, members).nanmean().item(),
             "overshoot": overshoot(cfs, read, members, factors).nanmedian().item(),
@@ -77,13 +79,21 @@ def truth_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def common_null(oracle: Oracle, query: Tensor, zero_edits: Mapping[str, Tensor]) -> Tensor:
+    """Return the largest null standard deviation of the oracle and of all zero edits, (K,)."""
+    null = oracle.null
+    for unedited in zero_edits.values():
+        null = torch.maximum(null, moves.null_sd(oracle, query, unedited).to(null))
+    return null
+
+
 def _unused_by_zero_edit(
-    cfs: Counterfactuals, unedited: Tensor | None, oracle: Oracle, uses: Uses
+    cfs: Counterfactuals, unedited: Tensor | None, oracle: Oracle, null: Tensor, uses: Uses
 ) -> float:
     """Share of the unused factors that a zero edit moves; NaN without one."""
     if unedited is None:
         return float("nan")
-    read = moves.measure(dataclasses.replace(cfs, counterfactual=unedited), oracle)
+    read = moves.measure(dataclasses.replace(cfs, counterfactual=unedited), oracle, null)
     return moves.unused_factor_moved(read, uses).nanmean().item()
 
 
