@@ -97,7 +97,7 @@ def test_a_used_factor_counts_by_the_card(toy):
 
 
 def test_all_methods_share_the_largest_null(toy):
-    """A method whose zero edit shifts `right` by 0.1 raises the threshold of both methods to 0.2."""
+    """A zero edit that shifts `right` by 0.1 raises the threshold of both methods to 0.2."""
     rows, f, target = toy
     right = rows.factors["right"]
     step = torch.where(right < 0.5, 0.15, -0.15)
