@@ -21,7 +21,13 @@ NAMED = {
     "dime": {"prior": None},
     "fastdime": {"prior": None},
 }
-REQUIRED = {"constraints": None, "mad": None, "autoencoder": nn.Identity(), "model": None}
+REQUIRED = {
+    "constraints": None,
+    "mad": None,
+    "autoencoder": nn.Identity(),
+    "model": None,
+    "gan": None,
+}
 
 # SHA-256 of the JSON of all settings, defaults included, as they enter the keys of stored batches.
 DESCRIPTIONS = {
@@ -69,6 +75,10 @@ DESCRIPTIONS = {
     ("latent_shift", "faces", None): "e68d816be182",
     ("latent_shift", "radiographs", None): "e68d816be182",
     ("latent_shift", "celeba", None): "e68d816be182",
+    ("exaggeration", "faces", None): "22a9b884d793",
+    ("exaggeration", "radiographs", None): "22a9b884d793",
+    ("exaggeration", "celeba", None): "22a9b884d793",
+    ("exaggeration", "chexpert", None): "22a9b884d793",
 }
 
 

@@ -36,6 +36,7 @@ CLASSES = {  # method -> (module, class); imported on demand, some modules load 
     "fastdime": ("dime", "DiME"),
     "xgem": ("xgem", "XGEM"),
     "latent_shift": ("latent_shift", "LatentShift"),
+    "exaggeration": ("exaggeration", "Exaggeration"),
 }
 
 
@@ -123,6 +124,7 @@ FASTDIME = {"fast": True, "own_mask": True, "dilation": 5}
 DIME_BDD = {"steps": 45, "refine": ("100", 5), "threshold": 0.05}
 DIME_FACES = {"steps": 45, "dilation": 7}
 VAE_IMAGES = ("faces", "radiographs", "celeba")
+GAN_IMAGES = (*VAE_IMAGES, "chexpert")
 XGEM = {"model": REQUIRED, "lam": 0.001}
 SURVEY = {"model": REQUIRED, "lam": 0.003, "stop": False}
 SHIFT = {"model": REQUIRED}
@@ -248,5 +250,9 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
     },
     "latent_shift": {
         (name, None): ("by hand: the paper searches the amount, too", SHIFT) for name in VAE_IMAGES
+    },
+    # all other settings are those of the GAN's training, which its model card lists
+    "exaggeration": {
+        (name, None): ("paper: ten bins, a step of 0.1", {"gan": REQUIRED}) for name in GAN_IMAGES
     },
 }
