@@ -24,7 +24,7 @@ from cf_utils.models.weights import channels_last, mismatches
 
 FOLDER = files.ROOT / "results" / "checkpoints"  # of the shipped checkpoints
 _LOADED: dict[str, str] = {}  # what `loaded` returns
-KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion", "gan")
+KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion", "gan", "segmenter")
 
 
 class Loaded(NamedTuple):
@@ -60,6 +60,7 @@ REGISTRY: dict[str, Architecture] = {
     **_register("autoencoder", "generators.adversarial_autoencoder", "AdversarialAutoencoder"),
     **_register("autoencoder", "generators.vae", "VAE"),
     **_register("gan", "generators.cgan", "ConditionalGAN"),
+    **_register("segmenter", "segmentation", "UNet"),
     "DDPM": Architecture("diffusion", "cf_utils.models.generators.diffusion", "build"),
 }
 
