@@ -227,7 +227,7 @@ def difference_table(
     real: Tensor,
     face: nn.Module | None = None,
     realism: nn.Module | None = None,
-    draws: int = 200,
+    draws: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
     """First method minus second on the same queries, with paired 95 % bootstrap intervals.

@@ -50,7 +50,7 @@ def expected_response(response: Tensor, bins: int = 10) -> Tensor:
             f"{response.max():.3g}, expected probabilities (B,)"
         )
     steps = torch.arange(bins, device=response.device) - bin_of(response, bins)[:, None]
-    return (response[:, None] + steps.to(response) / bins).clamp(0, 1)  # clamps rounding errors alone
+    return (response[:, None] + steps.to(response) / bins).clamp(0, 1)  # only rounding leaves it
 
 
 def correlation(expected: Tensor, actual: Tensor, kind: str = "rank") -> float:
