@@ -162,6 +162,10 @@ def test_a_small_group_has_no_fid_and_says_so(world, small_encoders):
     assert np.isnan(table.loc["fid_embedded_present", "value"])
     assert "too few" in table.loc["fid_embedded_present", "note"]
     assert np.isfinite(table.loc["fid_embedded", "value"])
+    with pytest.raises(ValueError, match=r"^classifier: returned"):  # no reason for a silent NaN
+        progressions.consistency_table(
+            world, nn.Sequential(nn.Flatten(), nn.Linear(24, 1)), world[0]
+        )
 
 
 def test_the_difference_of_two_methods_favours_the_one_that_keeps_the_right_half(world):

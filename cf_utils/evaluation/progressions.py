@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -146,7 +145,8 @@ def consistency_table(
         smallest: of a group, as in `fid_groups.fid_by_group`.
     """
     query, progression = images_of(explanations)
-    parts = _Consistency(query, progression, classifier, real, smallest, device)
+    f = response.respond(classifier, real), response.respond(classifier, progression).flatten()
+    parts = _Consistency(query, progression, real, f, smallest, device)
     fid_names = tuple("fid" + group for group in fid_groups.GROUPS)
     rows: dict[str, Row] = {}
     if official:
@@ -178,19 +178,10 @@ class _Consistency:
 
     query: Tensor
     progression: Tensor
-    classifier: nn.Module
     real: Tensor
+    responses: tuple[Tensor, Tensor]  # f of the real images (N,) and of all explanations (B K,)
     smallest: int
     device: torch.device | str
-
-    @cached_property
-    def responses(self) -> tuple[Tensor, Tensor]:
-        """f of the real images (N,) and of all explanations (B K,)."""
-        respond = response.respond
-        return (
-            respond(self.classifier, self.real),
-            respond(self.classifier, self.progression).flatten(),
-        )
 
     def realism(self, name: str) -> dict[str, Row]:
         encoder = encoders.load(name, self.device)
