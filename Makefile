@@ -19,7 +19,8 @@ CF := $(VENV)/bin/cf
 TYPECHECK ?= $(VENV)/bin/pyrefly check
 READY := $(VENV)/.installed
 ALEXNET := data/weights/alexnet.safetensors
-SET_UP := $(READY) $(ALEXNET)
+THORAX := data/weights/thorax.safetensors
+SET_UP := $(READY) $(ALEXNET) $(THORAX)
 RUN = $(CF) run $(NB) $(if $(DATA),--data $(DATA))
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
@@ -43,6 +44,9 @@ $(READY): pyproject.toml
 # Without a network this prints an error and is tried again next time; the tests that need it skip.
 $(ALEXNET): | $(READY)
 	-@$(CF) weights alexnet --pip='$(PIP_ARGS)'
+
+$(THORAX): | $(READY)
+	-@$(CF) weights thorax --pip='$(PIP_ARGS)'
 
 demo: $(SET_UP)  ## run the notebooks (all, or NB=) on embedded data; writes results/demo/report.html
 	$(RUN) --profile demo $(ARGS)

@@ -236,7 +236,7 @@ def weights(
     list_all: Annotated[bool, Option("--list", help="List all files and their sources.")] = False,
     pip: Annotated[str, Option(help="More options for pip, in one text.", metavar="TEXT")] = "",
 ) -> None:
-    """Get the published weights that metrics need, or say how to get them.
+    """Get the published files that metrics and worlds need, or say how to get them.
 
     Examples:
 
@@ -255,7 +255,7 @@ def weights(
 
 @world_app.command("check")
 def world_check(
-    name: Annotated[str, Argument(help="faces or roads.", metavar="WORLD")],
+    name: Annotated[str, Argument(help="faces, roads or radiographs.", metavar="WORLD")],
     n: Annotated[int, Option(help="Training renders.", metavar="N")] = 16_000,
 ) -> None:
     """Measure a world and write results/worlds/NAME.json; end with 1 if a bound is missed.

@@ -1,6 +1,7 @@
 """Renders of a world as a data set, each with the factors that made it.
 
-Faces and roads stand in for CelebA and BDD, whose licences forbid us to ship a copy.
+Faces, roads and radiographs stand in for CelebA, BDD and CheXpert, whose licences forbid us to ship
+a copy.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from cf_utils.core import check_count
 from cf_utils.datasets.base import InMemory, Rows
 from cf_utils.worlds import Factors, Graph
 
-MAIN = {"faces": "smile", "roads": "action"}  # world -> the label that y is by default
+# world -> the label that y is by default
+MAIN = {"faces": "smile", "roads": "action", "radiographs": "cardiomegaly"}
 
 
 @dataclass(frozen=True, eq=False)
 class Rendered(InMemory):
-    """Renders x (N, 3, H, W) float32 in [0, 1] with the factors that made them."""
+    """Renders x (N, C, H, W) float32 in [0, 1] with the factors that made them."""
 
     factors: Factors  # enough to render each image again, with a factor moved
     labels: Tensor  # (N, L) int64, one column per label of the world
@@ -46,13 +48,14 @@ def load(
     """Render the first n images of a split of a world.
 
     Args:
-        name: faces or roads.
+        name: faces, roads or radiographs.
         split: train, validation or test.
         n: number of images.
         variant: how the factors depend on each other; see the world.
         size: height and width in pixels; None: the world's own.
         seed: of the factors.
-        label: the label that becomes y; None: smile of faces, action of roads.
+        label: the label that becomes y; None: smile of faces, action of roads,
+            cardiomegaly of radiographs.
 
     Raises ValueError for an unknown world, split, variant or label, for n < 1, and for a size of
     other proportions.

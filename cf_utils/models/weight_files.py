@@ -26,6 +26,11 @@ METRICS = {
         "alexnet.safetensors", "LPIPS (alex) and all *_embedded features", "`make weights`"
     ),
     "vgg16": WeightsFile("vgg16.safetensors", "LPIPS (vgg), sigma_L", "`make weights ARGS=vgg16`"),
+    "thorax": WeightsFile(
+        "thorax.safetensors",
+        "the world radiographs (no weights, but the layers of a CT scan)",
+        "`make weights ARGS=thorax`",
+    ),
     "inception": WeightsFile(
         "pt_inception-2015-12-05-6726825d.pth",
         "FID, KID, sFID",

@@ -33,7 +33,11 @@ from cf_utils.worlds import Label, World
 
 FEW = 6000
 FOLDER = files.ROOT / "results" / "worlds"
-CHECKED = {"faces": ("smile", "age"), "roads": ("action",)}
+CHECKED = {"faces": ("smile", "age"), "roads": ("action",), "radiographs": ("cardiomegaly",)}
+ABOUT = {
+    "radiographs": "All images show the ribs, lungs and vessels of one patient; persons differ by "
+    "deformation, habitus and density only."
+}
 BOUNDS = {  # key -> lowest and highest value
     "auc_neutralised": (0.47, 0.53),
     "auc_histogram": (0.0, 0.60),
@@ -71,6 +75,7 @@ def check(
         checked[label] = check_label(world, world.label(label), x, x_test, n, n_test, epochs, seed)
     return {
         "world": name,
+        **({"about": ABOUT[name]} if name in ABOUT else {}),
         "sha256": world.sha256(),
         "size": list(world.size),
         "n_train": n,

@@ -22,10 +22,10 @@ from cf_utils import core
 class Probe(nn.Module):
     """A small CNN with two logits: strided convolutions, then a linear layer on a 4 x 4 grid."""
 
-    def __init__(self, widths: tuple[int, ...] = (3, 20, 40, 64, 96)):
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (20, 40, 64, 96)):
         super().__init__()
         layers: list[nn.Module] = []
-        for k, (inputs, outputs) in enumerate(pairwise(widths)):
+        for k, (inputs, outputs) in enumerate(pairwise((channels, *widths))):
             kernel, padding = (3, 1) if k else (5, 2)
             convolution = nn.Conv2d(inputs, outputs, kernel, 2, padding, bias=False)
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -33,14 +33,14 @@ class Probe(nn.Module):
         self.head = nn.Linear(16 * widths[-1], 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (B, 2) of images x (B, 3, H, W) in [0, 1]."""
+        """Return the logits (B, 2) of images x (B, channels, H, W) in [0, 1]."""
         return self.head(F.adaptive_avg_pool2d(self.layers(2 * x - 1), 4).flatten(1))
 
 
 def train_probe(x: Tensor, y: Tensor, epochs: int, seed: int) -> Probe:
     """Train a CNN by AdamW with a one-cycle schedule, on images shifted by up to 3 pixels."""
     core.seed_everything(seed)
-    model = Probe()
+    model = Probe(x.shape[1])
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=2e-2)
     batches = len(x) // 64
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, epochs * batches)
@@ -73,14 +73,14 @@ def bootstrap_auc(y: ArrayLike, score: ArrayLike, draws: int = 200) -> tuple[flo
 
 
 def count_intensities(x: Tensor, bins: int = 32) -> np.ndarray:
-    """Return histograms of the three channels and of their mean, (N, 4 * bins)."""
+    """Return histograms of the channels and of their mean, (N, (channels + 1) * bins)."""
     counts = []
     for batch in x.split(500):
         planes = torch.cat([batch, batch.mean(1, keepdim=True)], 1)
-        planes = planes.flatten(0, 1).flatten(1)  # (4 B, pixels)
+        planes = planes.flatten(0, 1).flatten(1)  # ((channels + 1) B, pixels)
         at = (planes * bins).long().clamp(0, bins - 1) + bins * torch.arange(len(planes))[:, None]
         count = torch.bincount(at.flatten(), minlength=bins * len(planes))
-        counts.append(count.view(len(batch), 4 * bins))
+        counts.append(count.view(len(batch), -1))
     return torch.cat(counts).numpy()
 
 

@@ -8,7 +8,7 @@ from cf_utils.worlds.factors import Factor, Factors
 from cf_utils.worlds.graph import Graph
 from cf_utils.worlds.world import Label, World
 
-NAMES = ("faces", "roads")
+NAMES = ("faces", "roads", "radiographs")
 
 
 def get(name: str) -> World:

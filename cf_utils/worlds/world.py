@@ -56,9 +56,10 @@ class Label:
 class World:
     """A renderer with known factors.
 
-    draw: (factors, height, width) -> (N, 3, height, width), without camera noise.
+    draw: (factors, height, width) -> (N, channels, height, width), without camera noise.
     variants: name -> graph of dependence between factors. size: default (height, width).
     noise: (factor that scales the camera noise, standard deviation at 0, standard deviation at 1).
+    channels: 3 for colours, 1 for grey levels.
     """
 
     name: str
@@ -68,6 +69,7 @@ class World:
     draw: Callable[[Factors, int, int], Tensor] = field(repr=False)
     size: tuple[int, int] = (64, 64)
     noise: tuple[str, float, float] = ("noise", 0.0, 0.03)
+    channels: int = 3
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class World:
     def render(
         self, factors: Factors, size: tuple[int, int] | None = None, noise: bool = True
     ) -> Tensor:
-        """Render images float32 (N, 3, H, W) in [0, 1], with camera noise unless `noise` is False.
+        """Render images float32 (N, C, H, W) in [0, 1], with camera noise unless `noise` is False.
 
         An image depends on its own row, seed and id. Pixels use only operations that IEEE 754
         rounds correctly. They are therefore bit-equal in any batch, in any order and for any number
@@ -183,7 +185,7 @@ class World:
             part = factors.take(slice(at, at + chunk))
             x = self.draw(part, height, width)
             if noise:
-                camera = part.stream("camera", (3, height, width), "normal")
+                camera = part.stream("camera", (self.channels, height, width), "normal")
                 x = x + self.noise_sd(part)[:, None, None, None] * camera
             parts.append(x.clamp_(0, 1))
         return torch.cat(parts)

@@ -13,6 +13,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     identity,
     multi_label,
     photographs,
+    radiographs,
     reviews,
     vae,
     world_classifiers,

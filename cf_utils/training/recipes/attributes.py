@@ -15,7 +15,12 @@ from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.augment import blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import Renders, predict_bytes, render_bytes
+from cf_utils.training.recipes.renders import (
+    Renders,
+    channel_argument,
+    predict_bytes,
+    render_bytes,
+)
 from cf_utils.worlds import Factors, World
 
 ORACLE_SEED = 1000  # added to the seed of the world: oracles see other draws than the classifiers
@@ -43,7 +48,8 @@ def train_oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int)
         x, y = batch
         return F.binary_cross_entropy_with_logits(module(blur_and_add_noise(x)), y.float())
 
-    model = channels_last(AttributeOracle(names, world.size))
+    arguments = {"names": names, "size": world.size, **channel_argument(world)}
+    model = channels_last(AttributeOracle(**arguments))
     log = loop.fit(
         model,
         Renders(factors, read_labels(factors)),
@@ -60,10 +66,7 @@ def train_oracle(name: str, seed: int, folder: Path | None, n: int, epochs: int)
             "split": f"train ({n:,} renders, independent, seed {seed_of_oracle})",
             "world_sha256": world.sha256(),
         },
-        "architecture": {
-            "class": "AttributeOracle",
-            "arguments": {"names": names, "size": world.size},
-        },
+        "architecture": {"class": "AttributeOracle", "arguments": arguments},
         "settings": settings,
     }
     return Trained(model, card, log, lambda model: measure(model, world, seed))

@@ -25,7 +25,7 @@ from cf_utils.training.recipes.attributes import ORACLE_SEED
 from cf_utils.training.recipes.augment import attack_in_one_step, blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.calibration import calibrate
-from cf_utils.training.recipes.renders import Renders, StoredImages
+from cf_utils.training.recipes.renders import Renders, StoredImages, channel_argument
 from cf_utils.training.recipes.zero_edits import SIGMAS, find_prior, render_zero_edits
 from cf_utils.worlds import World
 
@@ -81,7 +81,8 @@ def train_oracle(
             "worst_of_a_box_up_to": EPS,
         }
     stages = prepare_stages(world, names, settings, seed)
-    model = channels_last(FactorOracle(names, world.size))
+    arguments = {"names": names, "size": world.size, **channel_argument(world)}
+    model = channels_last(FactorOracle(**arguments))
     logs = train_members(model, stages, settings, seed, folder)
     log = {
         "seconds": sum(log["seconds"] for log in logs),
@@ -92,10 +93,7 @@ def train_oracle(
     split = f"train ({n * len(stages):,} renders, independent, seed {seed + ORACLE_SEED})"
     card = {
         "data": {"name": f"{name} (embedded)", "split": split, "world_sha256": world.sha256()},
-        "architecture": {
-            "class": "FactorOracle",
-            "arguments": {"names": names, "size": world.size},
-        },
+        "architecture": {"class": "FactorOracle", "arguments": arguments},
         "settings": settings,
     }
     return Trained(model, card, log, lambda model: calibrate(model, world, seed))

@@ -13,13 +13,21 @@ from cf_utils.core import files
 from cf_utils.harness import folders
 from cf_utils.models.classifiers import predict
 from cf_utils.training.progress import report
-from cf_utils.worlds import Factors
+from cf_utils.worlds import Factors, World
 
 PLACES = (0.0, 0.5, 1.0)  # to which a continuous factor is moved
 
 
+def channel_argument(world: World) -> dict[str, int]:
+    """Return the argument that tells a network how many channels a world's images have.
+
+    It is left out for colours, the networks' default, so that cards of older checkpoints hold.
+    """
+    return {} if world.channels == 3 else {"channels": world.channels}
+
+
 def render_bytes(factors: Factors) -> Tensor:
-    """Return renders as uint8 (N, 3, H, W).
+    """Return renders as uint8 (N, C, H, W).
 
     They are kept in results/run/cache, under a hash of the world's code and of the factors.
     """
@@ -37,12 +45,12 @@ def render_bytes(factors: Factors) -> Tensor:
 
 
 def predict_bytes(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the outputs (N, K) of a model for images x uint8 (N, 3, H, W)."""
+    """Return the outputs (N, K) of a model for images x uint8 (N, C, H, W)."""
     return torch.cat([predict(model, batch.float() / 255) for batch in x.split(500)])
 
 
 class StoredImages(Dataset):
-    """Images uint8 (N, 3, H, W) with targets; item: (x in [0, 1], *targets)."""
+    """Images uint8 (N, C, H, W) with targets; item: (x in [0, 1], *targets)."""
 
     def __init__(self, x: Tensor, *targets: Tensor):
         self.x, self.targets = x, targets

@@ -24,6 +24,7 @@ from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import (
     Renders,
+    channel_argument,
     concatenate,
     move_each_factor,
     predict_bytes,
@@ -106,7 +107,8 @@ def train_classifier(
         "lr": lr,
         "augmentation": "shift by 3" + (", mirror" if name == "faces" else ""),
     }
-    model = channels_last(SmallDenseNet(**SMALL))
+    arguments = SMALL | channel_argument(world)
+    model = channels_last(SmallDenseNet(**arguments))
     log = loop.fit(
         model,
         Renders(factors, world.label(label)(factors)),
@@ -123,7 +125,7 @@ def train_classifier(
             "split": f"train ({n:,} renders, {variant})",
             "world_sha256": world.sha256(),
         },
-        "architecture": {"class": "SmallDenseNet", "arguments": SMALL},
+        "architecture": {"class": "SmallDenseNet", "arguments": arguments},
         "classes": world.label(label).classes,
         "settings": settings,
     }
