@@ -159,14 +159,14 @@ def explainer_parameters(module: Objective) -> list[nn.Parameter]:
     return [*module.gan.encoder.parameters(), *module.gan.generator.parameters()]
 
 
-def warm_up_parts(lr: float = 1e-3) -> list[loop.Part]:
+def warm_up_parts(lr: float) -> list[loop.Part]:
     """Return the part that trains encoder and generator on reconstruction alone."""
     loss = partial(step_loss, step="reconstruct")
     return [loop.Part(loss, lr, explainer_parameters, weight_decay=0.0)]
 
 
 def joint_parts(lr: float = 2e-4) -> list[loop.Part]:
-    """Return the parts of the joint training: Adam with the paper's rate and betas (0, 0.9)."""
+    """Return the parts of the joint training: Adam with the paper's betas (0, 0.9)."""
     options: dict[str, Any] = {"betas": (0.0, 0.9), "weight_decay": 0.0, "schedule": False}
     return [
         loop.Part(partial(step_loss, step="explain"), lr, explainer_parameters, **options),
@@ -180,10 +180,20 @@ def joint_parts(lr: float = 2e-4) -> list[loop.Part]:
 
 
 class Round(NamedTuple):
-    """A stage of the training: its epochs, and the weights of Eq. 9; None: reconstruction only."""
+    """A stage of the training.
+
+    weights: of Eq. 9; None: reconstruction only. lr: learning rate; None: the paper's, or that of
+    the warm-up.
+    """
 
     epochs: int
     weights: Weights | None = Weights()
+    lr: float | None = None
+
+    def parts(self) -> list[loop.Part]:
+        """Return the parts of the training loop."""
+        build, lr = (joint_parts, 2e-4) if self.weights else (warm_up_parts, 3e-3)
+        return build(self.lr or lr)
 
 
 def fit_rounds(
@@ -209,7 +219,7 @@ def fit_rounds(
         log = loop.fit(
             Objective(gan, classifier, stage.weights or Weights()),
             data,
-            joint_parts() if stage.weights else warm_up_parts(),
+            stage.parts(),
             epochs=stage.epochs,
             batch_size=batch_size,
             seed=seed + 50 * k,
@@ -227,7 +237,11 @@ def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
     """Return the entries of a model card that tell how a GAN was trained."""
     return {
         "rounds": [
-            {"epochs": r.epochs, "weights": asdict(r.weights) if r.weights else "reconstruction"}
+            {
+                "epochs": r.epochs,
+                "weights": asdict(r.weights) if r.weights else "reconstruction",
+                "lr": r.parts()[0].lr,
+            }
             for r in rounds
         ],
         "weights_of_the_paper": asdict(Weights()),

@@ -40,24 +40,34 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Residual block BN-ReLU-Conv3-BN-ReLU-Conv3, with plain batch normalisation."""
+    """Residual block BN-ReLU-Conv3-BN-ReLU-Conv3, with plain batch normalisation.
+
+    The shortcut of a block that halves the resolution moves 2 x 2 pixels into channels, so that no
+    detail is lost; an average would blur it.
+    """
 
     def __init__(self, inputs: int, outputs: int, down: bool):
         super().__init__()
         self.down = down
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, 1, 1)
         self.norm2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = nn.Conv2d(4 * inputs, outputs, 1) if down else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)  # starts as its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, H, W), or half of H and W with `down`."""
         h = self.conv1(F.relu(self.norm1(x)))
-        h = self.conv2(F.relu(self.norm2(h))) + self.skip(x)
-        return F.avg_pool2d(h, 2) if self.down else h
+        h = self.conv2(F.relu(self.norm2(h)))
+        if not self.down:
+            return h + self.skip(x)
+        return F.avg_pool2d(h, 2) + self.skip(F.pixel_unshuffle(x, 2))
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block BN-ReLU-Conv3-BN-ReLU-Conv3, with conditional batch normalisation."""
+    """Residual block BN-ReLU-Conv3-BN-ReLU-Conv3, with conditional batch normalisation.
+
+    The shortcut of a block that doubles the resolution moves channels into 2 x 2 pixels.
+    """
 
     def __init__(self, inputs: int, outputs: int, bins: int, up: bool):
         super().__init__()
@@ -66,15 +76,17 @@ class GeneratorBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, 1, 1)
         self.norm2 = ConditionalBatchNorm(outputs, bins)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = nn.Conv2d(inputs, 4 * outputs, 1) if up else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)  # starts as its shortcut
 
     def forward(self, x: Tensor, bins: Tensor) -> Tensor:
         """Return (B, outputs, H, W), or twice H and W with `up`."""
         h = F.relu(self.norm1(x, bins))
-        if self.up:  # nearest neighbours leave no grid
-            x, h = (F.interpolate(y, scale_factor=2.0, mode="nearest") for y in (x, h))
-        h = self.conv1(h)
-        return self.conv2(F.relu(self.norm2(h, bins))) + self.skip(x)
+        if self.up:
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+        h = self.conv2(F.relu(self.norm2(self.conv1(h), bins)))
+        skip = self.skip(x)
+        return h + (F.pixel_shuffle(skip, 2) if self.up else skip)
 
 
 class DiscriminatorBlock(nn.Module):
