@@ -22,8 +22,10 @@ def make(size=32, channels=3, **settings):
 
 
 def randomise(gan):
-    """Give every bin its own scale and offset, as after a training."""
+    """Give every bin its own scale and offset, and each residual branch weights, as if trained."""
     for module in gan.modules():
+        if isinstance(module, EncoderBlock | GeneratorBlock):
+            nn.init.normal_(module.conv2.weight, std=0.1)
         if isinstance(module, ConditionalBatchNorm):
             nn.init.normal_(module.scale.weight)
             nn.init.normal_(module.offset.weight)
@@ -126,6 +128,19 @@ def test_bins_change_the_image_but_not_the_code():
     a, b = (gan.decode(z, torch.full((2,), k)) for k in (0, 9))
     assert (a - b).abs().mean() > 0.01
     torch.testing.assert_close(a, gan(x, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_an_untrained_block_is_its_shortcut():
+    """No detail is lost: 2 x 2 pixels become channels, and come back."""
+    x, bins = torch.rand(1, 2, 8, 8), torch.tensor([3])
+    down, up = EncoderBlock(2, 8, True).eval(), GeneratorBlock(8, 2, 10, True).eval()
+    with torch.no_grad():
+        for block in (down, up):
+            block.conv2.bias.zero_()
+            block.skip.weight.copy_(torch.eye(8)[:, :, None, None])
+            block.skip.bias.zero_()
+    torch.testing.assert_close(down(x), nn.functional.pixel_unshuffle(x, 2))
+    torch.testing.assert_close(up(down(x), bins), x)
 
 
 def test_bins_divide_the_unit_interval():
