@@ -103,6 +103,30 @@ def test_the_direction_is_the_gradient_at_the_query_and_is_kept():
     assert (cfs.score[cfs.reached] - TAU).abs().max() < 1e-6  # no further than needed
 
 
+def test_a_failed_item_keeps_the_best_point_that_was_tried():
+    """Log-odds along the line fall after a peak below tau, so the last amount is not the best."""
+
+    class Peak(nn.Module):
+        def forward(self, x):
+            z = -1 - 2 * (x[:, 0] - 1).square()
+            return torch.stack([torch.zeros_like(z), z], 1)
+
+    class Identity(LatentModel):
+        def encode(self, x):
+            return x
+
+        decode = encode
+
+    x = torch.zeros(1, 2).double()
+    explain = LatentShift(model=Identity(), **(SETTINGS | {"limit": 100.0}))
+    cfs = explain(Peak(), x, ones(x))
+    first = (
+        math.log(TAU / (1 - TAU)) + 3
+    ) / 4  # the linear prediction, 1.30, is near the peak at 1
+    torch.testing.assert_close(cfs.counterfactual, torch.tensor([[first, 0.0]]).double())
+    assert not cfs.reached.any() and "up to distance 100" in cfs.reason[0]
+
+
 def test_with_three_classes_the_direction_is_that_of_the_probability():
     model, classifier = LinearModel(), make_net((6,), 3, scale=4.0).eval()
     x = model.decode(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double())
@@ -307,10 +331,11 @@ def test_a_model_of_another_shape_is_refused():
 
 def test_a_progression_has_the_wanted_probabilities_and_the_closed_form():
     model, classifier, x, z0, a, m0 = linear()
-    levels = torch.tensor([0.05, 0.3, 0.5, 0.9, 0.95]).expand(len(x), 5)
+    levels = torch.tensor([0.005, 0.3, 0.5, 0.9, 0.95]).expand(len(x), 5)
     found = LatentShift(model=model, **SETTINGS).progression(classifier, x, levels)
     assert found.reached.all() and found.images.shape == (len(x), 5, 6)
     torch.testing.assert_close(found.actual, levels.double(), atol=1e-6, rtol=0)
+    assert (classifier(x).softmax(1)[:, 1] > 0.005).all()  # the first level lies on the other side
     for k in range(5):
         amount = (levels[:, k].double().logit() - z0 @ a - m0) / a.square().sum()
         expected = model.decode(z0 + amount[:, None] * a).detach()

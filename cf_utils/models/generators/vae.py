@@ -25,7 +25,7 @@ from cf_utils.core import device_of
 from cf_utils.core.checks import check_count
 from cf_utils.models.generators.latent import LatentModel
 
-FACTOR = 16  # between the sides of an image and those of the smallest feature map
+MULTIPLE = 16  # divides the sides of an image
 
 
 def _halve(h: Tensor) -> Tensor:
@@ -66,62 +66,69 @@ class ResidualBlock(nn.Module):
 class Posterior(NamedTuple):
     """The distribution q(z | x) = N(mean, exp(log_variance)) of the codes."""
 
-    mean: Tensor  # (B, latent)
-    log_variance: Tensor  # (B, latent)
+    mean: Tensor  # (B, *latent_shape)
+    log_variance: Tensor  # (B, *latent_shape)
 
     def sample(self) -> Tensor:
-        """Draw one code per item, (B, latent); differentiable in both parameters."""
+        """Draw one code per item, (B, *latent_shape); differentiable in both parameters."""
         return self.mean + (self.log_variance / 2).exp() * torch.randn_like(self.mean)
 
     def kl(self) -> Tensor:
-        """Return KL(q || N(0, I)) per latent dimension, (B, latent), in nats."""
+        """Return KL(q || N(0, I)) per latent dimension, (B, *latent_shape), in nats."""
         mean, log_variance = self.mean, self.log_variance
         return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
 
 
 class VAE(LatentModel):
-    """VAE of images x (B, channels, H, W) in [0, 1] with codes (B, latent).
+    """VAE of images x (B, channels, H, W) in [0, 1].
 
-    Batch normalisation uses running statistics in eval mode; there, items are independent.
+    A code is a map (B, latent, H / factor, W / factor). Batch normalisation uses running statistics
+    in eval mode; there, items are independent.
 
     Args:
         size: height and width, multiples of 16.
         channels: of x, 1 or 3.
-        widths: channels of five residual blocks, at the sides of x divided by 1, 2, 4, 8 and 16.
-            The decoder mirrors the encoder. They set the number of parameters.
-        latent: number of latent dimensions.
+        widths: channels of five residual blocks, from the size of x down to that of the code; the
+            decoder mirrors the encoder. They set the number of parameters.
+        latent: channels of a code.
+        factor: between the sides of an image and those of its code, 8 or 16.
 
-    Raises ValueError on other sizes, channels or numbers of widths.
+    Raises ValueError on other values.
     """
 
     def __init__(
         self,
         size: Sequence[int] = (64, 64),
         channels: int = 3,
-        widths: Sequence[int] = (16, 32, 64, 128, 144),
-        latent: int = 128,
+        widths: Sequence[int] = (16, 32, 64, 112, 112),
+        latent: int = 8,
+        factor: int = 8,
     ):
         super().__init__()
-        _check(size, channels, widths, latent)
-        self.size, self.channels, self.latent = (size[0], size[1]), channels, latent
-        small = (size[0] // FACTOR, size[1] // FACTOR)
-        flat = widths[-1] * small[0] * small[1]
-        n_in, after = (widths[0], *widths[:-1]), (_halve,) * 4 + (None,)
-        down = [ResidualBlock(a, b, after=s) for a, b, s in zip(n_in, widths, after, strict=True)]
-        back, before = widths[::-1], (None,) + (_double,) * 4
+        _check(size, channels, widths, latent, factor)
+        self.size, self.channels = (size[0], size[1]), channels
+        n_halved = {8: 3, 16: 4}[factor]
+        resized = [True] * n_halved + [False] * (5 - n_halved)
+        n_in = (widths[0], *widths[:-1])
+        down = [
+            ResidualBlock(a, b, after=_halve if half else None)
+            for a, b, half in zip(n_in, widths, resized, strict=True)
+        ]
+        back = widths[::-1]
         n_in = (back[0], *back[:-1])
-        up = [ResidualBlock(a, b, before=s) for a, b, s in zip(n_in, back, before, strict=True)]
+        up = [
+            ResidualBlock(a, b, before=_double if double else None)
+            for a, b, double in zip(n_in, back, resized[::-1], strict=True)
+        ]
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, padding=1),
             *down,
             nn.BatchNorm2d(widths[-1]),
             nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(flat, 2 * latent),
+            nn.Conv2d(widths[-1], 2 * latent, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Linear(latent, flat),
-            nn.Unflatten(1, (widths[-1], *small)),
+            nn.Conv2d(latent, widths[-1], 3, padding=1),
             *up,
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
@@ -138,18 +145,20 @@ class VAE(LatentModel):
         return Posterior(mean, log_variance.clamp(-15, 15))  # exp stays finite
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the codes (B, latent) of x: the mean of q(z | x)."""
+        """Return the codes (B, latent, H / factor, W / factor) of x: the mean of q(z | x)."""
         return self.posterior(x).mean
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images (B, channels, H, W) in (0, 1) of codes z (B, latent)."""
+        """Return the images (B, channels, H, W) in (0, 1) of codes z."""
         return self.decoder(z)
 
 
-def _check(size: Sequence[int], channels: int, widths: Sequence[int], latent: int) -> None:
+def _check(
+    size: Sequence[int], channels: int, widths: Sequence[int], latent: int, factor: int
+) -> None:
     """Raise ValueError on an architecture that cannot be built."""
-    if len(size) != 2 or any(side < FACTOR or side % FACTOR for side in size):
-        raise ValueError(f"size: got {tuple(size)}, expected two multiples of {FACTOR}")
+    if len(size) != 2 or any(side < MULTIPLE or side % MULTIPLE for side in size):
+        raise ValueError(f"size: got {tuple(size)}, expected two multiples of {MULTIPLE}")
     if channels not in (1, 3):
         raise ValueError(f"channels: got {channels}, expected 1 or 3")
     if len(widths) != 5:
@@ -157,6 +166,8 @@ def _check(size: Sequence[int], channels: int, widths: Sequence[int], latent: in
     for width in widths:
         check_count("widths", width)
     check_count("latent", latent)
+    if factor not in (8, 16):
+        raise ValueError(f"factor: got {factor}, expected 8 or 16")
 
 
 # ---------------------------------------------------------------- loss
@@ -170,14 +181,14 @@ def reconstruction_loss(reconstruction: Tensor, x: Tensor) -> Tensor:
 def loss(model: VAE, batch: Sequence[Tensor], beta: float, bfloat16: bool = False) -> Tensor:
     """Return the mean over the batch (x, ...) of reconstruction loss + beta KL.
 
-    One code is drawn per item. `bfloat16` runs convolutions and linear layers in bfloat16; the
+    One code is drawn per item. `bfloat16` runs convolutions in bfloat16; the
     distribution of the codes and the loss keep the dtype of x.
     """
     x = batch[0].contiguous(memory_format=torch.channels_last)
     with torch.autocast(device_of(model, x.device).type, torch.bfloat16, enabled=bfloat16):
         q = Posterior(*(value.to(x) for value in model.posterior(x)))
         reconstruction = model.decode(q.sample())
-    return (reconstruction_loss(reconstruction.to(x), x) + beta * q.kl().sum(1)).mean()
+    return (reconstruction_loss(reconstruction.to(x), x) + beta * q.kl().flatten(1).sum(1)).mean()
 
 
 # ---------------------------------------------------------------- quality
@@ -202,13 +213,13 @@ def measure_quality(model: VAE, x: Tensor, batch_size: int = 100) -> dict[str, f
         away = model.decode(q.mean) - part
         l1.append(away.abs().flatten(1).mean(1))
         squared.append(away.square().flatten(1).mean(1))
-        kl.append(q.kl().sum(1))
-        means.append(q.mean)
+        kl.append(q.kl().flatten(1).sum(1))
+        means.append(q.mean.flatten(1))
     return {
         "n": len(x),
         "reconstruction_l1": torch.cat(l1).mean().item(),
         "reconstruction_mse": torch.cat(squared).mean().item(),
         "kl": torch.cat(kl).mean().item(),
         "active_units": int((torch.cat(means).var(0) > 0.01).sum()),
-        "latent": model.latent,
+        "latent": means[0].shape[1],
     }

@@ -17,7 +17,7 @@ from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import Renders, render_bytes
 
-WIDTHS = (16, 32, 64, 128, 144)  # about 2.5 million parameters at 64 px with 128 latents
+WIDTHS = (16, 32, 64, 112, 112)  # 1.1 million parameters
 
 
 def mirrored_loss(
@@ -38,8 +38,8 @@ def train_vae(
     epochs: int,
     mirror: bool,
     widths: tuple[int, ...] = WIDTHS,
-    latent: int = 128,
-    beta: float = 0.001,
+    latent: int = 8,
+    beta: float = 0.003,
 ) -> Trained:
     """Train a VAE on n renders of a world at its default size.
 
@@ -50,11 +50,11 @@ def train_vae(
     settings = {
         "n": n,
         "epochs": epochs,
-        "batch_size": 32,
-        "lr": 2e-3,
+        "batch_size": 16,
+        "lr": 3e-3,
         "beta": beta,
         "augmentation": "mirror" if mirror else "none",
-        "precision": "bfloat16 in convolutions and linear layers",
+        "precision": "bfloat16 in convolutions",
     }
     size, channels = world.size, data.x.shape[1]
     arguments = {"size": size, "channels": channels, "widths": widths, "latent": latent}
@@ -90,10 +90,10 @@ def train_vae(
 @recipe("faces_vae", embedded=True)
 def faces_vae(root: str, seed: int, folder: Path | None) -> Trained:
     """A variational autoencoder of rendered faces, 64 x 64 pixels, for xGEM and latent shift."""
-    return train_vae("faces", seed, folder, n=24_000, epochs=7, mirror=True)
+    return train_vae("faces", seed, folder, n=24_000, epochs=4, mirror=True)
 
 
 @recipe("radiographs_vae", embedded=True)
 def radiographs_vae(root: str, seed: int, folder: Path | None) -> Trained:
     """A variational autoencoder of rendered radiographs, 64 x 64 pixels, one channel."""
-    return train_vae("radiographs", seed, folder, n=24_000, epochs=7, mirror=False)
+    return train_vae("radiographs", seed, folder, n=24_000, epochs=4, mirror=False)
