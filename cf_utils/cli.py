@@ -6,7 +6,6 @@ inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import traceback
@@ -15,6 +14,9 @@ from typing import Annotated
 
 import typer
 from typer import Argument, Option
+
+from cf_utils import cli_training
+from cf_utils.cli_training import Data, Names
 
 STOPPED = 130  # exit status after Ctrl-C
 PASSES_OPTIONS_ON = ("run", "claims")  # to Snakemake, after a lone --
@@ -33,10 +35,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(world_app, name="world")
 
 ONE = "One job in this process, without Snakemake"
-Names = list[str] | None
 Profile = Annotated[str, Option(help="demo, or a file in notebooks/profiles.", metavar="NAME")]
-Data = Annotated[str, Option(help="Folder with official data sets.", metavar="DIR")]
-Seed = Annotated[int, Option(help="Seed of all random draws.", metavar="N")]
 Cores = Annotated[int | None, Option(help="CPU cores to use (default: all).", metavar="N")]
 Changes = Annotated[Names, Option("-p", help="Set a parameter; repeatable.", metavar="NAME=VALUE")]
 Runnable = Annotated[
@@ -142,66 +141,8 @@ def report_publish(
         print(folder)
 
 
-@app.command()
-def train(
-    names: Annotated[Names, Argument(help="Names (see --list), or all.", metavar="NAME")] = None,
-    data: Data = "",
-    seed: Seed = 0,
-    resume: Annotated[
-        str, Option(help="Keep training states here, to go on after a kill.", metavar="DIR")
-    ] = "",
-    out: Annotated[str, Option(help="Output (default: results/checkpoints).", metavar="DIR")] = "",
-    calibrate: Annotated[bool, Option("--calibrate", help="Only measure oracles again.")] = False,
-    list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
-) -> None:
-    """Train checkpoints, measure them, and write their model cards.
-
-    Examples:
-
-    cf train mnist_cnn --data /data
-
-    cf train faces_ddpm --resume /tmp/states
-
-    torchrun --nproc-per-node 4 -m cf_utils.cli train celeba_ddpm --data /data
-    """
-    from cf_utils.training.recipes import session
-
-    if list_all:
-        print("\n".join(session.list_checkpoints()))
-        return
-    session.train(names or (), data, seed, resume, out, calibrate)
-
-
-@app.command()
-def tune(
-    world: Annotated[str, Argument(help="faces or roads.", metavar="WORLD")],
-    method: Annotated[str, Option(help="ace, dime, fastdime, dime_pasted, xgem.", metavar="NAME")],
-    label: Annotated[str, Option(help="Default: the main label.", metavar="NAME")] = "",
-    kind: Annotated[str, Option(help="causal, shortcut or mixed.", metavar="KIND")] = "causal",
-    n: Annotated[int, Option(help="Validation queries.", metavar="N")] = 64,
-    batch: Annotated[int, Option(help="Images explained at once.", metavar="N")] = 8,
-    seed: Seed = 0,
-    device: Annotated[str, Option(help="auto, cpu, cuda or mps.", metavar="NAME")] = "auto",
-    settings: Annotated[str, Option(help="Numbers such as 3,7, or all.", metavar="LIST")] = "all",
-    limit_minutes: Annotated[float, Option(help="Begin no batch later.", metavar="MIN")] = math.inf,
-    out: Annotated[str, Option(help="Output (default: results/tuning).", metavar="DIR")] = "",
-    list_all: Annotated[bool, Option("--list", help="List the settings by number.")] = False,
-) -> None:
-    """Measure a method's settings on validation renders, and choose one by the common rule.
-
-    Examples:
-
-    cf tune faces --method ace --list
-
-    cf tune roads --method dime --limit-minutes 60
-    """
-    from cf_utils.training.tuning import session
-
-    if list_all:
-        print("\n".join(session.list_settings(world, method)))
-        return
-    queries = session.Queries(world, label, kind, n, batch, seed, device)
-    raise typer.Exit(session.measure(queries, method, settings, limit_minutes, out))
+for command in (cli_training.train, cli_training.tune, cli_training.ablation):
+    app.command()(command)
 
 
 @app.command()
