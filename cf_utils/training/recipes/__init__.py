@@ -15,6 +15,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     photographs,
     radiographs,
     reviews,
+    segmentation,
     vae,
     world_classifiers,
 )
