@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
     "Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml",
     "cf_utils", "tests", "workflow", "notebooks", "docs", "results/reported", "results/checkpoints",
-    "results/worlds", "results/tuning",
+    "results/worlds", "results/tuning", "data/weights/thorax.safetensors",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def copy_tree(to: Path) -> Path:
             ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
             shutil.copytree(ROOT / name, to / name, ignore=ignored)
         elif (ROOT / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)
     return to
 

@@ -20,7 +20,13 @@ from cf_utils.models.oracle_columns import list_columns, true_readings
 from cf_utils.training import world_probes
 from cf_utils.training.recipes import RECIPES, attributes, factor_oracles, world_classifiers
 from cf_utils.training.recipes import renders as recipe_renders
-from cf_utils.worlds import code_hash, radiographs, radiographs_ct, radiographs_shape
+from cf_utils.worlds import (
+    code_hash,
+    radiographs,
+    radiographs_ct,
+    radiographs_objects,
+    radiographs_shape,
+)
 from cf_utils.worlds.radiographs import cardiothoracic_ratio, render_masks
 
 CLASSIFIERS = tuple(f"radiographs_cardiomegaly_{k}" for k in ("causal", "shortcut", "mixed"))
@@ -274,9 +280,26 @@ def test_the_pacemaker_lies_below_the_left_clavicle_and_its_lead_follows_the_hea
     count = case.sum((1, 2))
     assert ((case * x).sum((1, 2)) / count > 34).all()  # the patient's left is on the right
     assert ((case * y).sum((1, 2)) / count < 32).all()
-    large = radiographs.place_patient(b.move("heart_size", 1.0), 64, 64)
-    small = radiographs.place_patient(b.move("heart_size", 0.0), 64, 64)
-    assert not torch.equal(large.tx, small.tx) and torch.equal(large.bx, small.bx)
+    drawn = []
+    for size in (0.0, 1.0):
+        p, total = (
+            radiographs.place_patient(b.move("heart_size", size), 64, 64),
+            torch.zeros(8, 64, 64),
+        )
+        radiographs_objects.add_pacemaker(p, total, b)
+        drawn.append(total)
+    moved = drawn[0] != drawn[1]
+    assert not moved[:, :12].any() and moved.flatten(1).sum(1).min() > 30
+
+
+def test_bones_stay_where_they_are_when_the_heart_grows(world, patients, monkeypatch):
+    table = radiographs_ct.build_table(64)
+    bones = table._replace(soft=torch.zeros_like(table.soft))
+    monkeypatch.setattr(radiographs, "build_table", lambda height: bones)
+    patients = patients.move("pacemaker", 0.0)
+    a, b = patients.move("heart_size", 0.0), patients.move("heart_size", 1.0)
+    x = world.render(a)
+    assert torch.equal(x, world.render(b)) and x.flatten(1).std(1).min() > 0.03
 
 
 def test_a_confounded_sample_ties_the_pacemaker_to_the_heart(world):
