@@ -165,14 +165,14 @@ def warm_up_parts(lr: float) -> list[loop.Part]:
     return [loop.Part(loss, lr, explainer_parameters, weight_decay=0.0)]
 
 
-def joint_parts(lr: float = 2e-4) -> list[loop.Part]:
+def joint_parts(lr: float = 2e-4, critic: float = 1.0) -> list[loop.Part]:
     """Return the parts of the joint training: Adam with the paper's betas (0, 0.9)."""
     options: dict[str, Any] = {"betas": (0.0, 0.9), "weight_decay": 0.0, "schedule": False}
     return [
         loop.Part(partial(step_loss, step="explain"), lr, explainer_parameters, **options),
         loop.Part(
             partial(step_loss, step="criticise"),
-            lr,
+            critic * lr,
             lambda module: module.gan.discriminator.parameters(),
             **options,
         ),
@@ -183,17 +183,19 @@ class Round(NamedTuple):
     """A stage of the training.
 
     weights: of Eq. 9; None: reconstruction only. lr: learning rate; None: the paper's, or that of
-    the warm-up.
+    the warm-up. critic: learning rate of the discriminator, relative to that of the generator.
     """
 
     epochs: int
     weights: Weights | None = Weights()
     lr: float | None = None
+    critic: float = 1.0
 
     def parts(self) -> list[loop.Part]:
         """Return the parts of the training loop."""
-        build, lr = (joint_parts, 2e-4) if self.weights else (warm_up_parts, 3e-3)
-        return build(self.lr or lr)
+        if self.weights is None:
+            return warm_up_parts(self.lr or 3e-3)
+        return joint_parts(self.lr or 2e-4, self.critic)
 
 
 def fit_rounds(
@@ -240,7 +242,7 @@ def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
             {
                 "epochs": r.epochs,
                 "weights": asdict(r.weights) if r.weights else "reconstruction",
-                "lr": r.parts()[0].lr,
+                "lr": [part.lr for part in r.parts()],
             }
             for r in rounds
         ],

@@ -4,8 +4,10 @@ Deviations from the paper's training, each also in the model card:
 
 * Encoder and generator first learn to reconstruct; with the paper's weights and a cold start, the
   reconstruction terms drown the classifier's.
-* The last round has five times the paper's weight of the classifier's term.
-* The learning rate is twice the paper's until then, because these trainings are short.
+* After the first rounds, the classifier's term has five times the paper's weight.
+* The learning rate is twice the paper's, because these trainings are short. At last, that of the
+  discriminator is four times as high; the official code makes five updates of the discriminator
+  per update of the generator instead.
 * Half of the training images have the label's factor moved near its threshold, because the
   classifiers are seldom undecided and the bins must be equally frequent.
 """
@@ -31,9 +33,14 @@ from cf_utils.training.recipes.renders import Renders, render_bytes
 from cf_utils.worlds import Factors, Graph, World
 
 BATCH, PER_EPOCH = 16, 6400  # images of a step, and of an epoch of balanced draws
-SHARPEN = Round(6, Weights(f=5.0))  # closer to the wanted output, once the edits are semantic
-FIRST = (Round(4, None), Round(8, lr=4e-4), SHARPEN)  # of a network with random weights
-NEXT = (Round(5, lr=4e-4), SHARPEN)  # of a network that starts from another one's weights
+FOLLOW = Weights(f=5.0)  # closer to the wanted output, once the edits are semantic
+FIRST = (  # of a network with random weights
+    Round(4, None),
+    Round(3, lr=4e-4),
+    Round(1, FOLLOW, lr=4e-4),
+    Round(9, FOLLOW, lr=4e-4, critic=4.0),
+)
+NEXT = (Round(6, FOLLOW, lr=4e-4, critic=4.0),)  # of one that starts from another's weights
 HEART = (
     "heart_size",
     0.5,
