@@ -101,6 +101,23 @@ def test_the_classifiers_term_follows_the_classifiers_gradient():
     assert gradient[2, 0, 3, 4].item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-4)
 
 
+def test_a_random_shift_moves_what_the_classifier_sees():
+    """All images of a batch move by one draw of at most `shift` pixels in each direction."""
+    objective = make_objective()
+    objective.shift, seen = 2, []
+    objective.classifier.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
+    x, p = torch.zeros(3, 1, 16, 16), torch.full((3,), 0.5)
+    x[..., 8, 8] = 1
+    for _ in range(60):
+        objective.classifier_loss(x, p)
+    places = {tuple(y[k, 0].nonzero()[0].tolist()) for y in seen for k in range(3)}
+    assert all(len({tuple(y[k, 0].nonzero()[0].tolist()) for k in range(3)}) == 1 for y in seen)
+    rows, columns = ({place[i] for place in places} for i in (0, 1))
+    assert rows == columns == {6, 7, 8, 9, 10}
+
+
 def test_reconstruction_uses_the_own_bin_and_the_cycle_returns_to_it():
     """Eqs. 5 and 6: both decode with c_f(x, 0); the cycle starts from x_delta."""
     objective = make_objective()

@@ -78,6 +78,8 @@ class Objective(nn.Module):
         gan: encoder, generator and discriminator.
         classifier: maps images to logits (B, 2); it stays frozen.
         weights: of the terms of Eq. 9.
+        shift: largest random shift, in pixels, of the images that the classifier sees in its loss
+            term; 0 shows them as they are. Adversarial noise rarely survives a shift.
         low_precision: run the GAN in bfloat16 where autocast allows; all losses and the classifier
             stay in float32.
     """
@@ -91,7 +93,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.gan, self.classifier = gan, classifier.requires_grad_(False)
-        self.weights, self.low_precision = weights, low_precision
+        self.weights, self.shift, self.low_precision = weights, shift, low_precision
         self._fake: tuple[Tensor, Tensor] | None = None  # x_delta and its bins
 
     def train(self, mode: bool = True) -> Objective:
@@ -135,6 +137,9 @@ class Objective(nn.Module):
 
     def classifier_loss(self, x_delta: Tensor, p: Tensor) -> Tensor:
         """Return the mean of KL(p || f(x_delta)); the gradient flows through the classifier."""
+        if self.shift:
+            by = torch.randint(-self.shift, self.shift + 1, (2,)).tolist()
+            x_delta = x_delta.roll(by, (2, 3))
         with torch.autocast(x_delta.device.type, enabled=False):
             logits = self.classifier(x_delta)
         return bernoulli_kl(p, logits[:, 1] - logits[:, 0]).mean()
@@ -184,12 +189,14 @@ class Round(NamedTuple):
 
     weights: of Eq. 9; None: reconstruction only. lr: learning rate; None: the paper's, or that of
     the warm-up. critic: learning rate of the discriminator, relative to that of the generator.
+    shift: see `Objective`.
     """
 
     epochs: int
     weights: Weights | None = Weights()
     lr: float | None = None
     critic: float = 1.0
+    shift: int = 0
 
     def parts(self) -> list[loop.Part]:
         """Return the parts of the training loop."""
@@ -219,7 +226,7 @@ def fit_rounds(
     logs = []
     for k, stage in enumerate(rounds):
         log = loop.fit(
-            Objective(gan, classifier, stage.weights or Weights()),
+            Objective(gan, classifier, stage.weights or Weights(), stage.shift),
             data,
             stage.parts(),
             epochs=stage.epochs,
@@ -228,7 +235,11 @@ def fit_rounds(
             ema=ema,
             folder=folder and folder / str(k),
             workers=workers,
-            settings={"weights": stage.weights and asdict(stage.weights), **(settings or {})},
+            settings={
+                "weights": stage.weights and asdict(stage.weights),
+                "shift": stage.shift,
+                **(settings or {}),
+            },
         )
         logs.append(log)
     total = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
@@ -243,6 +254,7 @@ def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
                 "epochs": r.epochs,
                 "weights": asdict(r.weights) if r.weights else "reconstruction",
                 "lr": [part.lr for part in r.parts()],
+                "shift": r.shift,
             }
             for r in rounds
         ],
