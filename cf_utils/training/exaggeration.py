@@ -89,6 +89,7 @@ class Objective(nn.Module):
         gan: ConditionalGAN,
         classifier: nn.Module,
         weights: Weights = Weights(),
+        shift: int = 0,
         low_precision: bool = True,
     ):
         super().__init__()
