@@ -298,3 +298,12 @@ def test_the_recipe_trains_on_renders_of_the_world_and_measures_other_ones(monke
     torch.testing.assert_close(calls["data"][1][0], rendered[1], atol=0.501 / 255, rtol=0)
     assert trained.card["architecture"]["arguments"]["channels"] == 3
     assert {"faces_vae", "radiographs_vae"} <= RECIPES.keys()
+
+
+def test_the_shipped_model_reconstructs_faces_as_its_card_says():
+    model, card = checkpoints.load("faces_vae", kind="autoencoder", data=worlds.get("faces"))
+    x = worlds.get("faces").render(worlds.get("faces").sample(48, "test", seed=0))
+    found = vae.measure_quality(model, x)
+    for name in ("reconstruction_l1", "reconstruction_mse", "kl"):
+        assert found[name] == pytest.approx(card.quality[name], rel=0.15)
+    assert card.parameters == sum(p.numel() for p in model.parameters()) < 1.2e6

@@ -125,7 +125,7 @@ DIME_BDD = {"steps": 45, "refine": ("100", 5), "threshold": 0.05}
 DIME_FACES = {"steps": 45, "dilation": 7}
 VAE_IMAGES = ("faces", "radiographs", "celeba")
 GAN_IMAGES = (*VAE_IMAGES, "chexpert")
-XGEM = {"model": REQUIRED, "lam": 0.001}
+XGEM = {"model": REQUIRED, "lam": 0.01}
 SURVEY = {"model": REQUIRED, "lam": 0.003, "stop": False}
 SHIFT = {"model": REQUIRED}
 

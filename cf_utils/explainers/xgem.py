@@ -69,10 +69,10 @@ class XGEM(Explainer):
     """
 
     model: LatentModel = field(repr=False)
-    lam: float = 0.001  # lambda, weight of the distance
+    lam: float = 0.01  # lambda, weight of the distance
     distance: str = "l1"  # l1, l2, squared
     steps: int = 200  # the most updates of z
-    lr: float = 0.05  # Adam step, in units of z
+    lr: float = 0.02  # Adam step, in units of z
     stop: bool = True  # an item ends once it reaches tau; False: all steps
     path_steps: int = 0  # states of the path after the reconstruction; 0: no path
 
