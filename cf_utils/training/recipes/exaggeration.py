@@ -40,10 +40,7 @@ FIRST = (  # of a network with random weights
     Round(5, FOLLOW, lr=4e-4, shift=3),
 )
 NEXT = (Round(6, FOLLOW, lr=4e-4, shift=3),)  # of one that starts from another's weights
-HEART = (
-    "heart_size",
-    0.5,
-)  # factor of radiographs, and its value near the threshold of cardiomegaly
+HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
 
 
 def sample_near(
