@@ -1,4 +1,4 @@
-"""Notebooks 06, 07 and 08 on official data: a reduced paper profile on tiny official folders.
+"""Notebooks 04, 06, 07 and 08 on official data: a reduced paper profile on tiny official folders.
 
 The networks are small and untrained, so no figure means anything. The tests check that each column
 of the paper's tables is there, with its value or with the name of the file that it lacks.
@@ -21,8 +21,10 @@ from torch import nn
 
 from cf_utils.core import files
 from cf_utils.harness import cases
-from cf_utils.models import image_classifiers, pretrained
+from cf_utils.models import checkpoints, image_classifiers, pretrained
+from cf_utils.models.cards import Card
 from cf_utils.models.generators import diffusion
+from cf_utils.models.generators.cgan import ConditionalGAN
 from tests.test_image_sets import VALUES, attribute_text, faces, hq, pairs, picture, scenes  # noqa: F401  (fixtures)
 
 TINY = {
@@ -34,6 +36,13 @@ TINY = {
     "groups": 4,
 }
 CUT = {
+    "04_exaggeration_faces": {
+        "n_images": 6,
+        "n_rivals": 6,
+        "n_truth": 4,
+        "n_real": 24,
+        "device": "cpu",
+    },
     "07_ace_faces": {
         "n_images": 4,
         "iterations": 2,
@@ -234,3 +243,54 @@ def test_notebook_06_runs_with_the_prior_of_celeba(faces, small_networks, tmp_pa
     metrics, found = run_paper_profile("06_diffusion_prior", tmp_path, data_root=str(faces))
     assert metrics["data"] == "official" and metrics["n"] == 6
     assert len(pd.read_csv(found / "tables" / "filtered.csv")) == 4
+
+
+def store_celeba_networks(folder, names) -> None:
+    """Write a small classifier of all attributes and a small GAN as checkpoints."""
+    torch.manual_seed(0)
+    net = image_classifiers.SmallDenseNet(len(names), growth=4, blocks=(1, 1), first=8, pool=True)
+    gan = ConditionalGAN(size=128, widths=(4, 4), critic=4)
+    builds = {
+        "celeba_densenet": (net, {"outputs": len(names), "growth": 4, "blocks": [1, 1]}),
+        "celeba_smiling_gan": (gan, {"size": 128, "widths": [4, 4], "critic": 4}),
+    }
+    builds["celeba_densenet"][1].update({"first": 8, "pool": True})
+    for name, (model, build) in builds.items():
+        architecture = {"class": type(model).__name__, "arguments": build}
+        card = Card(architecture=architecture, extra={"classes": list(names)})
+        checkpoints.save(name, model, card, folder)
+
+
+def test_notebook_04_fills_its_tables_on_celeba_or_names_the_missing_file(
+    faces,  # noqa: F811
+    small_networks,
+    tmp_path,
+    monkeypatch,
+):
+    names = [f"{k:06d}.jpg" for k in range(1, 25)]
+    for k, name in enumerate(names):
+        picture(faces / "celeba" / "img_align_celeba" / name, seed=k)
+    (faces / "celeba" / "list_attr_celeba.txt").write_text(
+        attribute_text(names, np.tile(VALUES, (4, 1)))
+    )
+    (faces / "celeba" / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {1 + k % 2}\n" for k, name in enumerate(names))
+    )
+    classes = cases.celeba.load(str(faces), "test", None).class_names
+    store_celeba_networks(tmp_path / "checkpoints", classes)
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "checkpoints")
+    metrics, found = run_paper_profile("04_exaggeration_faces", tmp_path, data_root=str(faces))
+    assert metrics["data"] == "official" and metrics["n"] == 6
+    assert metrics["rank_correlation"] is not None and metrics["fva_embedded"] is None
+    table = pd.read_csv(found / "tables" / "tables_1_2_5.csv", index_col=0)
+    for column, needs in {
+        "fid": "inception",
+        "fid_present": "inception",
+        "fva": "vggface2",
+    }.items():
+        assert pd.isna(table.exaggeration[column])
+        assert pretrained.FILES[needs].file in table.note[column], table.note[column]
+    assert table.exaggeration[["lsc_method", "identity_error"]].notna().all()
+    beside = pd.read_csv(found / "tables" / "paper_beside_ours.csv", index_col=0)
+    assert beside.loc["FID_overall", "paper, exaggeration"] == 35.8
+    assert beside.loc["latent_space_closeness", "celeba, exaggeration"] >= 0
