@@ -770,4 +770,25 @@ FAULTS: dict[str, Fault] = {
         "True",
         ("tests/test_radiographs.py::test_the_number_of_channels",),
     ),
+    "exaggeration case: ACE does not stop at tau": Fault(
+        "cf_utils/harness/exaggeration_cases.py",
+        "ExaggerationCase.methods",
+        "float(torch.logit(torch.tensor(tau)))",
+        "0.0",
+        ("tests/test_exaggeration_cases.py::test_all_methods",),
+    ),
+    "exaggeration case: the tolerance is one null deviation": Fault(
+        "cf_utils/harness/exaggeration_cases.py",
+        "ExaggerationCase.quantities",
+        "2 * float(self.oracle.null[at])",
+        "float(self.oracle.null[at])",
+        ("tests/test_exaggeration_cases.py::test_the_oracle_reads",),
+    ),
+    "exaggeration case: explains the first output of CelebA's classifier": Fault(
+        "cf_utils/harness/exaggeration_cases.py",
+        "celeba_case",
+        "card.extra['classes'].index(attribute)",
+        "0",
+        ("tests/test_exaggeration_cases.py::test_an_official_case",),
+    ),
 }
