@@ -190,6 +190,24 @@ def test_the_classifier_stays_in_eval_mode():
     assert objective.gan.training and not classifier.training
 
 
+def test_the_discriminator_keeps_its_own_weights_and_spectral_norms():
+    """Averaged singular vectors would blow up its outputs; encoder and generator are averaged."""
+    x = (torch.rand(64, 1, 16, 16) * 255).byte()
+    data = BalancedImages(StoredImages(x), torch.rand(64), 10, 64, empty="skip")
+    gan, before = make_gan(), make_gan()
+    ex.fit_rounds(gan, make_classifier(), data, [ex.Round(1, lr=1e-2)], batch_size=16, ema=0.999)
+    for layer in gan.discriminator.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2) < 2
+    moved = [
+        (a - b).abs().max() > 0.02
+        for a, b in zip(
+            gan.discriminator.parameters(), before.discriminator.parameters(), strict=True
+        )
+    ]
+    assert any(moved)  # four steps of 0.01; averages would lag behind
+
+
 def images(counts):
     p = torch.cat([torch.full((n,), (k + 0.5) / 10) for k, n in enumerate(counts)])
     return (torch.arange(len(p)) % 256).to(torch.uint8)[:, None, None, None].expand(

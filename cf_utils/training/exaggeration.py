@@ -165,6 +165,11 @@ def explainer_parameters(module: Objective) -> list[nn.Parameter]:
     return [*module.gan.encoder.parameters(), *module.gan.generator.parameters()]
 
 
+def averaged_part(module: Objective) -> nn.Module:
+    """Return encoder and generator. Averaging would spoil the discriminator's spectral norms."""
+    return nn.ModuleList([module.gan.encoder, module.gan.generator])
+
+
 def warm_up_parts(lr: float) -> list[loop.Part]:
     """Return the part that trains encoder and generator on reconstruction alone."""
     loss = partial(step_loss, step="reconstruct")
@@ -234,6 +239,7 @@ def fit_rounds(
             batch_size=batch_size,
             seed=seed + 50 * k,
             ema=ema,
+            averaged=averaged_part,
             folder=folder and folder / str(k),
             workers=workers,
             settings={

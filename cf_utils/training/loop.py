@@ -52,6 +52,7 @@ def fit(
     batch_size: int = 128,
     seed: int = 0,
     ema: float | None = None,
+    averaged: Callable[[nn.Module], nn.Module] | None = None,
     folder: str | Path | None = None,
     clip: float | None = None,
     stop: Callable[[nn.Module, int], bool] | None = None,
@@ -67,6 +68,7 @@ def fit(
         seed: with the epoch, it determines the order of batches and all random draws.
         ema: decay of an exponential moving average of the weights; the module ends with the
             averages. After n steps the decay is at most (1 + n) / (10 + n).
+        averaged: module -> the part of it that `ema` averages; None: all of it.
         folder: where the state is saved after each epoch. A later call with equal arguments resumes
             from it and ends with the weights of an uninterrupted training.
         clip: largest norm of the gradient of a part.
@@ -84,7 +86,7 @@ def fit(
     state = _open_state(folder, module, data, parts, values) if folder else None
     training = _prepare(module, data, parts, epochs, batch_size, workers, device)
     if ema:
-        training.start_average(ema)
+        training.start_average(ema, averaged)
     if state and (saved := state.read(training.accelerator.device)):
         training.restore(saved)
     log = training.log
@@ -115,15 +117,20 @@ class _Training:
     optimisers: list[Any]
     schedules: list[Any]
     average: AveragedModel | None = None
+    averaged: Callable[[nn.Module], nn.Module] | None = None  # owner -> what is averaged
     stopped: bool = False  # whether `stop` ended the training
     log: dict[str, Any] = field(
         default_factory=lambda: {"seconds": 0.0, "steps": 0, "epochs": 0, "losses": []}
     )
 
-    def start_average(self, decay: float) -> None:
-        """Average the weights and buffers from now on."""
+    def start_average(
+        self, decay: float, averaged: Callable[[nn.Module], nn.Module] | None
+    ) -> None:
+        """Average the weights and buffers from now on, of all or of a part of the module."""
         update = partial(_update_average, decay=decay)
-        self.average = AveragedModel(self.owner, multi_avg_fn=update, use_buffers=True)
+        self.averaged = averaged or _identity
+        part = self.averaged(self.owner)
+        self.average = AveragedModel(part, multi_avg_fn=update, use_buffers=True)
 
     def seed(self, seed: int) -> None:
         """Seed the order of batches, equal in all processes, and all other draws, which differ."""
@@ -136,14 +143,14 @@ class _Training:
         """Train on each batch once, or until `stop`; return the mean loss of each part."""
         self.module.train()
         sums = torch.zeros(len(self.parts))
-        average, owner = self.average, self.owner
+        average, averaged = self.average, self.averaged
         for batch in core.progress(self.loader, desc=title, leave=False):
             for i in range(len(self.parts)):
                 sums[i] += self.step(i, batch, clip)
-            if average is not None:
-                average.update_parameters(owner)
+            if average is not None and averaged is not None:
+                average.update_parameters(averaged(self.owner))
             self.log["steps"] += 1
-            if stop and stop(owner, self.log["steps"]):
+            if stop and stop(self.owner, self.log["steps"]):
                 self.stopped = True
                 break
         return (sums / len(self.loader)).tolist()
@@ -195,8 +202,8 @@ class _Training:
 
     def finish(self) -> None:
         """Give the module the averaged weights, if there are any, and set it to eval mode."""
-        if self.average is not None:
-            self.owner.load_state_dict(self.average.module.state_dict())
+        if self.average is not None and self.averaged is not None:
+            self.averaged(self.owner).load_state_dict(self.average.module.state_dict())
         self.owner.eval()
 
 
@@ -264,6 +271,10 @@ def _open_state(
             "schedule": part.schedule,
         }
     return StateFile(Path(folder) / "state.pt", fingerprint.flatten(values))
+
+
+def _identity(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _update_average(averages: list[Tensor], now: list[Tensor], n: Tensor, decay: float) -> None:
