@@ -232,7 +232,7 @@ FAULTS: dict[str, Fault] = {
     "average not updated": Fault(
         "cf_utils/training/loop.py",
         "_Training.run_epoch",
-        "average.update_parameters(owner)",
+        "average.update_parameters(averaged(self.owner))",
         "pass",
         ("tests/test_training.py::test_moving_average_by_hand",),
     ),
