@@ -229,6 +229,36 @@ FAULTS: dict[str, Fault] = {
         "_find_file(folder, name)",
         ("tests/test_mnist.py::test_status_looks_inside",),
     ),
+    "gradient stopped at the classifier": Fault(
+        "cf_utils/training/exaggeration.py",
+        "Objective.classifier_loss",
+        "self.classifier(x_delta)",
+        "self.classifier(x_delta.detach())",
+        ("tests/test_exaggeration_training.py",),
+    ),
+    "cycle from the query": Fault(
+        "cf_utils/training/exaggeration.py",
+        "Objective.terms",
+        "gan.encode(x_delta)",
+        "gan.encode(x)",
+        (
+            "tests/test_exaggeration_training.py::test_reconstruction_uses_the_own_bin_and_the_cycle_returns_to_it",
+        ),
+    ),
+    "ordinal term linear in the bin": Fault(
+        "cf_utils/models/generators/cgan.py",
+        "Discriminator.ordinal_ratio",
+        "self.thresholds(phi).cumsum(1)",
+        "self.thresholds(phi)[:, :1].expand(-1, self.thresholds.out_features).cumsum(1)",
+        ("tests/test_cgan.py::test_ordinal_ratio_sums_the_vectors_below_the_bin",),
+    ),
+    "farthest bin instead of the nearest": Fault(
+        "cf_utils/explainers/exaggeration.py",
+        "choose_bin",
+        "steps.masked_fill(~reached, n_bins).argmin(1)",
+        "steps.masked_fill(~reached, -n_bins).argmax(1)",
+        ("tests/test_exaggeration.py",),
+    ),
     "average not updated": Fault(
         "cf_utils/training/loop.py",
         "_Training.run_epoch",
