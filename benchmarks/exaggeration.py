@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "exaggeration")
     parser.add_argument("--n", type=int, default=256, help="faces explained")
     parser.add_argument("--batch", type=int, default=16, help="faces of a training step")
-    parser.add_argument("--repeats", type=int, default=5, help="timings; the best counts")
+    parser.add_argument("--repeats", type=int, default=9, help="timings; the best counts")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     args: argparse.Namespace = parser.parse_args(argv)
     if args.quick:
