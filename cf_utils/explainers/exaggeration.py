@@ -153,9 +153,9 @@ class Exaggeration(Explainer):
 def choose_bin(score: Tensor, own: Tensor, target: Tensor, tau: float) -> Tensor:
     """Return the bin of each item's counterfactual, int64 (B,).
 
-    Bins between the own one and the target's end are candidates; the nearest one with a score of
-    tau or more is chosen, or the one with the highest score. An own bin at the end is itself a
-    candidate.
+    Candidates are the bins beyond the query's own bin, in the direction of the target. If the own
+    bin is the last one in that direction, it is the only candidate. The nearest candidate whose
+    score is at least tau is chosen; if there is none, the candidate with the highest score.
 
     Args:
         score: probability of the target for each bin, (B, K).

@@ -1,4 +1,4 @@
-"""Classifiers of rendered faces for notebook 04: one with a hidden bias, one of several labels.
+"""Classifiers of rendered faces: a biased one, and a multi-label one.
 
 The biased classifier saw a training set in which smiling people mostly have short hair, as in
 Singla et al., section 4.4, where all smiling people are male. Hair length stands in for gender.
