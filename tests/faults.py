@@ -232,8 +232,8 @@ FAULTS: dict[str, Fault] = {
     "gradient stopped at the classifier": Fault(
         "cf_utils/training/exaggeration.py",
         "Objective.classifier_loss",
-        "self.classifier(x_delta)",
-        "self.classifier(x_delta.detach())",
+        "self.disturb(x_delta)",
+        "self.disturb(x_delta.detach())",
         ("tests/test_exaggeration_training.py",),
     ),
     "cycle from the query": Fault(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cf_utils.models.generators.cgan import ConditionalGAN
-from cf_utils.training import loop
+from cf_utils.training import augment, loop
 
 CLIP = 0.01  # the wanted output lies in [CLIP, 1 - CLIP]
 
@@ -68,6 +68,25 @@ class Weights:
     rec: float = 100.0
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """Random changes of the images that the classifier sees in its loss term.
+
+    Adversarial noise rarely survives them, so the generator has to change what the class depends
+    on. The defaults change nothing, as in the paper.
+
+    shift: largest shift in pixels. noise: largest standard deviation of Gaussian noise.
+    """
+
+    shift: int = 0
+    noise: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the images x (B, C, H, W), each changed by its own draw."""
+        x = augment.shift(x, self.shift) if self.shift else x
+        return augment.add_noise(x, self.noise) if self.noise else x
+
+
 class Objective(nn.Module):
     """The GAN together with the classifier that it explains, as one module to train.
 
@@ -78,8 +97,7 @@ class Objective(nn.Module):
         gan: encoder, generator and discriminator.
         classifier: maps images to logits (B, 2); it stays frozen.
         weights: of the terms of Eq. 9.
-        shift: largest random shift, in pixels, of the images that the classifier sees in its loss
-            term; 0 shows them as they are. Adversarial noise rarely survives a shift.
+        disturb: changes the images that the classifier sees in its loss term.
         low_precision: run the GAN in bfloat16 where autocast allows; all losses and the classifier
             stay in float32.
     """
@@ -89,12 +107,12 @@ class Objective(nn.Module):
         gan: ConditionalGAN,
         classifier: nn.Module,
         weights: Weights = Weights(),
-        shift: int = 0,
+        disturb: Disturbance = Disturbance(),
         low_precision: bool = True,
     ):
         super().__init__()
         self.gan, self.classifier = gan, classifier.requires_grad_(False)
-        self.weights, self.shift, self.low_precision = weights, shift, low_precision
+        self.weights, self.disturb, self.low_precision = weights, disturb, low_precision
         self._fake: tuple[Tensor, Tensor] | None = None  # x_delta and its bins
 
     def train(self, mode: bool = True) -> Objective:
@@ -138,11 +156,8 @@ class Objective(nn.Module):
 
     def classifier_loss(self, x_delta: Tensor, p: Tensor) -> Tensor:
         """Return the mean of KL(p || f(x_delta)); the gradient flows through the classifier."""
-        if self.shift:
-            by = torch.randint(-self.shift, self.shift + 1, (2,)).tolist()
-            x_delta = x_delta.roll(by, (2, 3))
         with torch.autocast(x_delta.device.type, enabled=False):
-            logits = self.classifier(x_delta)
+            logits = self.classifier(self.disturb(x_delta))
         return bernoulli_kl(p, logits[:, 1] - logits[:, 0]).mean()
 
     def criticise(self, x: Tensor, p: Tensor, own: Tensor) -> Tensor:
@@ -176,9 +191,9 @@ def warm_up_parts(lr: float) -> list[loop.Part]:
     return [loop.Part(loss, lr, explainer_parameters, weight_decay=0.0)]
 
 
-def joint_parts(lr: float = 2e-4, critic: float = 1.0) -> list[loop.Part]:
+def joint_parts(lr: float = 2e-4, critic: float = 1.0, decay: bool = False) -> list[loop.Part]:
     """Return the parts of the joint training: Adam with the paper's betas (0, 0.9)."""
-    options: dict[str, Any] = {"betas": (0.0, 0.9), "weight_decay": 0.0, "schedule": False}
+    options: dict[str, Any] = {"betas": (0.0, 0.9), "weight_decay": 0.0, "schedule": decay}
     return [
         loop.Part(partial(step_loss, step="explain"), lr, explainer_parameters, **options),
         loop.Part(
@@ -195,20 +210,21 @@ class Round(NamedTuple):
 
     weights: of Eq. 9; None: reconstruction only. lr: learning rate; None: the paper's, or that of
     the warm-up. critic: learning rate of the discriminator, relative to that of the generator.
-    shift: see `Objective`.
+    disturb: see `Objective`. decay: a one-cycle schedule instead of the paper's constant rate.
     """
 
     epochs: int
     weights: Weights | None = Weights()
     lr: float | None = None
     critic: float = 1.0
-    shift: int = 0
+    disturb: Disturbance = Disturbance()
+    decay: bool = False
 
     def parts(self) -> list[loop.Part]:
         """Return the parts of the training loop."""
         if self.weights is None:
             return warm_up_parts(self.lr or 3e-3)
-        return joint_parts(self.lr or 2e-4, self.critic)
+        return joint_parts(self.lr or 2e-4, self.critic, self.decay)
 
 
 def fit_rounds(
@@ -232,7 +248,7 @@ def fit_rounds(
     logs = []
     for k, stage in enumerate(rounds):
         log = loop.fit(
-            Objective(gan, classifier, stage.weights or Weights(), stage.shift),
+            Objective(gan, classifier, stage.weights or Weights(), stage.disturb),
             data,
             stage.parts(),
             epochs=stage.epochs,
@@ -244,7 +260,7 @@ def fit_rounds(
             workers=workers,
             settings={
                 "weights": stage.weights and asdict(stage.weights),
-                "shift": stage.shift,
+                "disturb": asdict(stage.disturb),
                 **(settings or {}),
             },
         )
@@ -261,40 +277,11 @@ def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
                 "epochs": r.epochs,
                 "weights": asdict(r.weights) if r.weights else "reconstruction",
                 "lr": [part.lr for part in r.parts()],
-                "shift": r.shift,
+                "one_cycle": r.parts()[0].schedule,
+                "disturb": asdict(r.disturb),
             }
             for r in rounds
         ],
         "weights_of_the_paper": asdict(Weights()),
         "low_precision": "bfloat16",
     }
-
-
-@torch.no_grad()
-def measure_quality(
-    gan: ConditionalGAN, classifier: nn.Module, x: Tensor, batch_size: int = 64
-) -> dict[str, Any]:
-    """Measure response, reconstruction and reversal of a GAN on images x (N, C, H, W) in [0, 1]."""
-    parts = [_measure_batch(gan, classifier, batch) for batch in x.split(batch_size)]
-    expected, actual, same, back = (torch.cat(values) for values in zip(*parts, strict=True))
-    both = torch.stack([expected.flatten(), actual.flatten()])
-    return {
-        "test_n": len(x),
-        "response_correlation": torch.corrcoef(both)[0, 1].item(),
-        "response_error": (expected - actual).abs().mean().item(),
-        "identity_error": same.mean().item(),
-        "reversal_error": back.mean().item(),
-    }
-
-
-def _measure_batch(gan: ConditionalGAN, f: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Return expected and actual outputs (B, K), and errors of identity and reversal (B,)."""
-    p = f(x).softmax(1)[:, 1]
-    own, bins = gan.bin_of(p), torch.arange(gan.bins).expand(len(x), -1)
-    z = gan.encode(x)
-    images = torch.stack([gan.decode(z, bins[:, k]) for k in range(gan.bins)], 1)
-    actual = f(images.flatten(0, 1)).softmax(1)[:, 1].view(len(x), -1)
-    far = images[torch.arange(len(x)), torch.where(own < gan.bins // 2, gan.bins - 1, 0)]
-    same, back = gan.decode(z, own), gan(far, own)
-    errors = [(y - x).abs().flatten(1).mean(1) for y in (same, back)]
-    return wanted_output(p[:, None], own[:, None], bins, gan.bins), actual, *errors

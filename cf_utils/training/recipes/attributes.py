@@ -13,7 +13,7 @@ from cf_utils import worlds
 from cf_utils.models.oracles import AttributeOracle
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
-from cf_utils.training.recipes.augment import blur_and_add_noise
+from cf_utils.training.augment import blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import (
     Renders,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils.models import classifiers
+from cf_utils.training.augment import add_noise, attack, smudge, warp
 from cf_utils.training.progress import report
-from cf_utils.training.recipes.augment import add_noise, attack, smudge, warp
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.digits import load_digits, measure_accuracy, train_classifier
 

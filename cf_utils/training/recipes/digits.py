@@ -18,7 +18,7 @@ from cf_utils.datasets import mnist
 from cf_utils.datasets.base import InMemory
 from cf_utils.models import classifiers
 from cf_utils.training import loop
-from cf_utils.training.recipes.augment import add_noise
+from cf_utils.training.augment import add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 
 Splits = dict[str, InMemory]

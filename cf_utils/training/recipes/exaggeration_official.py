@@ -24,6 +24,7 @@ from cf_utils.models.image_classifiers import ImageDenseNet
 from cf_utils.training import exaggeration, loop
 from cf_utils.training.balanced import BalancedImages
 from cf_utils.training.exaggeration import Round
+from cf_utils.training.exaggeration_quality import measure_quality
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.photographs import (
     CLASSIFIER,
@@ -83,7 +84,7 @@ def train_gan(
 
     def measure(gan: ConditionalGAN) -> dict[str, Any]:
         few = test.take(range(min(256, len(test)))).in_memory().x
-        return exaggeration.measure_quality(gan, f, few)
+        return measure_quality(gan, f, few)
 
     return Trained(gan.cpu(), entries, log, measure)
 

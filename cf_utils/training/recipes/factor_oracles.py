@@ -21,8 +21,8 @@ from cf_utils.models.oracle_columns import factor_of, list_columns, true_reading
 from cf_utils.models.oracles import FactorOracle
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
+from cf_utils.training.augment import attack_in_one_step, blur_and_add_noise
 from cf_utils.training.recipes.attributes import ORACLE_SEED
-from cf_utils.training.recipes.augment import attack_in_one_step, blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.calibration import calibrate
 from cf_utils.training.recipes.renders import Renders, StoredImages, channel_argument

@@ -15,8 +15,8 @@ from cf_utils import worlds
 from cf_utils.models.oracles import IdentityEncoder
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
+from cf_utils.training.augment import blur_and_add_noise
 from cf_utils.training.recipes.attributes import ORACLE_SEED
-from cf_utils.training.recipes.augment import blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import predict_bytes, render_bytes
 from cf_utils.worlds import Factors, World

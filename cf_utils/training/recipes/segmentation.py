@@ -18,8 +18,8 @@ from cf_utils.evaluation.truth.heart_masks import compare_masks, render_pairs
 from cf_utils.models.segmentation import UNet
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
+from cf_utils.training.augment import blur_and_add_noise
 from cf_utils.training.recipes.attributes import ORACLE_SEED
-from cf_utils.training.recipes.augment import blur_and_add_noise
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import Renders
 from cf_utils.worlds import Factors, World, radiographs

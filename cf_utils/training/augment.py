@@ -33,6 +33,12 @@ def warp(
     return F.grid_sample(x, grid, align_corners=False)
 
 
+def shift(x: Tensor, largest: int) -> Tensor:
+    """Move each image by up to `largest` whole pixels along each axis; what leaves re-enters."""
+    by = torch.randint(-largest, largest + 1, (len(x), 2)).tolist()
+    return torch.stack([image.roll(move, (1, 2)) for image, move in zip(x, by, strict=True)])
+
+
 def add_noise(x: Tensor, largest: float) -> Tensor:
     """Add Gaussian noise whose standard deviation is drawn per image from [0, largest)."""
     return (x + largest * _draw(x) * torch.randn_like(x)).clamp(0, 1)
