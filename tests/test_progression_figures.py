@@ -92,3 +92,15 @@ def test_heart_sizes_leave_out_what_could_not_be_measured():
     labels = [t.get_text() for t in right.get_xticklabels()]
     assert [label.split("n = ")[1] for label in labels] == ["4", "1", "0", "3"]
     assert labels[1].startswith("healthy\n→ abnormal") and left.get_ylabel() == "ratio"
+
+
+def test_the_true_sizes_are_a_second_line_and_unknown_sizes_leave_the_plot_empty():
+    expected = torch.tensor([[0.05, 0.55], [0.15, 0.65]])
+    groups = {k: torch.zeros(0) for k in ("healthy", "healthy_to_abnormal")}
+    reference = torch.tensor([[1.0, 2.0], [torch.nan, 4.0]])
+    left, _ = progressions.heart_size_plot(expected, 0 * expected, groups, "r", reference).axes
+    (_, dashed) = left.lines
+    assert np.allclose(dashed.get_xdata(), [0.05, 0.55, 0.65])
+    assert np.allclose(dashed.get_ydata(), [1, 2, 4]) and dashed.get_linestyle() == "--"
+    left, _ = progressions.heart_size_plot(expected, torch.nan * expected, groups).axes
+    assert len(left.lines) == 1 and not len(left.lines[0].get_xdata())

@@ -1,8 +1,9 @@
 """Cases of progressive exaggeration: queries, classifier, GAN, and everything that measures them.
 
 A rendered case has shipped networks: the GAN, the VAE of the rival methods, and an independent
-judge, an identity encoder and a factor oracle where the world has them. An official case reads
-photographs from a folder and explains our classifier of CelebA (`cf train celeba_densenet`).
+judge, an identity encoder, a factor oracle and a segmenter where the world has them. An official
+case reads images from a folder and explains our classifier of CelebA (`cf train celeba_densenet`)
+or CheXpert (`cf train chexpert_densenet`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cf_utils import worlds
 from cf_utils.core import Explainer
-from cf_utils.datasets import celeba, rendered
+from cf_utils.datasets import celeba, chexpert, rendered
 from cf_utils.explainers import presets
 from cf_utils.harness import cases
 from cf_utils.harness.cases import ATTRIBUTES, Case
@@ -22,6 +24,9 @@ from cf_utils.models import checkpoints, oracle_columns
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.generators.latent import LatentModel
+
+CARDIOMEGALY = "Cardiomegaly"  # an observation of CheXpert
+HEARTS = "chexpert_heart_unet"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,6 +41,8 @@ class ExaggerationCase(Case):
     face: nn.Module | None = None  # embedded identity encoder with a threshold
     oracle: Any = None  # of the world's factors
     label: str = ""
+    factor: str = ""  # of the world, that the label depends on
+    segmenter: Any = None  # of heart and lungs
     official: bool = False
 
     @property
@@ -47,16 +54,17 @@ class ExaggerationCase(Case):
     def quantities(self) -> dict[str, Any]:
         """The oracle's reading of the label's factor, and the change that it cannot tell from 0.
 
-        In the form of the argument of `progressions.compatibility_table`; empty without an oracle.
+        The key is the factor. In the form of the argument of `progressions.compatibility_table`;
+        empty without an oracle.
         """
         if self.oracle is None:
             return {}
-        at = self.oracle.names.index(self.label)
+        at = self.oracle.names.index(self.factor)
 
         def read(images: Tensor) -> Tensor:
             return torch.cat([self.oracle.read(part)[0][:, at].cpu() for part in images.split(200)])
 
-        return {self.label: (read, 2 * float(self.oracle.null[at]))}
+        return {self.factor: (read, 2 * float(self.oracle.null[at]))}
 
     def methods(self, tau: float, seed: int, slow: bool = False) -> dict[str, Explainer]:
         """Return the methods that can explain this case, with the presets of its data set.
@@ -105,6 +113,7 @@ def rendered_case(
     gan = f"{world}_{label}_gan" if kind == "causal" else f"{world}_{kind}_gan"
     attributes: Any = find("attributes")
     known = attributes is not None and label in attributes.names
+    factor = worlds.get(world).label(label).factor
     return ExaggerationCase(
         **_content(base),
         gan=checkpoints.load(gan, device, kind="gan").model,
@@ -115,6 +124,8 @@ def rendered_case(
         face=find("identity"),
         oracle=find("oracle"),
         label=label,
+        factor=factor or label,
+        segmenter=find("heart_unet"),
     )
 
 
@@ -147,6 +158,37 @@ def celeba_case(
         real=more.take(range(min(n_real, len(more)))).in_memory().x,
         vae=checkpoints.load("celeba_vae", device).model if has_vae else None,
         label=label,
+        official=True,
+    )
+
+
+def chexpert_case(
+    root: str, n: int, n_real: int, device: torch.device | str = "cpu"
+) -> ExaggerationCase:
+    """Return the first n frontal test radiographs of CheXpert; the label is cardiomegaly.
+
+    Args:
+        root: folder of the official files.
+        n, n_real: number of queries, and of validation radiographs for FID.
+
+    Radiographs with an uncertain label are left out. The heart's size needs `chexpert_heart_unet`,
+    a U-Net trained on masks of genuine radiographs, which no recipe makes.
+    Raises FileNotFoundError that names a missing checkpoint and the command that trains it.
+    """
+    data, more = (chexpert.load(root, split, CARDIOMEGALY) for split in ("test", "validation"))
+    net, card = checkpoints.load("chexpert_densenet", device)
+    has_masks = checkpoints.exists(HEARTS)
+    return ExaggerationCase(
+        name="chexpert (official)",
+        dataset="chexpert",
+        data=data.take(range(min(n, len(data)))).in_memory(),
+        classifier=OneOutput(net, card.extra["classes"].index(CARDIOMEGALY)).eval(),
+        prior=None,
+        gan=checkpoints.load("chexpert_cardiomegaly_gan", device, kind="gan").model,
+        layer=net.net.features[-2],
+        real=more.take(range(min(n_real, len(more)))).in_memory().x,
+        label=CARDIOMEGALY.lower(),
+        segmenter=checkpoints.load(HEARTS, device, kind="segmenter").model if has_masks else None,
         official=True,
     )
 

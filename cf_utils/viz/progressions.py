@@ -109,7 +109,7 @@ def summarise_by_bin(
     own = np.clip((x * bins).astype(int), 0, bins - 1)
     groups = [(x[own == k], y[own == k]) for k in range(bins) if (own == k).any()]
     rows = [(a.mean(), b.mean(), *np.quantile(b, [0.05, 0.95])) for a, b in groups]
-    at, mean, low, high = np.array(rows).T
+    at, mean, low, high = np.array(rows).reshape(-1, 4).T
     return at, mean, low, high
 
 
@@ -162,7 +162,11 @@ def deletion_curves(curves: Mapping[str, DeletionCurve | str], of: str = "accura
 
 
 def heart_size_plot(
-    expected: Tensor, sizes: Tensor, groups: Mapping[str, Tensor], unit: str = "heart size"
+    expected: Tensor,
+    sizes: Tensor,
+    groups: Mapping[str, Tensor],
+    unit: str = "heart size",
+    reference: Tensor | None = None,
 ) -> Figure:
     """Draw size against the condition (Fig. 4a), and its distribution in four groups (Fig. 4b).
 
@@ -170,22 +174,23 @@ def heart_size_plot(
         expected, sizes: (B, K), f(x) + delta and the size measured in each explanation.
         groups: of `progression_effects.heart_size_groups`; NaN are left out.
         unit: what the sizes are, for the axes.
+        reference: (B, K), the true sizes at the condition, drawn as a dashed line.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), dpi=100, layout="constrained")
     known = ~sizes.isnan()
     at, mean, low, high = summarise_by_bin(expected[known], sizes[known])
     left.fill_between(at, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="5–95 %")
     left.plot(at, mean, "o-", color=COLOURS[0], markersize=4, label=f"mean (n = {len(sizes)})")
+    if reference is not None:
+        known = ~reference.isnan()
+        at, mean, *_ = summarise_by_bin(expected[known], reference[known])
+        left.plot(at, mean, "--", color=COLOURS[-1], linewidth=1.5, label="renderer")
     left.set(xlabel="condition f(x) + δ", ylabel=unit, xlim=(0, 1))
     left.legend(fontsize=8, loc="upper left")
     values = [v[~v.isnan()].cpu().numpy() for v in groups.values()]
     drawn = [i for i, v in enumerate(values) if len(v)]
-    parts = right.boxplot(
-        [values[i] for i in drawn], positions=drawn, widths=0.6, patch_artist=True, showfliers=False
-    )
-    for box, i in zip(parts["boxes"], drawn, strict=True):
-        box.set(facecolor=COLOURS[i // 2], alpha=0.75 if i % 2 == 0 else 0.3)
-    plt.setp(parts["medians"], color="black")
+    if drawn:
+        _draw_boxes(right, [values[i] for i in drawn], drawn)
     ticks = [
         f"{name.replace('_to_', chr(10) + '→ ')}\nn = {len(v)}"
         for name, v in zip(groups, values, strict=True)
@@ -193,6 +198,14 @@ def heart_size_plot(
     right.set_xticks(range(len(values)), ticks, fontsize=8)
     right.set(xlim=(-0.6, len(values) - 0.4), ylabel=unit)
     return fig
+
+
+def _draw_boxes(ax: Axes, values: Sequence[np.ndarray], positions: Sequence[int]) -> None:
+    """Draw a box per group; pairs of groups share a colour, the second of a pair paler."""
+    parts = ax.boxplot(values, positions=positions, widths=0.6, patch_artist=True, showfliers=False)
+    for box, i in zip(parts["boxes"], positions, strict=True):
+        box.set(facecolor=COLOURS[i // 2], alpha=0.75 if i % 2 == 0 else 0.3)
+    plt.setp(parts["medians"], color="black")
 
 
 def _colours(names: Mapping[str, object]) -> list[str]:
