@@ -7,12 +7,12 @@ Simple Autoencoder Approach to Counterfactual Generation for Chest X-rays", MIDL
 
 The gradient is taken once, at the query's code. The amount lambda is searched for each item.
 
-Decisions, where the paper leaves a choice:
+Decisions:
 * f is the log-odds of the target. Its gradient has the direction of the probability's, for any
   number of classes, but does not vanish where the probability saturates.
 * The search starts from the amount at which a linear f would reach tau. It doubles the amount until
-  the target is reached or ||z' - z||_2 equals `limit`, and then bisects. The paper walks in
-  fixed steps, and stops where the probability no longer changes.
+  the target is reached or ||z' - z||_2 equals `limit`, and then bisects. The authors' code walks
+  in fixed steps until the output has changed by 0.8 or 5 % of the pixels have changed.
 * An item that does not reach tau keeps the visited point with the highest score.
 """
 

@@ -12,7 +12,7 @@ lambda of its own, minimised to the end: `stop=False`.
 
 Decisions:
 * lambda is per item, and the norm is a sum over pixels: l1, l2, or squared (l2 squared).
-* Adam updates z. The papers use plain gradient steps and print no number of steps for images.
+* Adam updates z.
 * z alone is optimised. A result may therefore lie far from the prior of the generative model.
 """
 
