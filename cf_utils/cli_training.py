@@ -23,6 +23,9 @@ def train(
     ] = "",
     out: Annotated[str, Option(help="Output (default: results/checkpoints).", metavar="DIR")] = "",
     calibrate: Annotated[bool, Option("--calibrate", help="Only measure oracles again.")] = False,
+    fine_tune: Annotated[
+        bool, Option("--fine-tune", help="Only show oracles the zero edits of all generators.")
+    ] = False,
     list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
 ) -> None:
     """Train checkpoints, measure them, and write their model cards.
@@ -33,6 +36,8 @@ def train(
 
     cf train faces_ddpm --resume /tmp/states
 
+    cf train faces_oracle --fine-tune
+
     torchrun --nproc-per-node 4 -m cf_utils.cli train celeba_ddpm --data /data
     """
     from cf_utils.training.recipes import session
@@ -40,7 +45,7 @@ def train(
     if list_all:
         print("\n".join(session.list_checkpoints()))
         return
-    session.train(names or (), data, seed, resume, out, calibrate)
+    session.train(names or (), data, seed, resume, out, calibrate, fine_tune)
 
 
 def tune(

@@ -17,10 +17,10 @@ from cf_utils.models.cards import Card
 from cf_utils.models.checkpoints import Loaded
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.oracle_columns import list_columns, readable_factors, true_readings
+from cf_utils.training import augment
 from cf_utils.training.recipes import (
     RECIPES,
     attributes,
-    augment,
     calibrate_again,
     calibration,
     diffusion,
@@ -252,7 +252,8 @@ def test_an_oracle_is_calibrated_again_and_its_members_stay(tmp_path, monkeypatc
     assert once_card.settings == {"n": 7} and (once.slope < 1).all()
     (tmp_path / "stripes_ddpm.safetensors").write_bytes(b"weights")
 
-    def brighten(factors, seed):
+    def brighten(factors, seed, name="stripes_ddpm"):
+        assert name == "stripes_ddpm"
         return (renders.render_bytes(factors).int() + 9).clamp(max=255).byte()
 
     monkeypatch.setattr(calibration, "render_zero_edits", brighten)

@@ -127,8 +127,9 @@ class FactorOracle(nn.Module):
     Buffers of the calibration, each (K,):
         slope, centre: see above.
         sd: standard deviation of the error on test renders that show the factor.
-        null: root mean square displacement without an edit. Either the camera noise is drawn again,
-            or, if the card says so, the image passes through the diffusion prior.
+        null: root mean square displacement without an edit, as the card says: of the world's
+            diffusion prior, or the largest of camera noise, drawn again, and of all generators.
+            The null of each generator is in the card.
     """
 
     slope: Tensor

@@ -21,5 +21,6 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
 )
 from cf_utils.training.recipes.base import EMBEDDED, RECIPES, Trained, make, recipe
 from cf_utils.training.recipes.calibration import calibrate_again
+from cf_utils.training.recipes.factor_oracles import fine_tune_again
 
-__all__ = ["EMBEDDED", "RECIPES", "Trained", "calibrate_again", "make", "recipe"]
+__all__ = ["EMBEDDED", "RECIPES", "Trained", "calibrate_again", "fine_tune_again", "make", "recipe"]

@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from cf_utils import core, worlds
-from cf_utils.core import files
 from cf_utils.evaluation.baselines import PGD
 from cf_utils.evaluation.truth import displacement
 from cf_utils.models import checkpoints
+from cf_utils.models.cards import Card
 from cf_utils.models.classifiers import OneOutput, predict
 from cf_utils.models.oracle_columns import factor_of, true_readings
 from cf_utils.models.oracles import FactorOracle
 from cf_utils.training.recipes.attributes import ORACLE_SEED
 from cf_utils.training.recipes.base import round_weights
 from cf_utils.training.recipes.renders import concatenate, move_each_factor, render_bytes
-from cf_utils.training.recipes.zero_edits import find_prior, render_zero_edits
+from cf_utils.training.recipes.zero_edits import (
+    find_prior,
+    hash_of,
+    list_generators,
+    render_zero_edits,
+)
 from cf_utils.worlds import Factors, Label, World
 
 
@@ -53,6 +58,10 @@ def calibrate(
 
     n: renders for slope, centre and sd. n_null: images for the displacement without an edit.
     Buffers are rounded to float16, as they are stored, before anything is measured with them.
+
+    The buffer `null` is that of the diffusion prior. In a world without a prior, it is the largest
+    of camera noise, drawn again, and of all generators, per column. The entry `null_per_generator`
+    holds the null of every shipped generator with the hash of its weights.
     """
     model.eval()
     fit_slopes(model, world.sample(n, "validation", seed=seed + ORACLE_SEED))
@@ -65,12 +74,16 @@ def calibrate(
     mean = (value * shown).sum(0) / count
     model.sd.copy_((error.sum(0) / count).sqrt())
     r2 = 1 - error.sum(0) / ((value - mean).square() * shown).sum(0)
-    few = factors.take(slice(0, n_null))
+    few, some = factors.take(slice(0, n_null)), x[:n_null].float() / 255
     unedited = render_null(few, x, seed)
-    model.null.copy_(displacement.null_sd(model, x[:n_null].float() / 255, unedited))
+    own = displacement.null_sd(model, some, unedited)
+    prior, nulls = find_prior(world), measure_nulls(model, few, some, seed)
+    if prior is None:
+        own = torch.stack([own, *(torch.tensor([*row["null"].values()]) for row in nulls.values())])
+        own = own.amax(0)
+    model.null.copy_(own)
     round_weights(model)
     disagreement = model.read(unedited)[1]
-    prior = find_prior(world)
     columns = {
         name: {
             "sd": model.sd[k].item(),
@@ -82,8 +95,9 @@ def calibrate(
     }
     return {
         "test_n": n,
-        "null_by": prior or "camera noise",
-        "null_by_sha256": prior and files.sha256(checkpoints.FOLDER / f"{prior}.safetensors"),
+        "null_by": prior or ", ".join(["camera noise", *nulls]),
+        "null_by_sha256": prior and hash_of(prior),
+        "null_per_generator": nulls,
         "columns": columns,
         "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
         "leakage_over_half": measure_leakage(model, world, seed),
@@ -104,23 +118,59 @@ def render_null(factors: Factors, x: Tensor, seed: int) -> Tensor:
     return (clean + world.noise_sd(factors)[:, None, None, None] * noise).clamp(0, 1)
 
 
-def calibrate_again(name: str, out: Path = checkpoints.FOLDER) -> dict[str, Any]:
-    """Calibrate a shipped oracle with the prior that ships now; its members stay unchanged.
+@torch.no_grad()
+def measure_nulls(
+    model: FactorOracle, factors: Factors, x: Tensor, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Measure the null of each generator of a world that ships.
 
-    Writes checkpoint and model card to the folder `out`, and returns the card.
+    factors: of the images x (N, C, H, W) in [0, 1].
+
+    Returns per generator:
+
+    * sha256: of its weights.
+    * null: `displacement.null_sd` of its zero edits, per column.
+    * unread_after_zero_edit: share of (image, column) pairs whose members disagree by more than
+      2 sd.
+    """
+    out = {}
+    for name in list_generators(factors.world):
+        unedited = render_zero_edits(factors, seed, name).float() / 255
+        null = displacement.null_sd(model, x, unedited).tolist()
+        disagreement = model.read(unedited)[1]
+        out[name] = {
+            "sha256": hash_of(name),
+            "null": {column: round(v, 4) for column, v in zip(model.names, null, strict=True)},
+            "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
+        }
+    return out
+
+
+def load_oracle(name: str) -> tuple[FactorOracle, Card, World]:
+    """Load a shipped factor oracle with uncorrected readings, its card and its world.
+
     Raises ValueError if the checkpoint is no factor oracle.
     """
     model, card = checkpoints.load(name)
     if not isinstance(model, FactorOracle):
         raise ValueError(
             f"{name}: got a {type(model).__name__}, expected a FactorOracle; "
-            "only factor oracles are calibrated"
+            "only factor oracles are calibrated and fine-tuned"
         )
     model.slope.fill_(1)  # `fit_slopes` expects uncorrected readings
-    quality = calibrate(model, worlds.get(name.split("_")[0]), card.seed)
-    card = dataclasses.replace(card, quality=quality)
+    return model, card, worlds.get(name.split("_")[0])
+
+
+def calibrate_again(name: str, out: Path = checkpoints.FOLDER) -> dict[str, Any]:
+    """Calibrate a shipped oracle with the generators that ship now; its members stay unchanged.
+
+    Writes checkpoint and model card to the folder `out`, and returns the card.
+    Raises ValueError if the checkpoint is no factor oracle.
+    """
+    model, card, world = load_oracle(name)
+    card = dataclasses.replace(card, quality=calibrate(model, world, card.seed or 0))
     checkpoints.save(name, model, card, out)
-    return card.to_json()
+    return checkpoints.read_card(name, out).to_json()
 
 
 def measure_leakage(
@@ -162,13 +212,16 @@ def measure_adversarial(
     """
     factors = world.sample(n, "test", seed=seed)
     x, out = render_bytes(factors).float() / 255, {}
+    shipped = checkpoints.names("classifier")
     for label in world.labels:
-        for path in sorted(checkpoints.FOLDER.glob(f"{world.name}_{label.name}_*.safetensors")):
-            classifier = OneOutput(checkpoints.load(path.stem).model)
+        for name in shipped:
+            if not name.startswith(f"{world.name}_{label.name}_"):
+                continue
+            classifier = OneOutput(checkpoints.load(name).model)
             cfs = PGD()(classifier, x, 1 - predict(classifier, x).argmax(1))
             if cfs.valid.any():
                 moves = displacement.measure(cfs, model)
-                out[path.stem] = summarise_moves(moves, cfs.valid, model, label)
+                out[name] = summarise_moves(moves, cfs.valid, model, label)
     return out
 
 

@@ -1,58 +1,51 @@
 """Factor oracles: ensembles that read the factors of a render and are never explained.
 
 They see other draws than any classifier (another seed of the world). They are trained on renders
-that are plain, blurred or noisy, and on zero edits of the diffusion prior, so that the prior's
-artefacts do not count as displacements. Without a checkpoint of the prior, that part is left out
-and the model card says so.
+that are plain, blurred or noisy, and on zero edits of every generator that they will judge, so that
+the generators' artefacts do not count as displacements. Zero edits of the diffusion prior belong to
+all stages, those of GANs and autoencoders to a third one, which can be repeated alone. Without a
+checkpoint of a generator, its part is left out and the model card says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from cf_utils import core, worlds
-from cf_utils.models.oracle_columns import factor_of, list_columns, true_readings
+from cf_utils.models import checkpoints
+from cf_utils.models.oracle_columns import list_columns, true_readings
 from cf_utils.models.oracles import FactorOracle
 from cf_utils.models.weights import channels_last
-from cf_utils.training import loop
-from cf_utils.training.augment import attack_in_one_step, blur_and_add_noise
 from cf_utils.training.recipes.attributes import ORACLE_SEED
-from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.calibration import calibrate
+from cf_utils.training.recipes.base import Trained, recipe, round_weights
+from cf_utils.training.recipes.calibration import calibrate, load_oracle
+from cf_utils.training.recipes.oracle_stages import (
+    CAUSE_WEIGHT,
+    EPS,
+    Settings,
+    Stage,
+    describe_third_stage,
+    fit_stage,
+    make_losses,
+    prepare_third_stage,
+)
 from cf_utils.training.recipes.renders import Renders, StoredImages, channel_argument
 from cf_utils.training.recipes.zero_edits import SIGMAS, find_prior, render_zero_edits
 from cf_utils.worlds import World
-
-CAUSE_WEIGHT = 10.0  # weight of the squared error of a cause
-EPS = 4 / 255  # largest change of a pixel by the attacks of the second stage
-
-Loss = Callable[[nn.Module, Any], Tensor]
-
-
-class Stage(NamedTuple):
-    """One training of a member: on which data, by which loss."""
-
-    data: Dataset
-    loss: Loss
-    lr: float
-    epochs: int
-
-
-def cause_columns(world: World, names: list[str]) -> list[int]:
-    """Return the columns that read a factor with the role of a cause."""
-    return [k for k, column in enumerate(names) if factor_of(column) in world.role("cause")]
 
 
 def train_oracle(
     name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int, hard_epochs: int
 ) -> Trained:
     """Train the members of an oracle, each with its own initial weights, order and augmentation.
+
+    A third stage follows if a GAN or an autoencoder of the world ships; see `fine_tune_again`.
 
     n: renders of the first stage. n_prior: how many of them also pass through the prior.
     hard_epochs: epochs of a second stage on twice as many renders, each attacked such that the
@@ -61,7 +54,7 @@ def train_oracle(
     """
     world = worlds.get(name)
     names, prior = list_columns(world), find_prior(world)
-    settings = {
+    settings: Settings = {
         "n": n,
         "n_prior": n_prior if prior else 0,
         "epochs": epochs,
@@ -80,56 +73,74 @@ def train_oracle(
             "lr": 1.5e-3,
             "worst_of_a_box_up_to": EPS,
         }
+    third = describe_third_stage(world)
+    if third:
+        settings["third_stage"] = third
     stages = prepare_stages(world, names, settings, seed)
     arguments = {"names": names, "size": world.size, **channel_argument(world)}
     model = channels_last(FactorOracle(**arguments))
     logs = train_members(model, stages, settings, seed, folder)
-    log = {
-        "seconds": sum(log["seconds"] for log in logs),
-        "steps": sum(log["steps"] for log in logs),
-        "epochs": epochs + hard_epochs,
-        "losses": [log["losses"] for log in logs],
-    }
-    split = f"train ({n * len(stages):,} renders, independent, seed {seed + ORACLE_SEED})"
+    if third:
+        logs += fine_tune_members(model, world, settings, seed, folder)
+    log = add_logs({}, logs, epochs + hard_epochs + (third["epochs"] if third else 0))
     card = {
-        "data": {"name": f"{name} (embedded)", "split": split, "world_sha256": world.sha256()},
+        "data": {
+            "name": f"{name} (embedded)",
+            "split": describe_split(settings, seed),
+            "world_sha256": world.sha256(),
+        },
         "architecture": {"class": "FactorOracle", "arguments": arguments},
         "settings": settings,
     }
     return Trained(model, card, log, lambda model: calibrate(model, world, seed))
 
 
+def describe_split(settings: Mapping[str, Any], seed: int) -> str:
+    """Describe the training data in words, for the model card."""
+    n = settings["n"] * (2 if "second_stage" in settings else 1)
+    n += settings.get("third_stage", {"n_plain": 0})["n_plain"]
+    return f"train ({n:,} renders, independent, seed {seed + ORACLE_SEED})"
+
+
+def add_logs(before: Mapping[str, Any], logs: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """Return the log of a training: the sums of an earlier one and of those of each member.
+
+    epochs: of one member, without those of the earlier training.
+    """
+    return {
+        "seconds": before.get("seconds", 0) + sum(log["seconds"] for log in logs),
+        "steps": before.get("steps", 0) + sum(log["steps"] for log in logs),
+        "epochs": before.get("epochs", 0) + epochs,
+        "losses": [*before.get("losses", []), *(log["losses"] for log in logs)],
+    }
+
+
 def train_members(
-    model: FactorOracle,
-    stages: list[Stage],
-    settings: dict[str, Any],
-    seed: int,
-    folder: Path | None,
+    model: FactorOracle, stages: list[Stage], settings: Settings, seed: int, folder: Path | None
 ) -> list[dict[str, Any]]:
-    """Train each member through all stages; return the logs."""
+    """Train each member through the first stages; return the logs."""
     logs = []
     for k, member in enumerate(model.members):
         core.seed_everything(seed + ORACLE_SEED + k)
         member.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
         for i, stage in enumerate(stages):
-            log = loop.fit(
-                member,
-                stage.data,
-                [loop.Part(stage.loss, lr=stage.lr, weight_decay=1e-2)],
-                epochs=stage.epochs,
-                batch_size=settings["batch_size"],
-                seed=seed + ORACLE_SEED + k + 50 * i,
-                folder=folder and folder / (f"{k}-hard" if i else str(k)),
-                settings=settings,
-            )
-            logs.append(log)
+            logs.append(fit_stage(model, k, i, stage, settings, seed, folder))
     return logs
 
 
+def fine_tune_members(
+    model: FactorOracle, world: World, settings: Settings, seed: int, folder: Path | None
+) -> list[dict[str, Any]]:
+    """Train each member through the third stage, from the weights that it has; return the logs."""
+    stage = prepare_third_stage(world, model.names, settings, seed)
+    members = range(len(model.members))
+    return [fit_stage(model, k, 2, stage, settings, seed, folder) for k in members]
+
+
 def prepare_stages(
-    world: World, names: list[str], settings: dict[str, Any], seed: int
+    world: World, names: tuple[str, ...], settings: Settings, seed: int
 ) -> list[Stage]:
-    """Render the training data, and build the loss of each stage."""
+    """Render the training data of the first two stages, and build their losses."""
     n, n_prior = settings["n"], settings["n_prior"]
     factors = world.sample(n, "train", seed=seed + ORACLE_SEED)
     value, shown = true_readings(factors, names)
@@ -137,9 +148,7 @@ def prepare_stages(
     if settings["prior"]:
         x = render_zero_edits(factors.take(slice(0, n_prior)), seed)
         first += [StoredImages(x, value[:n_prior], shown[:n_prior])] * 2
-    weight = torch.ones(len(names))
-    weight[cause_columns(world, names)] = CAUSE_WEIGHT
-    plain, hard = make_losses((value * shown).std(0).clamp(min=1e-3), weight)
+    plain, hard = make_losses(world, names, value, shown)
     stages = [Stage(ConcatDataset(first), plain, settings["lr"], settings["epochs"])]
     if second := settings.get("second_stage"):
         more = world.sample(n, "train", seed=seed + ORACLE_SEED, start=n)
@@ -148,27 +157,45 @@ def prepare_stages(
     return stages
 
 
-def make_losses(spread: Tensor, weight: Tensor) -> tuple[Loss, Loss]:
-    """Build the losses of both stages: squared errors of visible columns, weighted.
+def fine_tune_again(
+    name: str, folder: Path | None = None, out: Path = checkpoints.FOLDER
+) -> dict[str, Any]:
+    """Train a shipped oracle through the third stage alone, with the generators that ship now.
 
-    spread: standard deviation of each column (K,), the unit of its error. weight: (K,).
+    The members start from their shipped weights. Writes checkpoint and model card to the folder
+    `out`, and returns the card. It names the weights of the start, and the third stage of an oracle
+    that had one already.
+
+    folder: of training states, from which a killed training resumes; None keeps none.
+    Raises ValueError if the checkpoint is no factor oracle, or if no GAN or autoencoder of its
+    world ships.
     """
-
-    def error(module: nn.Module, x: Tensor, value: Tensor, shown: Tensor) -> Tensor:
-        squared = ((module(x) - value) / spread).square()
-        return (squared * shown * weight).sum() / (shown * weight).sum()
-
-    def plain(module: nn.Module, batch: Any) -> Tensor:
-        x, value, shown = batch
-        return error(module, blur_and_add_noise(x), value, shown)
-
-    def hard(module: nn.Module, batch: Any) -> Tensor:
-        x, value, shown = batch
-        x = blur_and_add_noise(x)
-        x = attack_in_one_step(lambda y: error(module, y, value, shown), x, EPS)
-        return error(module, x, value, shown)
-
-    return plain, hard
+    model, card, world = load_oracle(name)
+    third = describe_third_stage(world)
+    if third is None:
+        raise ValueError(
+            f"{name}: got no shipped GAN or autoencoder of {world.name}, expected at least one; "
+            "train one first, see `cf train --list`"
+        )
+    third["start"] = {
+        "sha256": card.sha256,
+        "third_stage": card.settings.get("third_stage"),
+    }
+    seed, settings = card.seed or 0, {**card.settings, "third_stage": third}
+    core.seed_everything(seed)
+    logs = fine_tune_members(model, world, settings, seed, folder)
+    round_weights(model)
+    card = dataclasses.replace(
+        card,
+        recipe=f"cf train {name} --fine-tune",
+        data={**card.data, "split": describe_split(settings, seed)},
+        settings=settings,
+        quality=calibrate(model, world, seed),
+        training=add_logs(card.training, logs, third["epochs"]),
+        torch=torch.__version__,
+    )
+    checkpoints.save(name, model, card, out)
+    return checkpoints.read_card(name, out).to_json()
 
 
 @recipe("faces_oracle", embedded=True)

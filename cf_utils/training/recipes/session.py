@@ -10,19 +10,34 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from cf_utils import worlds
 from cf_utils.core.choices import check_choice
 from cf_utils.harness.locks import environment
 from cf_utils.models import checkpoints
-from cf_utils.training.recipes import EMBEDDED, RECIPES, calibrate_again, make
+from cf_utils.training.recipes import EMBEDDED, RECIPES, calibrate_again, fine_tune_again, make
+from cf_utils.training.recipes.zero_edits import list_stale
 
 
 def list_checkpoints() -> list[str]:
-    """Return one line per recipe: the name, and whether the checkpoint is there."""
+    """Return one line per recipe: the name, and whether the checkpoint is there.
+
+    The line of an oracle names the generators whose null its card does not hold.
+    """
     lines = []
     for name in sorted(RECIPES):
         state = "present" if checkpoints.exists(name) else "missing"
-        lines.append(f"{name:28} {state:8} {'' if name in EMBEDDED else 'needs --data'}".rstrip())
+        hint = "" if name in EMBEDDED else "needs --data"
+        if name.endswith("_oracle") and (stale := _list_stale(name)):
+            hint = f"needs --calibrate, for {', '.join(stale)}"
+        lines.append(f"{name:28} {state:8} {hint}".rstrip())
     return lines
+
+
+def _list_stale(name: str) -> list[str]:
+    """List the generators whose null the card of a shipped oracle does not hold."""
+    if not checkpoints.exists(name):
+        return []
+    return list_stale(checkpoints.read_card(name), worlds.get(name.split("_")[0]))
 
 
 def train(
@@ -32,6 +47,7 @@ def train(
     resume: str | Path = "",
     out: str | Path = "",
     calibrate: bool = False,
+    fine_tune: bool = False,
 ) -> None:
     """Train checkpoints, write them with their model cards, and print their quality.
 
@@ -40,10 +56,16 @@ def train(
         data: folder with official data sets.
         resume: folder of training states, from which a killed training goes on; '' keeps none.
         out: folder of the checkpoints; '' is that of the shipped ones.
-        calibrate: train nothing; calibrate shipped oracles again, by the prior that ships.
+        calibrate: train nothing; calibrate shipped oracles again, by the generators that ship.
+        fine_tune: train shipped oracles on zero edits of the generators that ship, from their
+            shipped weights on, and calibrate them.
 
-    Raises ValueError, before any work, for an unknown name.
+    Raises ValueError, before any work, for an unknown name or if both flags are set.
     """
+    if calibrate and fine_tune:
+        raise ValueError(
+            "--calibrate, --fine-tune: got both, expected one; --fine-tune calibrates, too"
+        )
     if not names:
         raise ValueError("checkpoint: got no name, expected at least one; see `cf train --list`")
     for name in names:
@@ -53,10 +75,13 @@ def train(
     out = Path(out) if out else checkpoints.FOLDER
     with _share_cpu_training():
         for name in names:
+            folder = Path(resume) / name if resume else None
             if calibrate:
                 card, effort = calibrate_again(name, out), "calibrated"
+            elif fine_tune:
+                card, effort = fine_tune_again(name, folder, out), "fine-tuned"
             else:
-                card = make(name, data, seed, Path(resume) / name if resume else None, out)
+                card = make(name, data, seed, folder, out)
                 effort = f"{card['training']['seconds']:.0f} s"
             if PartialState().is_main_process:
                 print(name, card["quality"], effort)
