@@ -51,11 +51,11 @@ class Tuning(NamedTuple):
     many through the GANs; several of a kind share them. n_prior: how many pass through the prior.
     """
 
-    n_plain: int = 3000
-    n_each: int = 1500
+    n_plain: int = 9000
+    n_each: int = 4500
     n_prior: int = 600
-    epochs: int = 6
-    lr: float = 5e-4
+    epochs: int = 2
+    lr: float = 3e-4
 
 
 TUNING = Tuning()
@@ -127,11 +127,12 @@ def prepare_third_stage(
         third["n_plain"], "train", seed=seed + ORACLE_SEED, start=2 * settings["n"]
     )
     value, shown = true_readings(factors, names)
-    data: list[Dataset] = [Renders(factors, value, shown)]
+    plain = Renders(factors, value, shown)
+    data: list[Dataset] = [plain]
     for name, rows in deal_rows(world, third).items():
         seen = shown[rows].clone()
         seen[:, label_columns(checkpoints.read_card(name), world, names)] = False
-        x = render_zero_edits(factors.take(rows), seed, name)
+        x = render_zero_edits(factors.take(rows), seed, name, plain.x[rows])
         data.append(StoredImages(x, value[rows], seen))
     _, hard = make_losses(world, names, value, shown)
     return Stage(ConcatDataset(data), hard, third["lr"], third["epochs"])

@@ -76,7 +76,9 @@ def hash_of(name: str) -> str:
     return files.sha256(checkpoints.FOLDER / f"{name}.safetensors")
 
 
-def render_zero_edits(factors: Factors, seed: int, name: str | None = None) -> Tensor:
+def render_zero_edits(
+    factors: Factors, seed: int, name: str | None = None, x: Tensor | None = None
+) -> Tensor:
     """Return renders after a zero edit by a generator, uint8 (N, C, H, W).
 
     The prior noises an image to a level and denoises it; the images take the levels in `SIGMAS` in
@@ -89,6 +91,7 @@ def render_zero_edits(factors: Factors, seed: int, name: str | None = None) -> T
     Args:
         seed: of the prior's noise.
         name: of the generator; None: the world's prior.
+        x: `render_bytes(factors)`, if the caller has it; None: rendered here.
     """
     prior = find_prior(factors.world)
     name = name or prior or f"{factors.world.name}_ddpm"
@@ -104,7 +107,7 @@ def render_zero_edits(factors: Factors, seed: int, name: str | None = None) -> T
     if path.exists():
         return files.read_tensors(path)["x"]
     report(f"passing {len(factors):,} images through {name}")
-    x = render_bytes(factors)
+    x = render_bytes(factors) if x is None else x
     if name == prior:
         out = _pass_through_prior(name, factors, x, seed)
     else:
