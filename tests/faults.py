@@ -887,8 +887,8 @@ FAULTS: dict[str, Fault] = {
     "hearts: registration takes the first query's mask for all": Fault(
         "cf_utils/evaluation/heart_sizes.py",
         "register_hearts",
-        "organ: v.repeat_interleave(k, 0)",
-        "organ: v[:1].expand(k * len(v), -1, -1, -1)",
+        "v.repeat_interleave(k, 0)",
+        "v[:1].expand(k * len(v), -1, -1, -1)",
         ("tests/test_heart_sizes.py::test_registration",),
     ),
     "hearts: small true changes count, too": Fault(

@@ -11,12 +11,15 @@ import torch
 
 from cf_utils.core import files
 from cf_utils.datasets import celeba
+from cf_utils.evaluation import heart_sizes
 from cf_utils.harness import exaggeration_cases
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 from cf_utils.models.generators.cgan import ConditionalGAN
-from cf_utils.models.image_classifiers import ImageDenseNet
+from cf_utils.models.image_classifiers import ImageDenseNet, SmallDenseNet
 from cf_utils.viz.relevance import map_grid
+from cf_utils.worlds import radiographs_ct
+from tests.test_chexpert import root  # noqa: F401  (a fixture)
 from tests.test_image_sets import faces  # noqa: F401  (a fixture)
 
 NEEDED = ("faces_smile_gan", "faces_vae", "faces_smile_causal", "faces_oracle", "faces_ddpm")
@@ -91,6 +94,60 @@ def test_an_official_case_explains_the_output_of_its_label(faces, tmp_path, monk
     torch.testing.assert_close(found.classifier(x)[:, 1], expected, rtol=1e-3, atol=1e-4)
     assert x.shape[2:] == (128, 128) and list(found.methods(0.9, 0)) == ["exaggeration"]
     assert files.read_json(tmp_path / "celeba_young_gan.json")["name"] == "celeba_young_gan"
+
+
+needs_hearts = pytest.mark.skipif(
+    not (checkpoints.exists("radiographs_cardiomegaly_gan") and radiographs_ct.exists()),
+    reason=f"no shipped models of radiographs, or no scan: run {radiographs_ct.HOW}",
+)
+
+
+@needs_hearts
+def test_a_case_of_radiographs_reads_the_heart_by_oracle_judge_and_segmenter():
+    case = exaggeration_cases.rendered_case("radiographs", "cardiomegaly", 6, 2)
+    assert case.factor == "heart_size" and list(case.quantities) == ["heart_size"]
+    read, tolerance = case.quantities["heart_size"]
+    factors = case.data.factors
+    low, high = (factors.world.render(factors.move("heart_size", v)) for v in (0.1, 0.9))
+    assert (read(high) - read(low) > tolerance).all()
+    (judge,) = case.judges.values()
+    assert (judge(high).argmax(1) == 1).all() and (judge(low).argmax(1) == 0).all()
+    assert judge.model is not case.classifier.model
+    assert heart_sizes.ratio_error(case.segmenter.segment, case.data.x, factors) < 0.02
+    assert not case.missing
+
+
+def store_chexpert_networks(folder):
+    """Write small networks of CheXpert; the classifier's second output is cardiomegaly."""
+    torch.manual_seed(0)
+    build = {"outputs": 2, "channels": 1, "growth": 4, "blocks": [1, 1], "first": 8, "pool": True}
+    gan = {"size": 128, "widths": [4, 4], "critic": 4, "channels": 1}
+    net = SmallDenseNet(**build).eval()
+    for name, model, arguments in (
+        ("chexpert_densenet", net, build),
+        ("chexpert_cardiomegaly_gan", ConditionalGAN(**gan), gan),
+    ):
+        card = Card(
+            architecture={"class": type(model).__name__, "arguments": arguments},
+            extra={"classes": ["Edema", "Cardiomegaly"]},
+        )
+        checkpoints.save(name, model, card, folder, half=False)
+    return net
+
+
+def test_chexpert_explains_cardiomegaly_and_names_what_is_missing(root, tmp_path, monkeypatch):  # noqa: F811
+    with pytest.raises(FileNotFoundError, match="chexpert_densenet"):
+        exaggeration_cases.chexpert_case(str(root), 2, 2)
+    folder = tmp_path / "checkpoints"
+    net = store_chexpert_networks(folder)
+    monkeypatch.setattr(checkpoints, "FOLDER", folder)
+    case = exaggeration_cases.chexpert_case(str(root), 9, 4)
+    x = case.data.x
+    assert x.shape == (2, 1, 128, 128) and case.real.shape[1:] == x.shape[1:]  # frontal ones
+    torch.testing.assert_close(case.classifier(x)[:, 1], net(x)[:, 1], rtol=1e-3, atol=1e-4)
+    assert case.official and case.truth is None and not case.quantities and not case.judges
+    assert case.missing == "chexpert_heart_unet.safetensors is missing"
+    assert list(case.methods(0.9, 0)) == ["exaggeration"]
 
 
 def test_the_grid_shows_each_map_and_names_a_missing_one():

@@ -23,6 +23,7 @@ from cf_utils.viz.survey_questions import (
     bias_questions,
     change_questions,
     join_images,
+    largest_change,
     order_questions,
 )
 from cf_utils.viz.survey_tasks import TaskSurvey
@@ -176,6 +177,20 @@ def test_change_and_bias_questions_show_whole_progressions():
         ("unbiased", SMILE)
     ] * 3
     assert TaskSurvey(asked).items["task"].tolist() == ["bias"] * 6
+
+
+def test_a_judge_names_what_changes_most_between_the_outer_images():
+    x = torch.zeros(2, 3, 1, 4, 4)
+    x[0, :, 0, 0, 0] = torch.tensor([0.2, 0.2, 0.4])
+    x[0, :, 0, 1, 1] = torch.tensor([0.0, 0.9, 0.1])  # the middle image does not count
+    x[1, :, 0, 1, 1] = torch.tensor([0.9, 0.0, 0.1])  # falls
+
+    def read(images):
+        return torch.stack([images[:, 0, 0, 0], images[:, 0, 1, 1]], 1)
+
+    judge = largest_change(read, (SMILE, "age"))
+    questions = change_questions({SMILE: (x, [0, 1])}, (SMILE, "age"))
+    assert [judge(question) for question in questions] == [SMILE, "age"]
 
 
 def test_images_are_joined_with_white_gaps():

@@ -22,9 +22,10 @@ from cf_utils.evaluation.metrics.segmentation import (
     threshold,
 )
 from cf_utils.evaluation.truth.heart_masks import Masks, Segment, register_masks
-from cf_utils.worlds import Factors, radiographs
+from cf_utils.worlds import Factors
+from cf_utils.worlds.radiographs_shape import RATIO
 
-LEAST = 0.05  # change of the cardiothoracic ratio from which a share of it is computed
+LEAST = 0.03  # change of the cardiothoracic ratio from which a share of it is computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,28 +76,28 @@ def register_hearts(segment: Segment | None, query: Tensor, progression: Tensor)
     return _measure(every, len(query))
 
 
-def render_hearts(factors: Factors, moved: Factors, size: tuple[int, int] | None = None) -> Hearts:
-    """Measure the true masks of rendered radiographs.
+def true_ratio(factors: Factors) -> Tensor:
+    """Return the true cardiothoracic ratio of rendered radiographs, (N,), free of pixels."""
+    low, high = RATIO
+    return low + (high - low) * factors["heart_size"].double()
 
-    Args: factors: (B) of the queries; moved: (B K) of their progressions, K rows per query.
+
+def ratio_error(segment: Segment, images: Tensor, factors: Factors) -> float:
+    """Return the mean absolute error of the ratio that is read from renders (B, 1, H, W)."""
+    read = segment_hearts(segment, images, images[:, None]).ratio[:, 0]
+    return (read - true_ratio(factors)).abs().nanmean().item()
+
+
+def change_share(change: Tensor, reference: Tensor, truth: Tensor, least: float = LEAST) -> Tensor:
+    """Change of the cardiothoracic ratio over that of a true counterfactual. (B,), 1 is exact.
+
+    Args:
+        change: (B,), measured in the explanations.
+        reference: (B,), of the true counterfactuals: `truth`, or measured in the same way as
+            `change`, so that errors of the measurement cancel.
+        truth: (B,), known. NaN where it is smaller than `least`.
     """
-    masks = [radiographs.render_masks(table, size) for table in (factors, moved)]
-    b, k = len(factors), len(moved) // len(factors)
-    every = {
-        organ: torch.cat([masks[0][organ][:, None], masks[1][organ].unflatten(0, (b, k))], 1)
-        for organ in masks[0]
-    }
-    return _measure({organ: v.flatten(0, 1) for organ, v in every.items()}, b)
-
-
-def change_share(found: Hearts, true: Hearts, column: Tensor, least: float = LEAST) -> Tensor:
-    """Change of the cardiothoracic ratio as a share of the true change. (B,), 1 is exact.
-
-    Args: column: int64 (B,), the image of each progression, from 1.
-    NaN where the true change is smaller than `least`.
-    """
-    truth = true.change(column)
-    return torch.where(truth.abs() >= least, found.change(column) / truth, torch.nan)
+    return torch.where(truth.abs() >= least, change / reference, torch.nan)
 
 
 def heart_table(hearts: Mapping[str, Hearts], expected: Tensor, missing: str = "") -> pd.DataFrame:
@@ -106,15 +107,18 @@ def heart_table(hearts: Mapping[str, Hearts], expected: Tensor, missing: str = "
     the condition; `of_size`, the same for the area; `change`, mean difference of the ratio between
     the last and the first bin; `n`, queries with a value; `note`.
 
-    Args: expected: (B, K), f(x) + delta. missing: note of rows without any value.
+    Args:
+        hearts: way to measure -> hearts of the first queries, of all or of fewer.
+        expected: (B, K), f(x) + delta. missing: note of rows without any value.
     """
     rows = {}
     for name, heart in hearts.items():
-        within = response.correlation_within(expected, heart.ratio[:, 1:])
+        asked = expected[: len(heart.ratio)]
+        within = response.correlation_within(asked, heart.ratio[:, 1:])
         n = int((~within.isnan()).sum())
         rows[name] = {
             "rank_correlation": within.nanmean().item(),
-            "of_size": response.correlation_within(expected, heart.size[:, 1:]).nanmean().item(),
+            "of_size": response.correlation_within(asked, heart.size[:, 1:]).nanmean().item(),
             "change": (heart.ratio[:, -1] - heart.ratio[:, 1]).nanmean().item(),
             "n": n,
             "note": "" if n else missing,

@@ -51,6 +51,11 @@ class ExaggerationCase(Case):
         return oracle_columns.readable_factors(self.truth.oracle) if self.truth else ()
 
     @property
+    def missing(self) -> str:
+        """Why hearts cannot be measured; empty with a segmenter."""
+        return "" if self.segmenter is not None else f"{HEARTS}.safetensors is missing"
+
+    @property
     def quantities(self) -> dict[str, Any]:
         """The oracle's reading of the label's factor, and the change that it cannot tell from 0.
 
@@ -111,7 +116,7 @@ def rendered_case(
         return checkpoints.load(name, device).model if checkpoints.exists(name) else None
 
     gan = f"{world}_{label}_gan" if kind == "causal" else f"{world}_{kind}_gan"
-    attributes: Any = find("attributes")
+    attributes: Any = find("attributes") or find("judge")
     known = attributes is not None and label in attributes.names
     factor = worlds.get(world).label(label).factor
     return ExaggerationCase(

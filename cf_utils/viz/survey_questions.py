@@ -7,7 +7,7 @@ alone or together with a confounder as options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +134,21 @@ def _ask(
             strip, answer = tuple(own.unbind()), answers[category]
             questions.append(Question(task, category, str(i), strip, text, tuple(options), answer))
     return questions
+
+
+def largest_change(
+    read: Callable[[Tensor], Tensor], options: Sequence[str]
+) -> Callable[[Question], str]:
+    """Return a judge for `change_questions`: it names what changes most between the outer images.
+
+    Args: read: images (N, C, H, W) -> (N, len(options)), one comparable reading per option.
+    """
+
+    def answer(question: Question) -> str:
+        first, last = read(torch.stack([question.images[0], question.images[-1]]))
+        return options[int((last - first).abs().argmax())]
+
+    return answer
 
 
 def join_images(images: Sequence[Tensor], gap: int = 2) -> Tensor:
