@@ -236,6 +236,24 @@ FAULTS: dict[str, Fault] = {
         "self.disturb(x_delta.detach())",
         ("tests/test_exaggeration_training.py",),
     ),
+    "running statistics of the cycle's passes": Fault(
+        "cf_utils/training/exaggeration.py",
+        "fit_rounds",
+        "update_statistics(gan, data, seed)",
+        "pass",
+        (
+            "tests/test_exaggeration_training.py::test_a_training_ends_with_fresh_running_statistics",
+        ),
+    ),
+    "one shift for all images": Fault(
+        "cf_utils/training/augment.py",
+        "shift",
+        "(len(x), 2)",
+        "(1, 2)",
+        (
+            "tests/test_exaggeration_training.py::test_the_classifier_sees_images_that_moved_by_their_own_shift",
+        ),
+    ),
     "cycle from the query": Fault(
         "cf_utils/training/exaggeration.py",
         "Objective.terms",

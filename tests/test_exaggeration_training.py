@@ -12,6 +12,7 @@ from cf_utils.training import exaggeration as ex
 from cf_utils.training import loop
 from cf_utils.training.balanced import BalancedImages, classifier_outputs
 from cf_utils.training.recipes.renders import StoredImages
+from cf_utils.training.running_statistics import update_statistics
 
 
 def make_gan():
@@ -279,3 +280,45 @@ def test_a_training_follows_the_condition_and_resumes_only_its_own_settings(tmp_
     assert response[0] + 0.1 < response[1] < response[2] - 0.1
     with pytest.raises(ValueError, match=r"settings.weights.f: saved 3.0, current 1.0"):
         fit(ex.Weights(rec=1.0, f=1.0), epochs=6)
+
+
+def test_running_statistics_are_those_of_the_passes_that_explain():
+    """A training spoils them by the passes of the cycle; they are measured anew on real images."""
+    torch.manual_seed(0)
+    gan = make_objective().gan
+    x = torch.rand(320, 1, 16, 16)
+    data = [(image, torch.tensor(0.5)) for image in x]
+    first = gan.encoder.blocks[0].norm1
+    first.running_mean.fill_(7.0)
+    kept = {k: v.clone() for k, v in gan.named_parameters()}
+    update_statistics(gan, data, seed=3, n=320)
+    with torch.no_grad():
+        h = gan.encoder.stem(2 * x - 1)
+    torch.testing.assert_close(first.running_mean, h.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    var = torch.stack([part.var((0, 2, 3)) for part in h.split(32)]).mean(0)
+    torch.testing.assert_close(first.running_var, var, rtol=1e-4, atol=1e-5)
+    assert not gan.training and first.momentum == 0.1
+    assert all(torch.equal(v, kept[k]) for k, v in gan.named_parameters())
+    # the generator's last norm: explanations for random bins of the same images, batch by batch
+    torch.manual_seed(3)
+    seen = []
+    gan.generator.norm.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    gan.train()
+    with torch.no_grad():
+        for part in x.split(32):
+            gan(part, torch.randint(gan.bins, (len(part),)))
+    expected = torch.stack([h.mean((0, 2, 3)) for h in seen]).mean(0)
+    gan.eval()
+    update_statistics(gan, data, seed=3, n=320)
+    torch.testing.assert_close(gan.generator.norm.running_mean, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_ends_with_fresh_running_statistics():
+    x = (torch.rand(64, 1, 16, 16) * 255).byte()
+    data = BalancedImages(StoredImages(x), torch.rand(64), 10, 64, empty="skip")
+    gan = make_gan()
+    ex.fit_rounds(gan, make_classifier(), data, [ex.Round(1, lr=1e-3)], batch_size=16, seed=2)
+    ended = {k: v.clone() for k, v in gan.named_buffers()}
+    update_statistics(gan, data, seed=2)
+    for name, value in gan.named_buffers():
+        torch.testing.assert_close(value, ended[name])

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.training import augment, loop
+from cf_utils.training.running_statistics import update_statistics
 
 CLIP = 0.01  # the wanted output lies in [CLIP, 1 - CLIP]
 
@@ -242,8 +243,10 @@ def fit_rounds(
 ) -> dict[str, Any]:
     """Train a GAN in place, round by round, and return the log; see `loop.fit` for the arguments.
 
-    Each round ends with the averaged weights, from which the next one starts. A killed training
-    resumes in its round. Raises ValueError if the state in `folder` has other settings.
+    Each round ends with the averaged weights, from which the next one starts. The running
+    statistics of batch normalisation are measured anew at the end, see `update_statistics`. A
+    killed training resumes in its round. Raises ValueError if the state in `folder` has other
+    settings.
     """
     logs = []
     for k, stage in enumerate(rounds):
@@ -265,6 +268,7 @@ def fit_rounds(
             },
         )
         logs.append(log)
+    update_statistics(gan, data, seed)
     total = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
     return total | {"losses": [log["losses"] for log in logs]}
 
