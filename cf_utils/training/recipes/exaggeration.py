@@ -4,9 +4,9 @@ Deviations from the paper's training, each also in the model card:
 
 * Encoder and generator first learn to reconstruct; with the paper's weights and a cold start, the
   reconstruction terms drown the classifier's.
-* The classifier's term has up to twenty times the paper's weight, the adversarial term up to five
-  times, and the classifier sees randomly shifted images with noise, so that adversarial noise does
-  not satisfy it.
+* The classifier's term has up to twenty times the paper's weight, the adversarial term 0.5 to 5
+  times, and reconstruction at the end twice. The classifier sees randomly shifted images with
+  noise, so that adversarial noise does not satisfy it.
 * The learning rate rises to at most five times the paper's and falls to 0, because these trainings
   are short.
 * Half of the training images have the label's factor moved near its threshold, because the
@@ -38,10 +38,11 @@ from cf_utils.worlds import Factors, Graph, World
 BATCH, PER_EPOCH = 16, 6400  # images of a step, and of an epoch of balanced draws
 DISTURB = Disturbance(shift=3, noise=0.1)
 FOLLOW = Round(10, Weights(f=20.0), 1e-3, disturb=DISTURB, decay=True)
-BALANCE = Round(7, Weights(cgan=2.0, f=10.0), 4e-4, disturb=DISTURB, decay=True)
-FIRST = (Round(5, None), FOLLOW, BALANCE)  # of a network with random weights
-DIRECT = (Round(5, None), Round(10, Weights(5.0, 10.0), 6e-4, disturb=DISTURB, decay=True))
-NEXT = (BALANCE._replace(epochs=3),)  # of one that starts from another's weights
+BALANCE = Round(10, Weights(cgan=5.0, f=10.0), 6e-4, disturb=DISTURB, decay=True)
+FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
+FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
+RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
+NEXT = (FINISH,)  # of one that starts from another's weights
 HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
 
 
@@ -175,7 +176,7 @@ def radiographs_cardiomegaly_gan(root: str, seed: int, folder: Path | None) -> T
         seed,
         folder,
         near=HEART,
-        rounds=DIRECT,
+        rounds=RADIOGRAPHS,
     )
 
 
