@@ -43,6 +43,7 @@ FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
 FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
 RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
 NEXT = (FINISH,)  # of one that starts from another's weights
+PACEMAKER = ("pacemaker", 0.5)  # what the shortcut classifier of radiographs looks at
 HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
 
 
@@ -69,6 +70,7 @@ def train_gan(
     start: str | None = None,
     near: tuple[str, float] | None = None,
     rounds: Sequence[Round] | None = None,
+    empty: str = "error",
     **build: Any,
 ) -> Trained:
     """Train the GAN that explains one output of a world's shipped classifier.
@@ -82,6 +84,7 @@ def train_gan(
         start: checkpoint of another GAN whose weights are the first ones; None: random.
         near: (factor, value) near which half of the images lie; None: the label's own threshold.
         rounds: of the training; None: `NEXT` with a `start`, otherwise `FIRST`.
+        empty: what to do about bins without images, see `BalancedImages`.
         build: arguments of `ConditionalGAN`.
     """
     world = worlds.get(classifier.split("_")[0])
@@ -93,7 +96,7 @@ def train_gan(
     factor, middle = near or (str(one.factor), one.threshold)
     factors = sample_near(world, factor, middle, n, variant, seed)
     p = classifier_outputs(f, render_bytes(factors))
-    data = BalancedImages(Renders(factors), p, gan.bins, PER_EPOCH)
+    data = BalancedImages(Renders(factors), p, gan.bins, PER_EPOCH, empty)
     source = {"classifier": classifier, "output": output, "n": n, "start": start, "near": factor}
     log = exaggeration.fit_rounds(
         gan, f, data, rounds, batch_size=BATCH, seed=seed, folder=folder, settings=source
@@ -188,6 +191,7 @@ def radiographs_shortcut_gan(root: str, seed: int, folder: Path | None) -> Train
         "cardiomegaly",
         seed,
         folder,
-        near=HEART,
+        near=PACEMAKER,
+        empty="skip",  # the classifier is never sure that the label is absent
         start="radiographs_cardiomegaly_gan",
     )
