@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -51,3 +53,55 @@ def test_an_official_case_has_neither_arms_nor_truth():
     object.__setattr__(empty, "truth", None)
     assert exaggeration_arms.bias_arms(empty) == {}
     assert exaggeration_arms.prove(empty, {}, {}, torch.zeros(0), 0.9).empty
+
+
+class Pull(torch.nn.Module):
+    """A classifier of images that answers with one attribute of the judge."""
+
+    def __init__(self, judge, name):
+        super().__init__()
+        self.judge, self.at = judge, judge.names.index(name)
+
+    def forward(self, x):
+        logit = self.judge(x)[:, self.at]
+        return torch.stack([-logit, logit], 1) / 2
+
+
+class Swap:
+    """An explainer whose ends of the knob are the given images."""
+
+    def __init__(self, low, high):
+        self.images = torch.stack([low] + [high] * 9, 1)
+
+    def progress(self, f, x):
+        return SimpleNamespace(images=self.images)
+
+
+@shipped
+def test_explanations_of_a_class_that_change_another_one_stand_off_the_diagonal(case):  # noqa: F811
+    judge = next(iter(case.judges.values())).model
+    factors = case.data.factors
+    ends = [factors.world.render(factors.move("smile", v)) for v in (0.02, 0.98)]
+    arms = {
+        "smile": (Swap(*ends), Pull(judge, "smile")),
+        "age": (Swap(case.data.x, case.data.x), Pull(judge, "age")),
+        "fringe": (Swap(*ends), Pull(judge, "fringe")),
+    }
+    table = exaggeration_arms.flip_classes(case, arms)
+    assert table.columns.tolist() == ["smile", "age", "fringe", "n"]
+    assert table.loc["smile", "smile"] > 0.8 and table.loc["fringe", "fringe"] < 0.3
+    assert (table.loc["age", ["smile", "age", "fringe"]] == 0).all()
+
+
+@shipped
+def test_the_renderer_proves_which_classifier_looks_at_the_hair(case):  # noqa: F811
+    judge, factors = next(iter(case.judges.values())).model, case.data.factors
+    cut = factors.world.render(factors.move("hair_length", 1 - factors["hair_length"]))
+    end = Swap(cut, cut)
+    arms = {"A": (end, Pull(judge, "long_hair")), "B": (Swap(*[case.data.x] * 2), case.classifier)}
+    table, flipped = exaggeration_arms.confound(case, arms)
+    assert flipped["A"] > 0.6 and flipped["B"] < 0.2
+    assert set(table.arm) == {"A", "B", "A - B"} and set(table.target) == {"absent", "present"}
+    assert (table[table.arm == "A"].value > 0.6).all() and (
+        table[table.arm == "B"].value == 0
+    ).all()

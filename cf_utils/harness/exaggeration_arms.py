@@ -10,18 +10,22 @@ from torch import Tensor, nn
 
 from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.evaluation.baselines import baseline_rows
+from cf_utils.evaluation.metrics import response
+from cf_utils.evaluation.progression_effects import confounding_table, flip_matrix_table
 from cf_utils.evaluation.truth.table import truth_table
 from cf_utils.explainers import presets
 from cf_utils.explainers.exaggeration import Exaggeration
 from cf_utils.harness.exaggeration_cases import ExaggerationCase
 from cf_utils.models import checkpoints
-from cf_utils.models.classifiers import OneOutput
+from cf_utils.models.classifiers import OneOutput, predict
 
 BIAS = {  # arm of Table 3 -> checkpoint
     "biased": "faces_smile_biased_gan",
     "unbiased": "faces_smile_gan",
     "unbiased, biased images": "faces_smile_gan_biased_images",
 }
+CLASSES = ("smile", "age", "fringe")  # outputs of faces_labels_causal, one GAN each (Fig. 7)
+Arms = Mapping[str, tuple[Exaggeration, nn.Module]]
 
 
 def load_explainer(
@@ -49,6 +53,57 @@ def bias_arms(case: ExaggerationCase) -> dict[str, tuple[Exaggeration, nn.Module
         return {}
     device = next(case.gan.parameters()).device
     return {arm: load_explainer(name, case.dataset, device) for arm, name in BIAS.items()}
+
+
+def confound(case: ExaggerationCase, arms: Arms) -> tuple[pd.DataFrame, pd.Series]:
+    """Table 3 of the arms for hair length, and its proof by the renderer.
+
+    Returns:
+        The rows of `confounding_table` whose figure is `confounding`.
+        Per arm, the share of queries whose decision flips when the renderer changes the hair alone.
+    """
+    x, factors = case.data.x, case.data.factors
+    told = {arm: ((x, method.progress(f, x).images), f) for arm, (method, f) in arms.items()}
+    long = (factors["hair_length"] > 0.5).long()
+    table = confounding_table(told, hair_oracle(case), long, ("short", "long"))
+    cut = factors.world.render(factors.move("hair_length", 1 - factors["hair_length"]))
+    flipped = {
+        arm: (response.respond(f, cut) > 0.5)
+        .ne(response.respond(f, x) > 0.5)
+        .double()
+        .mean()
+        .item()
+        for arm, (_, f) in arms.items()
+    }
+    rows = table[table["figure"] == "confounding"].drop(columns="figure")
+    return rows.reset_index(drop=True), pd.Series(flipped, name="flipped by hair alone")
+
+
+def class_arms(case: ExaggerationCase) -> dict[str, tuple[Exaggeration, nn.Module]]:
+    """Return the arms of Fig. 7, one per output of a multi-label classifier of rendered faces."""
+    if case.truth is None or case.dataset != "faces":
+        return {}
+    device = next(case.gan.parameters()).device
+    return {k: load_explainer(f"faces_labels_{k}_gan", case.dataset, device) for k in CLASSES}
+
+
+def flip_classes(case: ExaggerationCase, arms: Arms) -> pd.DataFrame:
+    """Fig. 7: which attributes flip when one class is explained?
+
+    Each query is changed to the other end of the knob. The independent judge reads all attributes.
+
+    Returns: `flip_matrix_table` with the columns of the explained classes and n.
+    """
+    x, oracle = case.data.x, next(iter(case.judges.values())).model
+    pairs = {}
+    for label, (method, f) in arms.items():
+        images = method.progress(f, x).images
+        to_present = predict(f, x).argmax(1).cpu() == 0
+        pairs[label] = (
+            x,
+            torch.where(to_present[:, None, None, None], images[:, -1], images[:, 0]),
+        )
+    return flip_matrix_table(pairs, oracle, oracle.names)[[*arms, "n"]]
 
 
 def hair_oracle(case: ExaggerationCase) -> nn.Module:
