@@ -21,6 +21,7 @@ from cf_utils import core, worlds
 from cf_utils.core import files
 from cf_utils.evaluation.progressions import compatibility_table, consistency_table
 from cf_utils.explainers.exaggeration import Exaggeration
+from cf_utils.harness.ablation_record import RECORD
 from cf_utils.models import checkpoints
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.generators.cgan import ConditionalGAN
@@ -31,7 +32,6 @@ from cf_utils.training.progress import report
 from cf_utils.training.recipes.exaggeration import sample_near
 from cf_utils.training.recipes.renders import StoredImages, render_bytes
 
-RECORD = files.ROOT / "results" / "tuning" / "faces_smile_exaggeration_ablation.json"
 STEPS = (0.0, 1.0, 10.0, 100.0)  # values of Table 6
 PER_EPOCH, BATCH = 6400, 16
 
