@@ -24,7 +24,7 @@ from cf_utils.models.weights import channels_last, mismatches
 
 FOLDER = files.ROOT / "results" / "checkpoints"  # of the shipped checkpoints
 _LOADED: dict[str, str] = {}  # what `loaded` returns
-KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion", "gan", "segmenter")
+KINDS = ("classifier", "oracle", "encoder", "autoencoder", "diffusion", "gan", "segmenter", "agent")
 
 
 class Loaded(NamedTuple):
@@ -52,6 +52,8 @@ REGISTRY: dict[str, Architecture] = {
     **_register("classifier", "classifiers", "MnistCNN", "JudgeCNN", "HogSVM"),
     **_register("classifier", "classifiers", "TextCNN", "TabularMLP"),
     **_register("classifier", "image_classifiers", "ImageDenseNet", "ImageResNet", "SmallDenseNet"),
+    **_register("classifier", "teacher", "Teacher"),
+    **_register("agent", "agent", "Agent"),
     **_register("oracle", "oracles", "FactorOracle", "AttributeOracle"),
     "IdentityEncoder": Architecture(
         "encoder", "cf_utils.models.oracles", "IdentityEncoder", ("threshold",)

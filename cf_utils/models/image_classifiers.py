@@ -32,7 +32,7 @@ PUBLISHED: dict[str, int | tuple[str, ...]] = {  # kind -> number or names of ou
 }
 
 
-class _Normalised(nn.Module):
+class Normalised(nn.Module):
     """Network `net` behind the normalisation (x - mean) / std."""
 
     mean: Tensor
@@ -58,7 +58,7 @@ class _Normalised(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
-class ImageDenseNet(_Normalised):
+class ImageDenseNet(Normalised):
     """torchvision's DenseNet-121 (Huang et al., 2017) without pretrained weights."""
 
     def __init__(self, outputs: int = 1, channels: int = 3):
@@ -68,14 +68,34 @@ class ImageDenseNet(_Normalised):
         super().__init__(net, ((0.5,) * channels, (0.5,) * channels))
 
 
-class ImageResNet(_Normalised):
+class ImageResNet(Normalised):
     """torchvision's ResNet-50; `datasets.imagenet_pairs.IMAGENET` lists which output is which."""
 
     def __init__(self, outputs: int = 1000):
         super().__init__(models.resnet50(weights=None, num_classes=outputs), IMAGENET_NORM)
 
 
-class SmallDenseNet(_Normalised):
+def build_small_densenet(
+    outputs: int, growth: int, blocks: tuple[int, ...], first: int, pool: bool, channels: int
+) -> models.DenseNet:
+    """Return torchvision's DenseNet for small images, with SiLU and average pooling.
+
+    growth: channels that a layer adds; blocks: layers per block; first: channels before the first
+    block; pool: halve the resolution there; channels: of the input.
+    """
+    build: Any = models.DenseNet  # its annotation demands four blocks
+    net = build(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
+    # small images: a stride of 2 instead of 4 before the first block
+    net.features.conv0 = nn.Conv2d(channels, first, 5, 2, 2, bias=False)
+    net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return net
+
+
+class SmallDenseNet(Normalised):
     """DenseNet of few blocks for rendered images, 64 x 64 or 128 x 64 pixels.
 
     SiLU and average pooling replace ReLU and maximum, so that its gradient is continuous. `pool`
@@ -94,15 +114,7 @@ class SmallDenseNet(_Normalised):
     ):
         if channels not in (1, 3):
             raise ValueError(f"channels: got {channels}, expected 1 or 3")
-        build: Any = models.DenseNet  # its annotation demands four blocks
-        net = build(growth, tuple(blocks), first, bn_size=3, num_classes=outputs)
-        # small images: a stride of 2 instead of 4 before the first block
-        net.features.conv0 = nn.Conv2d(channels, first, 5, 2, 2, bias=False)
-        net.features.pool0 = nn.AvgPool2d(2) if pool else nn.Identity()
-        for module in net.modules():
-            for name, child in module.named_children():
-                if isinstance(child, nn.ReLU):
-                    setattr(module, name, nn.SiLU())
+        net = build_small_densenet(outputs, growth, blocks, first, pool, channels)
         super().__init__(net, GREY_NORM if channels == 1 else HALF_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
