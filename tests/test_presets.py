@@ -27,6 +27,7 @@ REQUIRED = {
     "autoencoder": nn.Identity(),
     "model": None,
     "gan": None,
+    "agent": None,
 }
 
 # SHA-256 of the JSON of all settings, defaults included, as they enter the keys of stored batches.
@@ -75,6 +76,10 @@ DESCRIPTIONS = {
     ("latent_shift", "faces", None): "e68d816be182",
     ("latent_shift", "radiographs", None): "e68d816be182",
     ("latent_shift", "celeba", None): "e68d816be182",
+    ("latent_shift", "lung_ct", None): "e68d816be182",
+    ("latent_shift", "osic", None): "e68d816be182",
+    ("diffexplainer", "lung_ct", None): "512bb7d6651b",
+    ("diffexplainer", "osic", None): "357774972855",
     ("exaggeration", "faces", None): "22a9b884d793",
     ("exaggeration", "radiographs", None): "22a9b884d793",
     ("exaggeration", "celeba", None): "22a9b884d793",

@@ -37,6 +37,7 @@ CLASSES = {  # method -> (module, class); imported on demand, some modules load 
     "xgem": ("xgem", "XGEM"),
     "latent_shift": ("latent_shift", "LatentShift"),
     "exaggeration": ("exaggeration", "Exaggeration"),
+    "diffexplainer": ("diffexplainer", "DiffExplainer"),
 }
 
 
@@ -128,6 +129,7 @@ GAN_IMAGES = (*VAE_IMAGES, "chexpert")
 XGEM = {"model": REQUIRED, "lam": 0.01}
 SURVEY = {"model": REQUIRED, "lam": 0.003, "stop": False}
 SHIFT = {"model": REQUIRED}
+CODES = {"autoencoder": REQUIRED, "agent": REQUIRED}
 
 PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
     "gradual": {
@@ -249,7 +251,15 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
         },
     },
     "latent_shift": {
-        (name, None): ("by hand: the paper searches the amount, too", SHIFT) for name in VAE_IMAGES
+        (name, None): ("by hand: the paper searches the amount, too", SHIFT)
+        for name in (*VAE_IMAGES, "lung_ct", "osic")
+    },
+    "diffexplainer": {
+        ("lung_ct", None): ("by hand: not tuned; the paper chooses alpha by hand", CODES),
+        ("osic", None): (
+            "by hand: 100 steps; the paper states neither their number nor a limit",
+            CODES | {"steps": 100},
+        ),
     },
     # all other settings are those of the GAN's training, which its model card lists
     "exaggeration": {
