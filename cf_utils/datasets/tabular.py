@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ NAMES = ("refused", "approved")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layout:
-    """What is known of a table before it is read. All its features are whole numbers."""
+    """What is known of a table before it is read."""
 
     name: str
     features: tuple[str, ...]
@@ -39,16 +40,25 @@ class Layout:
     immutable: tuple[str, ...]  # what an applicant cannot change: a default for `constraints`
     categories: Mapping[str, Sequence[int]]  # feature -> its only values
     codes: Mapping[int, str] = field(default_factory=dict)  # value -> why there is no number
+    integer: tuple[str, ...] | None = None  # features that are whole numbers; None: all
+    monotone: Mapping[str, int] = field(default_factory=dict)  # +1: may only rise, -1: only fall
 
 
 @dataclass(frozen=True, eq=False)
 class Table(InMemory):
-    """A split of a table: x (N, F) float32, scaled by `train`; y (N,), 1 for approved; ids (N,)."""
+    """A split of a table: x (N, F) float32, scaled by `train`; y (N,) int64; ids (N,)."""
 
     layout: Layout
     low: Tensor = field(repr=False)  # (F,) float64, smallest training value in units
     high: Tensor = field(repr=False)  # (F,) float64, largest training value in units
     lowest: Tensor = field(repr=False)  # (F,) float64, smallest training value that is no code
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, label: str | None, **options: Any) -> Table:
+        """Make a table of your own data; `own_table.table_from_frame` lists the options."""
+        from cf_utils.datasets import own_table  # it imports this module
+
+        return own_table.table_from_frame(frame, label, **options)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -105,7 +115,7 @@ class Table(InMemory):
 
         Args:
             immutable, only_up, only_down: names of features.
-            integer: whole numbers stay whole.
+            integer: features that hold whole numbers keep them whole.
             ranges: feature -> (low, high) in units. Default: the range of the training rows
                 without codes, because nobody can be advised to have no record.
 
@@ -117,7 +127,8 @@ class Table(InMemory):
             if not a <= b:
                 raise ValueError(f"ranges: got {f} from {a} to {b}, expected low <= high")
             low[self.features.index(f)], high[self.features.index(f)] = a, b
-        step = 1 / self.span if integer else torch.zeros(len(self.features))
+        whole = self.features if self.layout.integer is None else self.layout.integer
+        step = (1 / self.span) * (self._flag(whole) & integer)
         return Constraints(
             low=((low - self.low) / self.span).float(),
             high=((high - self.low) / self.span).float(),
@@ -126,6 +137,13 @@ class Table(InMemory):
             only_down=self._flag(only_down),
             step=step.float(),
         )
+
+    def stated_constraints(self) -> Constraints:
+        """Build the constraints that the layout states: immutable, monotone and whole features."""
+        rises, falls = (
+            [f for f, way in self.layout.monotone.items() if way == sign] for sign in (1, -1)
+        )
+        return self.constraints(self.layout.immutable, only_up=rises, only_down=falls)
 
     def _check_names(
         self,
