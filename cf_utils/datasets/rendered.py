@@ -1,7 +1,7 @@
 """Renders of a world as a data set, each with the factors that made it.
 
-Faces, roads and radiographs stand in for CelebA, BDD and CheXpert, whose licences forbid us to ship
-a copy.
+Faces, roads, radiographs and lung CT stand in for CelebA, BDD, CheXpert and OSIC, whose licences
+forbid us to ship a copy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from cf_utils.datasets.base import InMemory, Rows
 from cf_utils.worlds import Factors, Graph
 
 # world -> the label that y is by default
-MAIN = {"faces": "smile", "roads": "action", "radiographs": "cardiomegaly"}
+MAIN = {
+    "faces": "smile",
+    "roads": "action",
+    "radiographs": "cardiomegaly",
+    "lung_ct": "mortality",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +53,14 @@ def load(
     """Render the first n images of a split of a world.
 
     Args:
-        name: faces, roads or radiographs.
+        name: faces, roads, radiographs or lung_ct.
         split: train, validation or test.
         n: number of images.
         variant: how the factors depend on each other; see the world.
         size: height and width in pixels; None: the world's own.
         seed: of the factors.
         label: the label that becomes y; None: smile of faces, action of roads,
-            cardiomegaly of radiographs.
+            cardiomegaly of radiographs, mortality of lung_ct.
 
     Raises ValueError for an unknown world, split, variant or label, for n < 1, and for a size of
     other proportions.

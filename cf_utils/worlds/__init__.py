@@ -8,7 +8,7 @@ from cf_utils.worlds.factors import Factor, Factors
 from cf_utils.worlds.graph import Graph
 from cf_utils.worlds.world import Label, World
 
-NAMES = ("faces", "roads", "radiographs")
+NAMES = ("faces", "roads", "radiographs", "lung_ct")
 
 
 def get(name: str) -> World:
