@@ -41,7 +41,7 @@ FOLLOW = Round(10, Weights(f=20.0), 1e-3, disturb=DISTURB, decay=True)
 BALANCE = Round(10, Weights(cgan=5.0, f=10.0), 6e-4, disturb=DISTURB, decay=True)
 FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
 FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
-RADIOGRAPHS = (Round(5, None), BALANCE, FINISH, FINISH)
+RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
 NEXT = (FINISH,)  # of one that starts from another's weights
 PACEMAKER = ("pacemaker", 0.5)  # what the shortcut classifier of radiographs looks at
 HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
