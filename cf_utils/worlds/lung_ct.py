@@ -23,7 +23,7 @@ from torch import Tensor
 from cf_utils.worlds.draw import grid, mix, ramp, step
 from cf_utils.worlds.factors import Factor, Factors, interpolate
 from cf_utils.worlds.graph import Graph
-from cf_utils.worlds.lung_ct_scan import LEVELS, SLICES, build_table, look_up
+from cf_utils.worlds.lung_ct_scan import LEVELS, SLICES, UNIT, build_table, look_up
 from cf_utils.worlds.lung_ct_tissue import add_emphysema, add_fibrosis, set_airways
 from cf_utils.worlds.world import Label, World
 
@@ -102,20 +102,17 @@ LABELS = (
 
 
 def place_patient(factors: Factors, height: int, width: int) -> SimpleNamespace:
-    """Return the namespace p: factors, positions in the scan, and what is there.
+    """Return the namespace p: factors (N, 1, 1, 1), and positions x, y (N, 1, H, W) in the scan.
 
-    hu, pleura, lumen, skin: values (N, L, H, W) of the scan. inner: coverage of the lungs; air:
-    share of air of a voxel; height: 1 for the uppermost slice, 0 for the lowest one, (1, L, 1, 1).
+    plane: index (N, L) of the scan's slices. height: 1 for the uppermost slice, 0 for the lowest
+    one, (1, L, 1, 1).
     """
     p = SimpleNamespace(**{k: factors[k][:, None, None, None] for k in factors.world.names})
     x, y, p.px = grid(height, width)
     p.x, p.y = to_scan(p, x[None], y[None])
     jitter = factors.stream("level", (len(LEVELS),))
     at = (SLICES * (0.6 * factors["level"][:, None] + 0.4 * jitter)).floor().long()
-    plane = at.clamp(0, SLICES - 1) + SLICES * torch.arange(len(LEVELS))
-    p.hu, p.pleura, p.lumen, p.skin = look_up(build_table(height), plane, p.x, p.y)
-    p.inner = ramp(p.pleura, -1.0, 1.5)
-    p.air = (p.hu * -0.00125).clamp(0, 1)
+    p.plane = at.clamp(0, SLICES - 1) + SLICES * torch.arange(len(LEVELS))
     p.height = torch.linspace(1, 0, len(LEVELS)).view(1, -1, 1, 1)
     return p
 
@@ -141,14 +138,45 @@ def to_scan(p: SimpleNamespace, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x * factor, y * factor
 
 
+def take_lung(p: SimpleNamespace, tissue: Tensor, pleura: Tensor) -> SimpleNamespace:
+    """Return the namespace q of `lung_ct_tissue`: the pixels that show lung, and what is there.
+
+    at: their positions in a flat (N, L, H, W). patient, slice: index of each pixel's patient and
+    slice. inner: coverage of the lungs. air: share of air of a voxel. every: whether a pixel
+    belongs to each second row and column.
+    """
+    levels, height, width = pleura.shape[1:]
+    at = (pleura > -1).flatten().nonzero()[:, 0]
+    q = SimpleNamespace(at=at, levels=levels, slice=at // (height * width))
+    q.patient, place = q.slice // levels, at % (height * width)
+    for name in ("extent", "emphysema", "inspiration", "side", "zone", "depth"):
+        setattr(q, name, getattr(p, name).flatten()[q.patient])
+    q.x, q.y = (t.flatten(1).flatten()[q.patient * (height * width) + place] for t in (p.x, p.y))
+    q.every = (place // width % 2 == 0) & (place % 2 == 0)
+    q.height = p.height.flatten()[q.slice % levels]
+    q.pleura, hu = pleura.flatten()[at], tissue.flatten()[at]
+    q.inner, q.air = ramp(q.pleura, -1.0, 1.5), (hu * -0.00125).clamp(0, 1)
+    return q
+
+
 def compose(p: SimpleNamespace, factors: Factors) -> tuple[Tensor, Tensor]:
     """Return a patient without and with fibrosis, in HU before the scanner's kernel."""
-    hu = p.hu + p.inner * p.air * mix(90, -40, p.inspiration)
-    over = (hu - 60).clamp(min=0)
-    hu = hu - over + over * mix(0.25, 1.1, p.contrast)
-    hu = set_airways(p, add_emphysema(p, hu, factors))
-    p.air = (hu * -0.00125).clamp(0, 1) * ramp(p.lumen, 1.0, 4.0)
-    return hu, add_fibrosis(p, hu, factors)
+    tissue, pleura, lumen = look_up(
+        build_table(p.x.shape[2]), ("tissue", "pleura", "airway"), p.plane, p.x, p.y
+    )
+    q = take_lung(p, tissue, pleura)
+    over = (tissue - 60).clamp(min=0)
+    hu = (tissue - over + over * mix(0.0, 1.1, p.contrast)).flatten()
+    part = hu[q.at] + q.inner * q.air * mix(90, -40, q.inspiration)
+    hu[q.at] = add_emphysema(q, part, factors)
+    near = (lumen < 8).flatten().nonzero()[:, 0]
+    calibre = p.airway.flatten()[near // pleura[0].numel()]
+    hu[near] = set_airways(hu[near], lumen.flatten()[near], calibre, UNIT * p.px)
+    part = hu[q.at]
+    q.air = (part * -0.00125).clamp(0, 1) * ramp(lumen.flatten()[q.at], 1.0, 4.0)
+    diseased = hu.clone()
+    diseased[q.at] = add_fibrosis(q, part, factors)
+    return hu.view(tissue.shape), diseased.view(tissue.shape)
 
 
 def scan(p: SimpleNamespace, hu: Tensor) -> Tensor:
@@ -178,9 +206,11 @@ def render_masks(factors: Factors, size: tuple[int, int] | None = None) -> dict[
 
     disease: voxels that the fibrosis changes by 30 HU or more.
     """
-    p = place_patient(factors, *(size or factors.world.size))
+    height, width = size or factors.world.size
+    p, table = place_patient(factors, height, width), build_table(height)
+    pleura, skin = look_up(table, ("pleura", "skin"), p.plane, p.x, p.y)
     change = render_change(factors, size)
-    return {"disease": change.abs() >= LEAST_CHANGE, "lungs": p.pleura > 0, "body": p.skin > 0}
+    return {"disease": change.abs() >= LEAST_CHANGE, "lungs": pleura > 0, "body": skin > 0}
 
 
 def to_hu(x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def signed_distance(mask: Any) -> Any:
 
 
 def add_pairs(volume: Any) -> Tensor:
-    """Add 2 x 2 voxels of slices (n, columns, depth); returns int16 (levels, slices, rows, cols)."""
+    """Add 2 x 2 voxels of slices (n, columns, depth); returns (levels, slices, rows, columns)."""
     n, columns, depth = volume.shape
     shape = (n, columns // PAIR, PAIR, depth // PAIR, PAIR)
     total = volume.astype("int32").reshape(shape).sum((2, 4), dtype="int32")
@@ -157,7 +157,7 @@ def add_pairs(volume: Any) -> Tensor:
 class Table(NamedTuple):
     """All slices on one grid, to look up.
 
-    values: (levels * slices * side * side, 4), the planes of `NAMES` in HU and in mm.
+    values: (4, levels * slices * side * side), the planes of `NAMES` in HU and in mm.
     side: points of the grid in x and in y. pitch: its spacing in units of x and y.
     """
 
@@ -178,34 +178,38 @@ def build_table(height: int) -> Table:
         place = PAIR * torch.arange(n, dtype=torch.float64) + (PAIR - 1) / 2
         place = (place - middle) * VOXEL / UNIT
         weights.append(grid_weights(at, place, max(1.5 * pitch, PAIR * VOXEL / UNIT)))
-    out = torch.empty(len(LEVELS) * SLICES, side, side, len(NAMES))
+    out = torch.empty(len(NAMES), len(LEVELS) * SLICES, side, side)
     for k, name in enumerate(NAMES):
         for i, plane in enumerate(planes[name].flatten(0, 1)):
             value = weights[0] @ plane.double() @ weights[1].T / PAIR**2
-            out[i, ..., k] = value - 1000 if name == "tissue" else value / STEP
-    return Table(out.view(-1, len(NAMES)), side, pitch)
+            out[k, i] = value - 1000 if name == "tissue" else value / STEP
+    return Table(out.flatten(1), side, pitch)
 
 
-def look_up(table: Table, plane: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Interpolate planes of the table at x, y (N, 1, H, W); returns (4 values, N, L, H, W).
+def look_up(
+    table: Table, names: Sequence[str], plane: Tensor, x: Tensor, y: Tensor
+) -> list[Tensor]:
+    """Interpolate planes of the table at x, y (N, 1, H, W); returns one (N, L, H, W) per name.
 
-    plane: index (N, L) of a slice, level * SLICES + slice. Outside the grid the nearest value is
-    taken.
+    names: some of `NAMES`. plane: index (N, L) of a slice, level * SLICES + slice. Outside the grid
+    the nearest value is taken.
     """
     centre, last = (table.side - 1) / 2, table.side - 1.001
     u = (x / table.pitch + centre).clamp(0, last)
     v = (y / table.pitch + centre).clamp(0, last)
     left, top = u.floor(), v.floor()
-    u, v = (u - left)[..., None], (v - top)[..., None]
-    at = top.long() * table.side + left.long()
-    at = at + (plane * table.side**2)[:, :, None, None]
-    shape = (*at.shape, table.values.shape[1])
+    at = (plane * table.side**2)[:, :, None, None] + (top * table.side + left).long()
+    values = [table.values[NAMES.index(name)] for name in names]
+    return [interpolate_corners(value, at, table.side, u - left, v - top) for value in values]
 
-    def near(offset: int) -> Tensor:
-        value = table.values.index_select(0, (at + offset).flatten()).view(shape)
-        beside = table.values.index_select(0, (at + offset + 1).flatten()).view(shape)
-        return value + (beside - value) * u
 
-    value = near(0)
-    value = value + (near(table.side) - value) * v
-    return value.movedim(-1, 0).contiguous()
+def interpolate_corners(value: Tensor, at: Tensor, side: int, u: Tensor, v: Tensor) -> Tensor:
+    """Interpolate bilinearly between the points at, at + 1, at + side and at + side + 1.
+
+    value: (points,). u, v: position between the columns and between the rows, in [0, 1].
+    """
+    above = value[:-1].take(at)
+    above = above + (value[1:].take(at) - above) * u
+    below = value[side:].take(at)
+    below = below + (value[side + 1 :].take(at) - below) * u
+    return above + (below - above) * v

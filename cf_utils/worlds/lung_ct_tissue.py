@@ -1,12 +1,15 @@
 """Texture and tissue of the world lung_ct: emphysema, airways and fibrosis of the lung, in HU.
 
 Textures are rank-transformed noise on a periodic tile. Each patient and each slice reads the tile
-at a random place, angle and scale. The namespace p holds each factor as (N, 1, 1, 1), coordinates
-(N, 1, H, W), and signed distances (N, L, H, W) in mm.
+at a random place, angle and scale.
+
+The functions work on the M pixels of a batch that show lung. The namespace q holds, as (M,), the
+factors of each pixel's patient, positions in the tissue, and distances in mm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from types import SimpleNamespace
 
@@ -16,12 +19,12 @@ from torch import Tensor
 from cf_utils import core
 from cf_utils.worlds.draw import inside, mix, ramp
 from cf_utils.worlds.factors import Factors
+from cf_utils.worlds.lung_ct_scan import UNIT, interpolate_corners
 
 SIDE, PITCH = 256, 1.25  # points of the tile in each direction; their distance in mm
-CELL = 7  # points between two honeycomb cysts
-UNIT = 128.0  # mm per unit of x and y
+CELL = 6  # points between two honeycomb cysts
 PASSES = {  # smoothing of each field: passes per step width, in points
-    "mesh": ((1, 5),),
+    "mesh": ((1, 6),),
     "patch": ((1, 2), (2, 3), (4, 6)),
     "holes": ((1, 2), (2, 3)),
     "region": ((1, 2), (2, 3), (4, 6), (8, 2)),
@@ -69,11 +72,11 @@ def draw_cysts(place: Tensor) -> Tensor:
 
 
 @cache
-def build_tile() -> tuple[Tensor, Tensor]:
-    """Return the textures of fibrosis (points, 3) and of emphysema (points, 1).
+def build_tile() -> dict[str, Tensor]:
+    """Return the textures, each (points,) with one more row and column than the tile.
 
-    fibrosis: ridges of the reticular mesh in [0, 1], rank of the patches, and the distance in mm to
-    the walls of honeycomb cysts. emphysema: rank of the low-attenuation areas.
+    mesh: ridges of the reticular mesh in [0, 1]. patch: ranks of the patches of fibrosis. walls:
+    distance in mm to the walls of honeycomb cysts. holes: ranks of low-attenuation areas.
     """
     noise = {
         name: core.item_noise(0, [name], (SIDE, SIDE), "lung_ct/tile", "uniform")[0].double()
@@ -84,50 +87,51 @@ def build_tile() -> tuple[Tensor, Tensor]:
     place = core.item_noise(0, ["cysts"], (2, cells, cells), "lung_ct/tile", "uniform")[0]
     away = (field["mesh"] - 0.5).abs() / 0.17
     ridge = (1 - away * away).clamp(min=0)
-    walls = PITCH * draw_cysts(place.double())
-    fibrosis = torch.stack([ridge * ridge, field["patch"], walls], -1)
-    holes = rank(0.55 * field["holes"] + 0.45 * field["region"])
-    return fibrosis.flatten(0, 1).float(), holes.flatten()[:, None].float()
+    tile = {
+        "mesh": ridge * ridge,
+        "patch": field["patch"],
+        "walls": PITCH * draw_cysts(place.double()),
+        "holes": rank(0.55 * field["holes"] + 0.45 * field["region"]),
+    }
+    rows = torch.arange(SIDE + 1) % SIDE
+    return {name: value[rows][:, rows].flatten().float() for name, value in tile.items()}
 
 
-def look_up(tile: Tensor, p: SimpleNamespace, place: Tensor) -> Tensor:
-    """Interpolate a tile (points, C) at the positions of the tissue; returns (C, N, L, H, W).
+def look_up(q: SimpleNamespace, place: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """Interpolate textures at the positions q.x, q.y of the tissue; returns one (M,) per name.
 
-    place: uniform draws (N, L, 4, 1, 1): offset, angle and scale of the tile.
+    place: uniform draws (N, L, 4): offset, angle and scale of the tile, for each slice.
     """
-    a, b, turn, scale = place.unbind(2)
+    a, b, turn, scale = place.flatten(0, 1).T
     turn, scale = 2 * turn - 1, UNIT / PITCH / mix(0.85, 1.2, scale)
-    cos, sin = (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
-    u = scale * (cos * p.x - sin * p.y) + SIDE * (a + 4)  # never negative
-    v = scale * (sin * p.x + cos * p.y) + SIDE * (b + 4)
-    left, top = u.floor(), v.floor()
-    u, v, left, top = (u - left)[..., None], (v - top)[..., None], left.long(), top.long()
-    columns = left % SIDE, (left + 1) % SIDE
-    rows = (top % SIDE) * SIDE, ((top + 1) % SIDE) * SIDE
-
-    def at(i: int, j: int) -> Tensor:
-        return tile.index_select(0, (rows[i] + columns[j]).flatten()).view(*left.shape, -1)
-
-    above, below = mix(at(0, 0), at(0, 1), u), mix(at(1, 0), at(1, 1), u)
-    return mix(above, below, v).movedim(-1, 0)
+    cos = scale * (1 - turn * turn) / (1 + turn * turn)
+    sin = scale * 2 * turn / (1 + turn * turn)
+    cos, sin, a, b = (value[q.slice] for value in (cos, sin, SIDE * a, SIDE * b))
+    u, v = cos * q.x - sin * q.y + a, sin * q.x + cos * q.y + b
+    u, v = (t - SIDE * (t / SIDE).floor() for t in (u, v))
+    left, top = u.floor().clamp(max=SIDE - 1), v.floor().clamp(max=SIDE - 1)
+    at = (top * (SIDE + 1) + left).long()
+    tile = build_tile()
+    return [interpolate_corners(tile[k], at, SIDE + 1, u - left, v - top) for k in names]
 
 
-def add_emphysema(p: SimpleNamespace, hu: Tensor, factors: Factors) -> Tensor:
+def add_emphysema(q: SimpleNamespace, hu: Tensor, factors: Factors) -> Tensor:
     """Lower the density of patches of the lung, more of them in the upper slices."""
-    place = factors.stream("emphysema texture", (hu.shape[1], 4, 1, 1))
-    holes = look_up(build_tile()[1], p, place)[0]
-    share = p.emphysema * mix(0.70, 0.45, p.height)
-    hole = ramp(holes - (1 - share), 0.0, 0.12)
-    return hu + 0.9 * hole * p.inner * p.air * (-990 - hu)
+    place = factors.stream("emphysema texture", (q.levels, 4))
+    (holes,) = look_up(q, place, ["holes"])
+    share = q.emphysema * mix(0.42, 0.66, q.height)
+    hole = ramp(holes - (1 - share), -0.08, 0.14)
+    return hu + 0.85 * hole * q.emphysema.sqrt() * q.inner * q.air * (-1000 - hu)
 
 
-def set_airways(p: SimpleNamespace, hu: Tensor) -> Tensor:
-    """Draw airways whose lumen is wider or narrower than in the scan, with a wall."""
-    px = UNIT * p.px
-    lumen = mix(-1.6, 3.2, p.airway)
-    outer = inside(p.lumen - (lumen + 1.8).clamp(min=1.0), px)
-    hu = hu + outer * (-60 - hu)
-    return hu + inside(p.lumen - lumen, px) * (-995 - hu)
+def set_airways(hu: Tensor, lumen: Tensor, calibre: Tensor, px: float) -> Tensor:
+    """Draw airways whose lumen is wider or narrower than in the scan, with a wall.
+
+    lumen: distance to the lumen in mm. calibre: factor in [0, 1]. px: size of a pixel in mm.
+    """
+    wider = mix(-1.6, 3.2, calibre)
+    hu = hu + inside(lumen - (wider + 1.8).clamp(min=1.0), px) * (-60 - hu)
+    return hu + inside(lumen - wider, px) * (-995 - hu)
 
 
 def affected_share(extent: Tensor) -> Tensor:
@@ -135,33 +139,35 @@ def affected_share(extent: Tensor) -> Tensor:
     return SHARE * (extent - VISIBLE).clamp(min=0) / (1 - VISIBLE)
 
 
-def grade_disease(p: SimpleNamespace, patch: Tensor) -> Tensor:
-    """Return how far each point is inside the affected area, (N, L, H, W); negative outside.
+def grade_disease(q: SimpleNamespace, patch: Tensor, extent: Tensor) -> Tensor:
+    """Return how far each point is inside the affected area, (M,); negative outside.
 
-    The affected area holds the share of the lung that p.extent says, wherever it is: subpleural
+    The affected area holds the share of the lung that extent (N,) says, wherever it is: subpleural
     (depth 0) or deep, in the upper (zone 0) or lower slices, in the right (side 0) or left lung.
     """
-    left = (12 * p.x).clamp(-1, 1)
-    grade = 1.6 * patch - p.pleura / mix(7, 30, p.depth)
-    grade = grade + 1.4 * (2 * p.zone - 1) * (1 - 2 * p.height) + 1.1 * (2 * p.side - 1) * left
-    inner = p.inner[..., ::2, ::2] >= 0.5
-    ordered = torch.where(inner, grade[..., ::2, ::2], -1e4).flatten(1).sort(1, True)[0]
-    share = affected_share(p.extent.flatten())
-    at = share * (inner.flatten(1).sum(1) - 1).clamp(min=0)
-    first = at.floor().long()[:, None]
-    low, high = ordered.gather(1, first), ordered.gather(1, first + 1)
-    level = low + (high - low) * (at[:, None] - first)
-    return grade - level[:, :, None, None]
+    left = (12 * q.x).clamp(-1, 1)
+    grade = 1.6 * patch - q.pleura / mix(7, 30, q.depth)
+    grade = grade + 1.1 * (2 * q.zone - 1) * (1 - 2 * q.height) + 0.8 * (2 * q.side - 1) * left
+    every = q.every & (q.inner >= 0.5)  # a part of the pixels is enough to find the level
+    level = torch.zeros_like(extent)
+    for i, share in enumerate(affected_share(extent)):
+        ordered = grade[every & (q.patient == i)].sort(descending=True)[0]
+        if len(ordered) < 2:
+            continue
+        at = share * (len(ordered) - 1)
+        first = int(at)
+        level[i] = mix(ordered[first], ordered[first + 1], at - first)
+    return grade - level[q.patient]
 
 
-def add_fibrosis(p: SimpleNamespace, hu: Tensor, factors: Factors) -> Tensor:
+def add_fibrosis(q: SimpleNamespace, hu: Tensor, factors: Factors) -> Tensor:
     """Add reticulation and ground glass where the disease is, and honeycombs at a high extent."""
-    place = factors.stream("fibrosis texture", (hu.shape[1], 4, 1, 1))
-    ridge, patch, wall = look_up(build_tile()[0], p, place)
-    grade = grade_disease(p, patch)
-    seen = p.inner * p.air * (p.extent > VISIBLE)
+    place = factors.stream("fibrosis texture", (q.levels, 4))
+    ridge, patch, wall = look_up(q, place, ["mesh", "patch", "walls"])
+    grade = grade_disease(q, patch, factors["extent"])
+    seen = q.inner * q.air * (q.extent > VISIBLE)
     severity = ramp(grade, 0.0, 0.55) * seen
     added = severity * (mix(110, 190, ramp(grade, 0.2, 1.6)) + 430 * ridge)
-    comb = ramp(grade, 0.7, 1.5) * ramp(p.extent, 0.5, 0.85) * ramp(-p.pleura, -26, -12) * seen
-    cyst = mix(-120, -930, ramp(wall, 0.7, 2.2))
-    return mix(hu + added, cyst, 0.9 * comb)
+    comb = ramp(grade, 0.6, 1.4) * ramp(q.extent, 0.5, 0.9) * ramp(-q.pleura, -17, -7) * seen
+    cyst = mix(-260, -930, ramp(wall, 0.4, 2.0))
+    return mix(hu + added, cyst, 0.85 * comb)
