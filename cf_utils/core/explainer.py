@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,12 +11,19 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core.checks import Ids, check_logits, check_query, select_ids
+from cf_utils.core.checks import (
+    Ids,
+    check_classifier,
+    check_logits,
+    check_query,
+    describe_rejection,
+    select_ids,
+)
 from cf_utils.core.constraints import Constraints
 from cf_utils.core.description import describe
 from cf_utils.core.pass_counter import PassCounter, frozen
 from cf_utils.core.result import ALREADY, BELOW, NAN, OTHER, Counterfactuals
-from cf_utils.core.runtime import device_of
+from cf_utils.core.runtime import device_of, search_bar
 
 
 @dataclass
@@ -97,6 +105,7 @@ class Explainer(ABC):
         The search runs on the classifier's device; the result is on the CPU.
         Raises ValueError for bad input, before any search.
         """
+        check_classifier(classifier)
         row_ids, ids = ids is None, check_query(x, target, ids, self.bounds, tau)
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: got {self.tau}, expected a probability inside (0, 1)")
@@ -115,6 +124,8 @@ class Explainer(ABC):
             first.flush()
             found, again = self._search_rows(classifier, x, target, ids, tau, todo)
             cf, logits = self._judge(found, again, x, todo, logits)
+            if self.needs_gradient and len(todo) and not _is_any_reached(logits, target, todo, tau):
+                _warn_if_flat(classifier, x[todo], type(self).__name__)
         score = target_score(logits, target)
         valid = (logits.argmax(1) == target) & score.isfinite()
         reached = valid & (score >= tau)
@@ -157,7 +168,9 @@ class Explainer(ABC):
         """Search the items at positions `todo`; return their results and the pass counter."""
         counter, found = PassCounter(classifier, len(todo)), SearchResult(x[:0])
         if len(todo):
-            with torch.enable_grad():  # even if the caller uses no_grad
+            name = type(self).__name__
+            # with gradients even if the caller uses no_grad
+            with torch.enable_grad(), search_bar(name, len(todo)) as counter.on_pass:
                 found = self.search(counter, x[todo], target[todo], select_ids(ids, todo), tau)
             found.counterfactual = found.counterfactual.detach()
             if self.constraints is not None:
@@ -254,7 +267,29 @@ def _classify(counter: PassCounter, x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as e:
-        raise ValueError(
-            f"x: got {x.dtype} of shape {tuple(x.shape)}, which this classifier does not accept: "
-            f"{str(e).strip().splitlines()[0]}"
-        ) from e
+        raise ValueError(describe_rejection(x, e)) from e
+
+
+def _is_any_reached(logits: Tensor, target: Tensor, todo: Tensor, tau: float) -> bool:
+    reached = (logits.argmax(1) == target) & (target_score(logits, target) >= tau)
+    return bool(reached[todo].any())
+
+
+def _warn_if_flat(classifier: nn.Module, x: Tensor, method: str) -> None:
+    """Warn if the gradient of every logit in x is exactly zero for all items.
+
+    It is asked only after a search without any success, and is not counted. Each logit has its own
+    weight in the sum, so that gradients of opposite logits do not cancel.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = classifier(x)
+        weights = torch.arange(1, 1 + logits.shape[1], device=logits.device).to(logits)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
+    if not gradient.any():
+        warnings.warn(
+            f"classifier: the gradient of its logits is zero for all {len(x)} items, so {method} "
+            "found nothing; look for rounding, thresholds or argmax inside the classifier, or use "
+            "a method that only asks for decisions (GrowingSpheres, LORE, ABELE)",
+            stacklevel=3,
+        )

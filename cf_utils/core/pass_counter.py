@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class PassCounter:
         self.module = module
         self.n_forward, self.n_backward = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         self.seconds = torch.zeros(n, dtype=torch.float64)
+        self.on_pass: Callable[[Tensor], None] | None = None  # called with the rows of each pass
         self._rows, self._pending, self._since = torch.arange(n), [0, 0], time.perf_counter()
 
     def __call__(self, x: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
@@ -60,6 +61,8 @@ class PassCounter:
             self.flush()
             self._rows = rows
         self._pending[0] += 1
+        if self.on_pass is not None:
+            self.on_pass(rows)
         return self.module(x)
 
     def grad(self, y: Tensor, z: Tensor, upstream: Tensor | None = None) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cf_utils.core.checks import Ids, check_count, to_list
+
+BAR_DELAY = 2.0  # seconds before a search shows its progress bar
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -77,3 +81,24 @@ def headless() -> bool:
 def progress(items: Iterable | None = None, **settings: Any) -> tqdm:
     """Wrap `items` in a tqdm progress bar; a headless run prints none."""
     return tqdm(items, disable=headless(), **settings)
+
+
+@contextlib.contextmanager
+def search_bar(name: str, n: int) -> Generator[Callable[[Tensor], None]]:
+    """Show a progress bar for a search of n items if it takes longer than `BAR_DELAY` seconds.
+
+    Yields a function to call at each pass of the classifier, with the item of each row. The bar
+    counts passes, and says how many items the last pass still contained.
+    """
+    settings = {"desc": name, "unit": " passes", "delay": BAR_DELAY, "leave": False}
+    with progress(**settings) as bar:
+        due = time.monotonic() + BAR_DELAY
+
+        def count(rows: Tensor) -> None:
+            nonlocal due
+            if not bar.disable and time.monotonic() >= due:
+                due = time.monotonic() + 1
+                bar.set_postfix_str(f"{len(rows.unique())} of {n} items left", refresh=False)
+            bar.update()
+
+        yield count

@@ -36,6 +36,7 @@ from torch import Tensor
 from cf_utils.core import Explainer, Ids, PassCounter, SearchResult, item_noise, select_ids
 from cf_utils.explainers.shared.search import SearchState, is_reached
 
+UNITS = 10.0  # scaled features are smaller
 MAX_POINTS = 2**13  # points in one pass of the classifier; limits the memory
 
 
@@ -92,6 +93,19 @@ class GrowingSpheres(Explainer):
             raise ValueError(f"selection: got {self.selection!r}, expected 'stop' or 'each'")
         if self.clamp and self.bounds is None:
             raise ValueError("bounds: got None, expected a range; clamp=True needs it")
+        self._check_units(x)
+
+    def _check_units(self, x: Tensor) -> None:
+        """Raise ValueError if most rows have a feature that the search cannot move by its size."""
+        reach = self.eta * (self.start + self.width * self.layers)
+        size = x.abs().median(0).values
+        if size.max() > max(reach, UNITS):
+            i = int(size.argmax())
+            raise ValueError(
+                f"x: feature {i} has values about {size[i]:.4g}, but {self.layers} layers from "
+                f"eta = {self.eta} reach only {reach:.3g}, expected features scaled to [0, 1]; "
+                "scale them, for example with Table.from_frame"
+            )
 
     @torch.no_grad()
     def search(
