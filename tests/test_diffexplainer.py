@@ -173,6 +173,16 @@ def test_the_path_has_equal_steps_of_the_score(box):
     torch.testing.assert_close(score, even, atol=2e-5, rtol=0)
 
 
+def test_a_path_by_amount_has_equal_steps_of_alpha():
+    box, x = CurvedBlackBox(), make_patients()
+    cfs = make(path_steps=4, path_by="amount")(box, x, targets(box, x))
+    assert cfs.path.shape[1] == 6 and torch.equal(cfs.path[:, -1], cfs.counterfactual)
+    steps = cfs.path[:, 1:].diff(dim=1)  # the decoder is linear
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="path_by: got 'alpha'"):
+        make(path_by="alpha")(box, x, targets(box, x))
+
+
 def test_a_path_of_one_step_and_a_failed_item():
     box, x = LinearBlackBox(), make_patients()
     cfs = make(path_steps=1)(box, x, targets(box, x))

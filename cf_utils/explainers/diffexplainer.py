@@ -38,6 +38,7 @@ from cf_utils.core import (
     device_of,
     frozen,
 )
+from cf_utils.core.choices import check_choice
 from cf_utils.explainers.shared import line
 from cf_utils.explainers.shared.false_position import (
     TracedLines,
@@ -57,6 +58,7 @@ from cf_utils.models.agent import Agent
 from cf_utils.models.generators.slices import DiffusionCodes
 
 FLAT = "gradient of the agent's score is 0"
+PATHS = ("score", "amount")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,8 +72,10 @@ class DiffExplainer(Explainer):
     one pass of the generator.
 
     `path` holds the query, the reconstruction, and `path_steps` states in equal steps of the black
-    box's score; the last one is the result. Raises ValueError on settings out of range, and on x
-    whose number of slices is not that of the agent.
+    box's score, or of alpha; the last one is the result.
+
+    Raises ValueError on settings out of range, and on x with another number of slices than the
+    agent's.
     """
 
     autoencoder: nn.Module = field(repr=False)  # of single slices, see `DiffusionCodes`
@@ -81,6 +85,7 @@ class DiffExplainer(Explainer):
     tolerance: float = 0.01  # largest excess of a score over the wanted one
     refinements: int = 6  # most points of false position, per state
     path_steps: int = 5  # states of the path after the reconstruction
+    path_by: str = "score"  # equal steps of the path: score (extra decodings), or amount (alpha)
 
     def check(self, x: Tensor, logits: Tensor) -> None:
         """Raise ValueError if a setting is out of range or x does not fit the agent."""
@@ -91,6 +96,7 @@ class DiffExplainer(Explainer):
         check_count("steps", self.steps)
         check_count("refinements", self.refinements, least=0)
         check_count("path_steps", self.path_steps)
+        check_choice("path_by", self.path_by, PATHS)
         if x.ndim != 4 or x.shape[1] != self.agent.slices:
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, expected patients (B, {self.agent.slices}, H, W) "
@@ -118,9 +124,7 @@ class DiffExplainer(Explainer):
             begin = lines.judge(output, logits, every)
             lines.remember(begin, torch.zeros_like(length), every)
             found = self._search_amounts(lines, begin, log_odds(logits, target), length)
-            path = split_by_score(
-                lines, begin, found, self.path_steps, self.refinements, self.tolerance
-            )
+            path = self._split(lines, begin, found)
         return SearchResult(
             found.output.to(x),
             path=path.to(x),
@@ -139,6 +143,14 @@ class DiffExplainer(Explainer):
         most = torch.where(length > 0, self.limit / length, torch.zeros_like(length))
         found = line.search_amounts(lines, line.start(begin), first, most, halvings=0)
         return refine(lines, found, lines.bracket(aim), self.refinements, self.tolerance)
+
+    def _split(self, lines: TracedLines, begin: line.Look, found: line.Amounts) -> Tensor:
+        """Return the states of the path after the query, (B, path_steps + 1, S, H, W)."""
+        if self.path_by == "amount":
+            return line.split_line(lines, begin, found, self.path_steps, "amount", halvings=0)
+        return split_by_score(
+            lines, begin, found, self.path_steps, self.refinements, self.tolerance
+        )
 
     def explain_both(
         self,
