@@ -11,6 +11,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     exaggeration_official,
     factor_oracles,
     identity,
+    lung_ct,
     multi_label,
     photographs,
     radiographs,

@@ -1,0 +1,286 @@
+"""Networks of rendered lung CT that notebook 09 explains: black boxes, and their linear agents.
+
+Source of the procedure: Fang et al., DiffExplainer (MICCAI workshop 2024), sections 2.2 and 3.2.
+All training patients are those of site A; site B is for evaluation only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from cf_utils import worlds
+from cf_utils.evaluation.metrics.alignment import auc, confusion, measure_alignment
+from cf_utils.models import checkpoints
+from cf_utils.models.agent import Agent, distillation_loss
+from cf_utils.models.generators.slices import DiffusionCodes
+from cf_utils.models.teacher import Teacher
+from cf_utils.models.weights import channels_last
+from cf_utils.training import loop
+from cf_utils.training.folds import balanced_loss, class_weights, train_folds
+from cf_utils.training.recipes.base import Trained, recipe
+from cf_utils.training.recipes.renders import StoredImages, predict_bytes, render_bytes
+from cf_utils.training.recipes.world_classifiers import measure_uses
+from cf_utils.worlds import Factors
+from cf_utils.worlds.lung_ct import mortality_probability
+
+WORLD, AUTOENCODER = "lung_ct", "lung_ct_diffae"
+SITES = ("site_a", "site_b")
+FOLDS = 5
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def fit_fold(
+    model: nn.Module,
+    rows: Tensor,
+    folder: Path | None,
+    prepare: Callable[[Tensor], tuple[Dataset, Loss]],
+    settings: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Train a model on the rows of one fold, and return the log.
+
+    prepare: rows -> their data and the loss. settings: epochs, batch_size, lr and others.
+    """
+    data, loss = prepare(rows)
+    return loop.fit(
+        model,
+        data,
+        [loop.Part(loss, lr=settings["lr"])],
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        seed=seed,
+        folder=folder,
+        settings=settings,
+    )
+
+
+# ---------------------------------------------------------------- black boxes
+
+
+def teacher_loss(module: nn.Module, batch: Any, weights: Sequence[float], shift: int) -> Tensor:
+    """Return the class-weighted cross-entropy of images that are shifted by up to `shift` pixels.
+
+    batch: (x, y). weights: one per class.
+    """
+    x, y = batch
+    by = torch.randint(-shift, shift + 1, (2,)).tolist()
+    x = x.roll(tuple(by), (2, 3)).contiguous(memory_format=torch.channels_last)
+    return balanced_loss(module(x), y, torch.tensor(weights))
+
+
+def train_teacher(
+    label: str, seed: int, folder: Path | None, n: int, epochs: int, lr: float = 3e-3
+) -> Trained:
+    """Train five small DenseNets on folds of n patients of site A, and keep the best one."""
+    world = worlds.get(WORLD)
+    factors = world.sample(n, "train", SITES[0], seed)
+    x, y = render_bytes(factors), world.label(label)(factors)
+    settings = {
+        "n": n,
+        "folds": FOLDS,
+        "epochs": epochs,
+        "batch_size": 32,
+        "lr": lr,
+        "imbalance": "class weights N / (2 N_c)",
+        "augmentation": "shift by 3",
+    }
+    arguments = {"slices": world.channels}
+
+    def prepare(rows: Tensor) -> tuple[StoredImages, Loss]:
+        weights = class_weights(y[rows]).tolist()
+        loss = functools.partial(teacher_loss, weights=weights, shift=3)
+        return StoredImages(x[rows], y[rows]), loss
+
+    model, log = train_folds(
+        lambda: channels_last(Teacher(**arguments)),
+        functools.partial(fit_fold, prepare=prepare, settings=settings, seed=seed),
+        lambda model, rows: predict_bytes(model, x[rows]),
+        y,
+        FOLDS,
+        seed,
+        folder,
+    )
+    card = _describe(n, seed, settings, "Teacher", arguments)
+    card["classes"] = world.label(label).classes
+    return Trained(model, card, log, lambda model: measure_teacher(model, label, seed))
+
+
+def measure_teacher(
+    model: nn.Module, label: str, seed: int, n: int = 500, n_uses: int = 16
+) -> dict[str, Any]:
+    """Measure a teacher on n test patients of each site, and which factors it uses.
+
+    `auc_bayes` is the AUC of the probability from which the label was drawn, the best that any
+    classifier can expect; `prevalence` is the share of class 1.
+    """
+    world, found = worlds.get(WORLD), {}
+    for site in SITES:
+        factors = world.sample(n, "test", site, seed)
+        y, logits = world.label(label)(factors), predict_bytes(model, render_bytes(factors))
+        best = auc(label_probability(label, factors), y)
+        own = auc(logits[:, 1] - logits[:, 0], y)
+        found[site] = {
+            "test_n": n,
+            "prevalence": y.double().mean().item(),
+            "auc": own,
+            "auc_bayes": best,
+            "auc_share": own / best,
+            "undecided": ((logits.softmax(1)[:, 1] - 0.5).abs() <= 0.1).double().mean().item(),
+            **confusion(logits.argmax(1), y),
+        }
+    return found | {"uses": measure_uses(model, world, n_uses, seed)}
+
+
+def label_probability(label: str, factors: Factors) -> Tensor:
+    """Return the probability of class 1 given the factors, (N,); 0 or 1 for labels by rule."""
+    if label == "mortality":
+        return mortality_probability(factors)
+    return factors.world.label(label)(factors).double()
+
+
+@recipe("lung_ct_mortality", embedded=True)
+def mortality(root: str, seed: int, folder: Path | None) -> Trained:
+    """Death within a year or survival, from four CT slices: the black box of notebook 09."""
+    return train_teacher("mortality", seed, folder, n=3000, epochs=5)
+
+
+@recipe("lung_ct_emphysema", embedded=True)
+def emphysema(root: str, seed: int, folder: Path | None) -> Trained:
+    """Emphysema or not, from four CT slices: the second black box of notebook 09."""
+    return train_teacher("emphysema", seed, folder, n=3000, epochs=5)
+
+
+# ---------------------------------------------------------------- agents
+
+
+def agent_loss(module: nn.Module, batch: Any, objective: str) -> Tensor:
+    """Return `distillation_loss` of a batch (codes, features, logits)."""
+    agent: Any = module
+    return distillation_loss(agent, *batch, objective)
+
+
+@torch.no_grad()
+def read_patients(
+    autoencoder: nn.Module, teacher: Teacher, x: Tensor, batch_size: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes (N, S * d), the teacher's features (N, F) and logits (N, 2).
+
+    x: patients uint8 (N, S, H, W). Both models are in eval mode.
+    """
+    codes_of = DiffusionCodes(autoencoder, (x.shape[2], x.shape[3]), steps=1)
+    parts = []
+    for batch in x.split(batch_size):
+        images = batch.float() / 255
+        features = teacher.features(images)
+        parts.append((codes_of.encode_semantic(images), features, teacher.classify(features)))
+    codes, features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return codes, features, logits
+
+
+def train_agent(
+    name: str,
+    objective: str,
+    seed: int,
+    folder: Path | None,
+    n: int = 3000,
+    epochs: int = 60,
+    join: str = "concat",
+) -> Trained:
+    """Train agents of the shipped teacher `name` on folds of n patients, and keep the best one.
+
+    The teacher's decisions take the place of labels.
+    """
+    teacher = checkpoints.load(name, kind="classifier").model
+    autoencoder = checkpoints.load(AUTOENCODER, kind="autoencoder").model
+    world = worlds.get(WORLD)
+    x = render_bytes(world.sample(n, "train", SITES[0], seed))
+    table = read_patients(autoencoder, teacher, x)
+    codes, features, logits = table
+    settings = {"teacher": name, "autoencoder": AUTOENCODER, "objective": objective, "n": n}
+    settings |= {"folds": FOLDS, "epochs": epochs, "batch_size": 64, "lr": 3e-3}
+    arguments = {
+        "latent": codes.shape[1] // world.channels,
+        "features": features.shape[1],
+        "slices": world.channels,
+        "join": join,
+    }
+
+    def build() -> Agent:
+        agent = Agent(**arguments)
+        agent.copy_head(teacher.head)
+        return agent
+
+    def prepare(rows: Tensor) -> tuple[TensorDataset, Loss]:
+        loss = functools.partial(agent_loss, objective=objective)
+        return TensorDataset(*(part[rows] for part in table)), loss
+
+    model, log = train_folds(
+        build,
+        functools.partial(fit_fold, prepare=prepare, settings=settings, seed=seed),
+        lambda model, rows: model(codes[rows]).detach(),
+        logits.argmax(1),
+        FOLDS,
+        seed,
+        folder,
+    )
+    card = _describe(n, seed, settings, "Agent", arguments)
+    return Trained(model, card, log, lambda model: measure_agent(model, autoencoder, teacher, seed))
+
+
+@torch.no_grad()
+def measure_agent(
+    agent: Agent, autoencoder: nn.Module, teacher: Teacher, seed: int, n: int = 500
+) -> dict[str, Any]:
+    """Measure the agreement of agent and teacher on n test patients of each site."""
+    found = {}
+    for site in SITES:
+        factors = worlds.get(WORLD).sample(n, "test", site, seed)
+        codes, _, logits = read_patients(autoencoder, teacher, render_bytes(factors))
+        found[site] = measure_alignment(agent(codes), logits)
+    return found
+
+
+def _describe(
+    n: int, seed: int, settings: dict[str, Any], name: str, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the entries of a model card for a class `name` that is built with `arguments`."""
+    return {
+        "data": {
+            "name": f"{WORLD} (embedded)",
+            "split": f"train ({n:,} patients, {SITES[0]}, seed {seed})",
+            "world_sha256": worlds.get(WORLD).sha256(),
+        },
+        "architecture": {"class": name, "arguments": arguments},
+        "settings": settings,
+    }
+
+
+@recipe("lung_ct_agent", embedded=True)
+def agent(root: str, seed: int, folder: Path | None) -> Trained:
+    """The agent of the mortality classifier, by the l1 distance of features."""
+    return train_agent("lung_ct_mortality", "l1", seed, folder)
+
+
+@recipe("lung_ct_agent_mse", embedded=True)
+def agent_mse(root: str, seed: int, folder: Path | None) -> Trained:
+    """The agent of the mortality classifier, by the squared distance of features."""
+    return train_agent("lung_ct_mortality", "mse", seed, folder)
+
+
+@recipe("lung_ct_agent_kl", embedded=True)
+def agent_kl(root: str, seed: int, folder: Path | None) -> Trained:
+    """The agent of the mortality classifier, by the divergence of its outputs."""
+    return train_agent("lung_ct_mortality", "kl", seed, folder)
+
+
+@recipe("lung_ct_emphysema_agent", embedded=True)
+def emphysema_agent(root: str, seed: int, folder: Path | None) -> Trained:
+    """The agent of the emphysema classifier, by the l1 distance of features."""
+    return train_agent("lung_ct_emphysema", "l1", seed, folder)
