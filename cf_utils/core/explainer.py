@@ -124,8 +124,7 @@ class Explainer(ABC):
             first.flush()
             found, again = self._search_rows(classifier, x, target, ids, tau, todo)
             cf, logits = self._judge(found, again, x, todo, logits)
-            if self.needs_gradient and len(todo) and not _is_any_reached(logits, target, todo, tau):
-                _warn_if_flat(classifier, x[todo], type(self).__name__)
+            self._warn_if_flat(classifier, x[todo], logits[todo], target[todo], tau)
         score = target_score(logits, target)
         valid = (logits.argmax(1) == target) & score.isfinite()
         reached = valid & (score >= tau)
@@ -181,6 +180,31 @@ class Explainer(ABC):
                         "please report it"
                     )
         return found, counter
+
+    def _warn_if_flat(
+        self, classifier: nn.Module, x: Tensor, logits: Tensor, target: Tensor, tau: float
+    ) -> None:
+        """Warn if no search succeeded, and the gradient of every logit is zero at every query.
+
+        x, logits, target: those of the searched items; logits are of the counterfactuals. The pass
+        is not counted. Each logit has its own weight, so that opposite gradients do not cancel.
+        """
+        reached = (logits.argmax(1) == target) & (target_score(logits, target) >= tau)
+        if not self.needs_gradient or not len(x) or reached.any():
+            return
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = classifier(x)
+            weights = torch.arange(1, 1 + logits.shape[1], device=logits.device).to(logits)
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
+        if not gradient.any():
+            warnings.warn(
+                f"classifier: the gradient of its logits is zero for all {len(x)} items, so "
+                f"{type(self).__name__} found nothing; look for rounding, thresholds or argmax "
+                "inside the classifier, or use a method that only asks for decisions "
+                "(GrowingSpheres, LORE, ABELE)",
+                stacklevel=3,
+            )
 
     @staticmethod
     def _judge(
@@ -268,28 +292,3 @@ def _classify(counter: PassCounter, x: Tensor) -> Tensor:
         raise
     except (RuntimeError, IndexError) as e:
         raise ValueError(describe_rejection(x, e)) from e
-
-
-def _is_any_reached(logits: Tensor, target: Tensor, todo: Tensor, tau: float) -> bool:
-    reached = (logits.argmax(1) == target) & (target_score(logits, target) >= tau)
-    return bool(reached[todo].any())
-
-
-def _warn_if_flat(classifier: nn.Module, x: Tensor, method: str) -> None:
-    """Warn if the gradient of every logit in x is exactly zero for all items.
-
-    It is asked only after a search without any success, and is not counted. Each logit has its own
-    weight in the sum, so that gradients of opposite logits do not cancel.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        logits = classifier(x)
-        weights = torch.arange(1, 1 + logits.shape[1], device=logits.device).to(logits)
-        (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
-    if not gradient.any():
-        warnings.warn(
-            f"classifier: the gradient of its logits is zero for all {len(x)} items, so {method} "
-            "found nothing; look for rounding, thresholds or argmax inside the classifier, or use "
-            "a method that only asks for decisions (GrowingSpheres, LORE, ABELE)",
-            stacklevel=3,
-        )
