@@ -12,10 +12,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from cf_utils.core import target_score
-from cf_utils.evaluation import slice_attributions
+from cf_utils.evaluation import reconstructions, slice_attributions
 from cf_utils.evaluation.metrics import alignment, manipulation, reconstruction, voxels
 from cf_utils.models.teacher import Teacher
-from tests.slice_models import LinearBlackBox, make_patients
+from tests.slice_models import LinearBlackBox, LinearSlices, make_patients
 from tests.test_diffexplainer import make, targets
 from tests.test_saliency import Pooled
 
@@ -321,3 +321,51 @@ def test_maps_of_a_teacher_have_one_plane_per_slice_and_need_no_batch():
     modes = {m.training for m in teacher.modules()}
     assert modes == {False} and all(p.requires_grad for p in teacher.parameters())
     assert not teacher.layer._forward_hooks
+
+
+# ---------------------------------------------------------------- rows A to D
+
+
+class WithNoise(LinearSlices):
+    """alpha_T = 0.64: x_T = 0.8 x + 0.6 noise."""
+
+    def add_noise(self, x, noise):
+        return 0.8 * x + 0.6 * noise
+
+
+def test_the_four_rows_have_closed_forms():
+    model, x, ids = WithNoise(), make_patients(5), torch.arange(5) + 10
+    rows = reconstructions.reconstruct_rows(model, x, ids, 3, seed=1, draws=3)
+    planes = x.flatten(2)
+    basis = model.basis.detach()
+    inside = (planes - 0.5) @ basis @ basis.T  # what q holds
+    rest = planes - 0.5 - inside  # what x_T holds
+    assert {k: len(v) for k, v in rows.items()} == {"a": 1, "b": 1, "c": 3, "d": 1}
+    torch.testing.assert_close(rows["a"][0], x, atol=1e-12, rtol=0)
+    other = (inside.roll(-1, 0) + rest + 0.5).view_as(x)
+    torch.testing.assert_close(rows["d"][0], other, atol=1e-12, rtol=0)
+    noise = (rows["c"] - (inside + 0.5).view_as(x)).flatten(1)
+    assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2
+    assert not torch.allclose(noise[0], noise[1])
+    printed = (rows["b"][0].flatten(2) - inside - 0.5 - 0.8 * planes) / 0.6
+    assert abs(printed.mean()) < 0.2 and 0.8 < printed.std() < 1.2
+    pair = reconstructions.reconstruct_rows(model, x[[3, 1]], ids[[3, 1]], 3, seed=1, draws=3)
+    for name in "abc":  # noise per (seed, id): independent of the batch
+        torch.testing.assert_close(pair[name], rows[name][:, [3, 1]], atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="expected at least 2 patients"):
+        reconstructions.reconstruct_rows(model, x[:1], ids[:1], 3)
+
+
+def test_rows_are_measured_per_draw():
+    box, x = LinearBlackBox(), make_patients(4).repeat(1, 1, 3, 3)
+
+    class Mean(nn.Module):
+        def forward(self, x):
+            return box(x[..., :4, :4])
+
+    y = torch.stack([x + 0.1, x + 0.01])
+    found = reconstructions.measure_rows(Mean(), x, {"a": y[:1], "c": y}, x > 0.4)
+    assert found["a"]["psnr"] == pytest.approx(20) and found["c"]["psnr"] == pytest.approx(30)
+    assert found["c"]["draws"] == 2 and found["c"]["psnr_body"] == pytest.approx(30)
+    one = reconstruction.measure_reconstruction(x, y[0], Mean()(x), Mean()(y[0]), x > 0.4)
+    assert found["a"]["kl"] == pytest.approx(one["kl"]) and found["a"]["ssim"] == one["ssim"]
