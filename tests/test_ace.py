@@ -16,6 +16,7 @@ from torch import nn
 from cf_utils import core
 from cf_utils.explainers import presets
 from cf_utils.explainers.ace import ACE, pre_explanation
+from cf_utils.explainers.reference import ace as reference
 from cf_utils.explainers.shared.diffusion import NAN_PRIOR
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
 from cf_utils.explainers.shared.search import logit_margin
@@ -113,44 +114,41 @@ def noise_streams(x, *names, ids=IDS, seed=0):
 # ---------------------------------------------------------------- the attack
 
 
-def denoise_by_hand(prior, s, z, level, noise):
-    """Eq. 2 from a level of the schedule `s` to the next one, written out."""
-    eps, v = prior(z, torch.tensor([s.t[level]])).chunk(2, 1)
-    a, b, before = s.abar[level], s.betas[level], s.abar_before[level]
-    z0 = ((z - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
-    mean = before.sqrt() * b / (1 - a) * z0 + (1 - before) * (1 - b).sqrt() / (1 - a) * z
-    if not level:
-        return mean
-    small = b * (1 - before) / (1 - a)
-    log_variance = (v + 1) / 2 * b.log() + (1 - v) / 2 * small.log()
-    return mean + (log_variance / 2).exp() * noise(level)
-
-
-def attack_by_hand(ace, f, x, t, ids):
-    """Eq. 3 by PGD, written out: no chain, no masks, one item at a time."""
-    s, out = ace.prior.schedule.respace(ace.spacing), []
-    a = s.abar[ace.steps - 1]
+def run_reference(ace, f, x, t, ids):
+    """The pre-explanation and the counterfactual of one item at a time."""
+    s, made = ace.prior.schedule.respace(ace.spacing), []
     for row, target, i in zip(x, t, ids, strict=True):
-        y = row[None].clone()
-        for k in range(ace.iterations):
-            y.requires_grad_(True)
-            noise = diffusion.noise_of(ace.seed, i[None], row[None], f"attack {k}")
-            z = a.sqrt() * (2 * y - 1) + (1 - a).sqrt() * noise(ace.steps)
-            for level in range(ace.steps - 1, -1, -1):
-                z = denoise_by_hand(ace.prior, s, z, level, noise)
-            loss = -f((z + 1) / 2).log_softmax(1)[0, target] + ace.lam * (y - row).abs().sum()
-            (g,) = torch.autograd.grad(loss, y)
-            y = (y.detach() - ace.step * g.sign()).clamp(0, 1)
-        out.append(y[0])
-    return torch.stack(out)
+        row, i = row[None], i[None]
+
+        def noise_of(name, row=row, i=i):
+            return diffusion.noise_of(ace.seed, i, row, name)
+
+        def by_iteration(k, noise_of=noise_of):
+            return noise_of(f"attack {k}")
+
+        settings = (ace.steps, ace.iterations, ace.step, ace.lam)
+        pre = reference.attack(f, ace.prior, s, row, target, by_iteration, *settings)
+        mask = reference.find_mask(row, pre, ace.threshold, ace.dilation)
+        noises = noise_of("refine"), noise_of("query")
+        made.append((pre, reference.refine(ace.prior, s, row, pre, mask, ace.steps, *noises)))
+    return (torch.cat(images) for images in zip(*made, strict=True))
 
 
 def test_the_attack_minimises_equation_3(prior, images):
     x, t = images
-    ace = ACE(prior=prior, **QUICK)
+    ace = ACE(prior=prior, **QUICK | {"threshold": 0.9, "dilation": 1})
     cfs = ace(Linear(), x, t, IDS)
-    expected = attack_by_hand(ace, Linear(), x, t, IDS)
-    torch.testing.assert_close(pre_explanation(cfs), expected, rtol=0, atol=1e-9)
+    pre, refined = run_reference(ace, Linear(), x, t, IDS)
+    torch.testing.assert_close(pre_explanation(cfs), pre, rtol=0, atol=1e-9)
+    torch.testing.assert_close(cfs.counterfactual, refined, rtol=0, atol=1e-9)
+    assert 0.05 < cfs.mask.double().mean() < 0.95
+
+
+def test_the_reference_keeps_each_step_of_the_attack_within_eps():
+    x, gradient = torch.tensor([[0.5, 0.02, 0.98, 0.5]]), torch.tensor([[3.0, 0.1, -7.0, 0.0]])
+    near = torch.tensor([[0.45, 0.02, 0.98, 0.5]])
+    moved = reference.attack_step(near, gradient, x, step=0.04, eps=0.06)
+    torch.testing.assert_close(moved, torch.tensor([[0.44, 0.0, 1.0, 0.5]]))
 
 
 def test_passes_and_path_are_those_of_attack_and_refinement(prior, images):

@@ -14,6 +14,8 @@ from torch import nn
 from cf_utils import core
 from cf_utils.explainers import presets
 from cf_utils.explainers.dime import DiME
+from cf_utils.explainers.reference import dime as reference
+from cf_utils.explainers.reference.ace import denoise, denoising_step
 from cf_utils.explainers.shared.diffusion import NAN_PRIOR
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
 from cf_utils.models.generators import diffusion
@@ -102,31 +104,37 @@ class Bent(nn.Module):
         return torch.stack([z.sin(), z, z.square() - 0.5], 1)
 
 
-def denoise_by_hand(prior, s, z, k):
-    """The predicted clean image, mean and variance of the step from level k, in closed form."""
-    eps, v = prior(z, torch.tensor([s.t[k]])).chunk(2, 1)
-    a, b, before = s.abar[k], s.betas[k], s.abar_before[k]
-    clean = ((z - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
-    mean = before.sqrt() * b / (1 - a) * clean + (1 - before) * (1 - b).sqrt() / (1 - a) * z
-    if k:
-        small = b * (1 - before) / (1 - a)
-    else:
-        small = s.betas[1] * (1 - s.abar[0]) / (1 - s.abar[1])
-    return clean, mean, ((v + 1) / 2 * b.log() + (1 - v) / 2 * small.log()).exp()
-
-
 def gradient_by_hand(dime, f, clean, row, t, scale):
     """The gradient of s L_class + p L_perc at a clean image, from the probability itself."""
+    gradient = scale * reference.class_gradient(f, clean, t)
+    if dime.perceptual is None:
+        return gradient
     at = clean.detach().requires_grad_()
-    p = f((at + 1) / 2).softmax(1)[0, t]
-    loss = -scale * (p / (1 - p)).log()
-    if dime.perceptual is not None:
-        loss = loss + dime.perceptual_weight * dime.perceptual((at + 1) / 2, row[None])[0]
-    return torch.autograd.grad(loss, at)[0]
+    loss = dime.perceptual_weight * dime.perceptual((at + 1) / 2, row[None])[0]
+    return gradient + torch.autograd.grad(loss, at)[0]
+
+
+def run_reference(dime, f, x, target, ids, scale, number):
+    """The images of one scale by the reference, one item at a time."""
+    s, out = dime.prior.schedule.respace(dime.spacing), []
+    for row, t, i in zip(x, target, ids, strict=True):
+
+        def noise(name, i=i, row=row):
+            return diffusion.noise_of(dime.seed, i[None], row[None], name)
+
+        def below(k, noise=noise):
+            return noise(f"dime {number} below {k}")
+
+        start, settings = noise("dime")(dime.steps), (t, scale, dime.steps, dime.l1)
+        noises = start, noise(f"dime {number}"), below
+        out.append(reference.dime(f, dime.prior, s, row[None], *settings, *noises))
+    return torch.cat(out).detach()
 
 
 def by_hand(dime, f, x, target, ids, scale, number):
-    """The images of one scale, one item at a time, from the closed forms of the schedule."""
+    """The images of one scale, one item at a time; the plain form is the reference's."""
+    if dime.perceptual is None and not dime.fast:
+        return run_reference(dime, f, x, target, ids, scale, number)
     s, out = dime.prior.schedule.respace(dime.spacing), []
     for row, t, i in zip(x, target, ids, strict=True):
         q = 2 * row[None] - 1
@@ -139,7 +147,7 @@ def by_hand(dime, f, x, target, ids, scale, number):
 
         z, clean = noised(dime.steps - 1, noise("dime")(dime.steps)), q
         for k in range(dime.steps - 1, -1, -1):
-            predicted, mean, variance = denoise_by_hand(dime.prior, s, z, k)
+            mean, variance, predicted = denoising_step(dime.prior, s, z, k)
             mask = torch.ones_like(z[:, :1], dtype=torch.bool)
             if dime.fast:
                 clean = predicted
@@ -153,11 +161,7 @@ def by_hand(dime, f, x, target, ids, scale, number):
             if k:
                 z = torch.where(mask, z, noised(k - 1, noise(f"query {number}")(k)))
                 clean = z
-                for below in range(k - 1, -1, -1):
-                    _, clean, variance = denoise_by_hand(dime.prior, s, clean, below)
-                    if below:
-                        eps = noise(f"dime {number} below {k}")(below)
-                        clean = clean + variance.sqrt() * eps
+                clean = denoise(dime.prior, s, z, k, noise(f"dime {number} below {k}"))
         out.append(torch.where(mask, ((z + 1) / 2).clamp(0, 1), row[None]).detach())
     return torch.cat(out)
 

@@ -22,6 +22,7 @@ from cf_utils.core import (
 )
 from cf_utils.explainers import mean_logits, presets
 from cf_utils.explainers.gradual import GradualConstruction
+from cf_utils.explainers.reference import gradual as reference
 from cf_utils.explainers.shared import objective
 from cf_utils.explainers.shared.ranking import rank_by_gradient
 from cf_utils.models.classifiers import OneOutput
@@ -259,13 +260,6 @@ def test_impossible_blocks_are_refused(block):
 # ---------------------------------------------------------------- Algorithm 1 for one item
 
 
-def rank_blocks(net: nn.Module, z: Tensor, target: int, index: Tensor, n_blocks: int) -> Tensor:
-    """Return the mean |d log f_t / d z| of each block of one item."""
-    z = z.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(net(z[None]).log_softmax(1)[0, target], z)
-    return torch.stack([gradient.abs()[index == b].mean() for b in range(n_blocks)])
-
-
 def compute_loss(e: GradualConstruction, net: nn.Module, z: Tensor, x: Tensor, target: int):
     """Return the loss of one item, written out."""
     logits, mean = net(z[None])[0], e.prototypes[target]
@@ -314,33 +308,32 @@ def run_composition_step(
 def run_algorithm_1(
     e: GradualConstruction, net: nn.Module, x: Tensor, target: int, noise: Tensor
 ) -> list[Tensor]:
-    """Return the state after each composition step of one item.
+    """Return the states of one item by the reference, with the loss of e's term and its patience.
 
-    It shares no code with the explainer.
+    The plain form of the paper takes loss and composition step from the reference, too.
     """
     net.eval()
-    index, n_blocks = block_index(x.shape, e.block)
+    blocks, _ = block_index(x.shape, e.block)
     composite = {"query": x, "normal": noise}.get(e.init)
     if composite is None:
         composite = e.bounds[0] + (e.bounds[1] - e.bounds[0]) * noise
     composite = composite.clamp(*e.bounds) if e.clamp else composite
-    order = rank_blocks(net, x, target, index, n_blocks).argsort(descending=True)
-    mask, z, states = torch.zeros_like(x, dtype=torch.bool), x.clone(), []
-    for k in range(min(e.max_blocks or n_blocks, n_blocks)):
-        block = order[k]
-        if e.ranking == "each":
-            rank = rank_blocks(net, z, target, index, n_blocks)
-            masked = [b for b in range(n_blocks) if not mask[index == b].all()]
-            block = max(masked, key=rank.__getitem__)
-        new = index == block
-        mask = mask | new
-        z = torch.where(mask if e.restart else new, composite, z)
-        z = run_composition_step(e, net, z, x, target, mask)
-        states.append(z)
-        p = net(z[None]).softmax(1)[0]
-        if p[target] >= e.tau and p.argmax() == target:
-            break
-    return states
+
+    def loss_of(z):
+        return reference.loss(net, z, x, e.prototypes[target], e.lam, e.eta)
+
+    def compose(z, mask):
+        if e.restart:
+            z = torch.where(mask, composite, x)
+        if e.patience is None and e.term == "logits" and e.beta == 2:
+            bounds = e.bounds if e.clamp else None
+            return reference.composition_step(loss_of, z, mask, e.steps, e.lr, bounds)
+        return run_composition_step(e, net, z, x, target, mask)
+
+    again = e.ranking == "each"
+    return reference.gradual_construction(
+        net, x, target, composite, blocks, compose, e.tau, e.max_blocks, again
+    )[1:]
 
 
 VARIANTS = {

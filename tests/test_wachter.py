@@ -9,6 +9,7 @@ from torch import nn
 
 from cf_utils.core import Constraints, median_absolute_deviation
 from cf_utils.explainers import presets
+from cf_utils.explainers.reference import wachter as reference
 from cf_utils.explainers.wachter import Wachter
 from tests.small import (
     TAU,
@@ -51,6 +52,36 @@ def test_the_change_is_close_to_the_closed_form_and_not_below_it(term, most):
     assert cfs.reached.all()
     assert (moved >= least - 1e-9).all()
     assert (moved <= most * least).all()  # measured 1.068 (log-odds), 1.028 (probability)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_search_equals_the_reference(weighted):
+    """Three features whose scales differ; items end in different rounds. Measured 1e-15."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    gen = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(2 * torch.randn(p.shape, generator=gen))
+    x = torch.rand(6, 3, generator=gen).double()
+    target = (net(x).argmax(1) + 1) % 3
+    mad = torch.tensor([0.1, 0.5, 2.0]).double() if weighted else None
+    explain = Wachter(bounds=(-2.0, 3.0), tau=0.6, steps=30, rounds=5, lam=0.1, lr=0.05, mad=mad)
+    cfs = explain(net, x, target)
+    for i in range(len(x)):
+        expected = reference.wachter(
+            net,
+            x[i],
+            int(target[i]),
+            0.6,
+            (-2.0, 3.0),
+            mad=1.0 if mad is None else mad,
+            lam=0.1,
+            rounds=5,
+            steps=30,
+            lr=0.05,
+        )
+        torch.testing.assert_close(cfs.counterfactual[i], expected.detach(), rtol=0, atol=1e-9)
+    assert len(set(cfs.path_len.tolist())) > 1 and cfs.reached.sum() > 2
 
 
 def test_squared_distance_changes_x_along_the_gradient():
