@@ -23,6 +23,7 @@ NAMED = {
 }
 REQUIRED = {
     "constraints": None,
+    "block": (4, 4),
     "mad": None,
     "autoencoder": nn.Identity(),
     "model": None,
@@ -84,6 +85,12 @@ DESCRIPTIONS = {
     ("exaggeration", "radiographs", None): "22a9b884d793",
     ("exaggeration", "celeba", None): "22a9b884d793",
     ("exaggeration", "chexpert", None): "22a9b884d793",
+    ("gradual", "images", None): "ec24a8928679",
+    ("wachter", "images", None): "4888bfe48dcf",
+    ("cem", "images", None): "d0a5c80d9e9b",
+    ("ace", "images", None): "302d8fc48ce9",
+    ("dime", "images", None): "ba20ad4c3d4b",
+    ("fastdime", "images", None): "2685f10c1e95",
 }
 
 

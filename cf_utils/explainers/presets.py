@@ -118,11 +118,14 @@ DEFAULTS = "the class's defaults"
 NO_BOUNDS = "values are free; with `bounds` give clamp=True, too"
 DIGITS = {"clamp": True, "init": "uniform", "ranking": "each", "max_blocks": 16}
 CREDIT = {"block": (1,), "tau": 0.5, "steps": 500, "bounds": None}
+WACHTER_IMAGES = {"term": "log_odds", "steps": 60, "rounds": 8, "lam": 0.1}
+WACHTER_IMAGES |= {"factor": 4.0, "lr": 0.05}
 PROBING = {"constraints": REQUIRED, "init": "query", "ranking": "probe", "patience": 20}
 CEM_TABLES = {"bounds": None, "steps": 100, "tries": 6}
 SPHERES = {"bounds": None, "clamp": False}
 FASTDIME = {"fast": True, "own_mask": True, "dilation": 5}
 DIME_BDD = {"steps": 45, "refine": ("100", 5), "threshold": 0.05}
+ACE_FACES = {"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7}
 DIME_FACES = {"steps": 45, "dilation": 7}
 VAE_IMAGES = ("faces", "radiographs", "celeba")
 GAN_IMAGES = (*VAE_IMAGES, "chexpert")
@@ -145,6 +148,10 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             {"lr": 0.01, "steps": 500, "term": "mean_abs", "eta": 4 / 784, "beta": 4.0}
             | {"init": "uniform", "restart": True},
         ),
+        ("images", None): (
+            "by hand: as on digits; `block` is a share of the image",
+            DIGITS | {"patience": 10, "block": REQUIRED},
+        ),
         **_for_tables(None, "by hand: as in the paper on HELOC and UCI credit", CREDIT),
         ("heloc", None): ("paper: one feature per block", CREDIT),
         ("uci_credit", None): ("paper: one feature per block", CREDIT),
@@ -163,10 +170,8 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
     },
     "wachter": {
         ("mnist", None): (f"by hand: {DEFAULTS}; the paper gives no numbers", {}),
-        ("mnist", "recommended"): (
-            "by hand: log-odds and short rounds",
-            {"term": "log_odds", "steps": 60, "rounds": 8, "lam": 0.1, "factor": 4.0, "lr": 0.05},
-        ),
+        ("mnist", "recommended"): ("by hand: log-odds and short rounds", WACHTER_IMAGES),
+        ("images", None): ("by hand: as on digits", WACHTER_IMAGES),
         **_for_tables(  # mad: median absolute deviation per feature, or None
             None,
             f"by hand: log-odds and small steps; {NO_BOUNDS}",
@@ -180,6 +185,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             "by hand: fewer and shorter tries, less weight on the autoencoder's term",
             {"steps": 50, "tries": 5, "gamma": 10.0},
         ),
+        ("images", None): ("by hand: no autoencoder", {"steps": 50, "tries": 5, "gamma": 0.0}),
         **_for_tables(None, "by hand: no autoencoder", CEM_TABLES | {"gamma": 0.0}),
         **_for_tables(
             "autoencoder",
@@ -209,10 +215,8 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             "official script of 2025, 256 px; that of 2023: spacing 100, 20 steps, 25 iterations",
             {"spacing": "25", "iterations": 100, "lam": 0.001},
         ),
-        ("faces", None): (
-            "tuned: results/tuning/faces_smile_causal_ace.json",
-            {"spacing": "33", "lam": 1e-6, "step": 2 / 255, "dilation": 7},
-        ),
+        ("faces", None): ("tuned: results/tuning/faces_smile_causal_ace.json", ACE_FACES),
+        ("images", None): ("by hand: as on faces, not tuned", ACE_FACES),
         ("roads", None): (
             "by hand: in results/tuning/roads_action_causal_ace.json; the rule chose another",
             {"spacing": "50", "attack": "gd", "lam": 1e-6, "step": 0.3}
@@ -227,6 +231,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
         ),
         ("bdd", None): ("paper: that of ACE gives DiME 45 steps", DIME_BDD),
         ("faces", None): ("tuned: results/tuning/faces_smile_causal_dime.json", DIME_FACES),
+        ("images", None): ("by hand: as on faces, not tuned", DIME_FACES),
         ("roads", None): ("by hand: as on BDD, not tuned", DIME_BDD),
     },
     "fastdime": {
@@ -237,6 +242,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             "tuned: results/tuning/faces_smile_causal_fastdime.json",
             DIME_FACES | {"fast": True},
         ),
+        ("images", None): ("by hand: as on faces, not tuned", DIME_FACES | {"fast": True}),
         ("roads", None): ("by hand: as on BDD, not tuned", DIME_BDD | {"fast": True}),
     },
     # lam weighs the sum of |x - D(z)| over all values of an image
