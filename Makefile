@@ -20,7 +20,8 @@ TYPECHECK ?= $(VENV)/bin/pyrefly check
 READY := $(VENV)/.installed
 ALEXNET := data/weights/alexnet.safetensors
 THORAX := data/weights/thorax.safetensors
-SET_UP := $(READY) $(ALEXNET) $(THORAX)
+LUNG_CT := data/weights/lung_ct.safetensors
+SET_UP := $(READY) $(ALEXNET) $(THORAX) $(LUNG_CT)
 RUN = $(CF) run $(NB) $(if $(DATA),--data $(DATA))
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
@@ -47,6 +48,9 @@ $(ALEXNET): | $(READY)
 
 $(THORAX): | $(READY)
 	-@$(CF) weights thorax --pip='$(PIP_ARGS)'
+
+$(LUNG_CT): | $(READY)
+	-@$(CF) weights lung_ct --pip='$(PIP_ARGS)'
 
 demo: $(SET_UP)  ## run the notebooks (all, or NB=) on embedded data; writes results/demo/report.html
 	$(RUN) --profile demo $(ARGS)

@@ -196,7 +196,7 @@ def weights(
 
 @world_app.command("check")
 def world_check(
-    name: Annotated[str, Argument(help="faces, roads or radiographs.", metavar="WORLD")],
+    name: Annotated[str, Argument(help="faces, roads, radiographs or lung_ct.", metavar="WORLD")],
     n: Annotated[int, Option(help="Training renders.", metavar="N")] = 16_000,
 ) -> None:
     """Measure a world and write results/worlds/NAME.json; end with 1 if a bound is missed.

@@ -25,6 +25,7 @@ COPIED = (
     "Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml", "environment.yml",
     "cf_utils", "tests", "workflow", "notebooks", "docs", "results/reported", "results/checkpoints",
     "results/worlds", "results/tuning", "data/weights/thorax.safetensors",
+    "data/weights/lung_ct.safetensors",
 )  # fmt: skip
 
 

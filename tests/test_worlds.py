@@ -14,7 +14,7 @@ from cf_utils import worlds
 from cf_utils.core import files
 from cf_utils.datasets import rendered
 from cf_utils.training import world_card, world_probes
-from cf_utils.worlds import code_hash, draw, faces_frame, radiographs_ct
+from cf_utils.worlds import code_hash, draw, faces_frame, lung_ct_scan, radiographs_ct
 from cf_utils.worlds.factors import interpolate
 from cf_utils.worlds.graph import build_score_model
 from cf_utils.worlds.world import SPLITS
@@ -24,8 +24,9 @@ NAMES = worlds.NAMES
 
 @pytest.fixture(scope="module", params=NAMES)
 def world(request):
-    if request.param == "radiographs" and not radiographs_ct.exists():
-        pytest.skip(f"{radiographs_ct.FILE.name} is missing: run {radiographs_ct.HOW}")
+    scan = {"radiographs": radiographs_ct, "lung_ct": lung_ct_scan}.get(request.param)
+    if scan and not scan.exists():
+        pytest.skip(f"{scan.FILE.name} is missing: run {scan.HOW}")
     return worlds.get(request.param)
 
 
@@ -119,7 +120,8 @@ def test_measured_correlations_are_those_of_the_graph(world, variant):
 
 
 def test_marginals_are_the_same_in_every_variant(world):
-    tables = [world.sample(1000, variant=v, seed=3).values for v in world.variants]
+    variants = [v for v in world.variants if v != "site_b"]  # another hospital
+    tables = [world.sample(1000, variant=v, seed=3).values for v in variants]
     for table in tables[1:]:
         gap = (table.sort(0).values - tables[0].sort(0).values).abs().mean(0)
         assert gap.max() < 0.06  # measured 0.018 at most
@@ -183,7 +185,8 @@ def test_camera_noise_is_its_own_stream_with_the_stated_strength(world):
     inner = (clean > 0.1) & (clean < 0.9)
     for i, sd in enumerate(world.noise_sd(factors).tolist()):
         assert (noisy - clean)[i][inner[i]].std().item() == pytest.approx(sd, rel=0.05)
-    a, b = factors.move("exposure", 0.4), factors.move("exposure", 0.45)
+    name = "inspiration" if world.name == "lung_ct" else "exposure"
+    a, b = factors.move(name, 0.4), factors.move(name, 0.45)
     noise = [world.render(f) - world.render(f, noise=False) for f in (a, b)]
     equal = (noise[0] - noise[1]).abs() < 1e-6
     assert equal[inner].double().mean() > 0.9  # the same draw under another image
@@ -257,9 +260,12 @@ def test_edges_move_smoothly(world):
     """
     factors = world.sample(6, "test")
     # the second is the shift in canvas units per unit of the factor
-    name, width = {"faces": ("shift_x", 0.40), "radiographs": ("shift_x", 0.32)}.get(
-        world.name, ("heading", 0.7)
-    )
+    name, width = {
+        "faces": ("shift_x", 0.40),
+        "radiographs": ("shift_x", 0.32),
+        "lung_ct": ("shift_x", 0.20),
+        "roads": ("heading", 0.7),
+    }[world.name]
     at = factors[name] * 0.8 + 0.1
     a, b, c = (
         world.render(factors.move(name, at + k * 0.1 * (2 / 64) / width), noise=False)

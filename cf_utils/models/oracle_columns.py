@@ -30,6 +30,7 @@ def _when(factor: str, or_scene: int | None = None) -> Visibility:
 
 VISIBLE: dict[str, dict[str, Visibility]] = {  # world -> factor -> images that show it
     "faces": {"rims": _when("glasses")},
+    "lung_ct": {name: lambda f: f["extent"] >= 0.2 for name in ("side", "zone", "depth")},
     "radiographs": {"left_marker": _when("marker"), "marker_height": _when("marker")},
     "roads": {
         "braking": _in_scene(0),

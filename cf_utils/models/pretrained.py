@@ -1,8 +1,8 @@
 """Pretrained weights in data/weights: find a file, verify it, or say how to get it.
 
-`cf weights` downloads what the set-up needs: a trunk of LPIPS, and the CT scan behind the world
-radiographs. Nothing else is downloaded: put all other files there by hand. `cf weights --list`
-prints the table.
+`cf weights` downloads what the set-up needs: a trunk of LPIPS, and the CT scan behind the worlds
+radiographs and lung_ct. Nothing else is downloaded: put all other files there by hand.
+`cf weights --list` prints the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cf_utils.core import files
 from cf_utils.core.choices import check_choice
 from cf_utils.models.lpips_package import TRUNKS, download_trunks, hash_state
 from cf_utils.models.weight_files import FILES
-from cf_utils.worlds import radiographs_ct
+from cf_utils.worlds import lung_ct_scan, radiographs_ct
 
 FOLDER = files.ROOT / "data" / "weights"
 
@@ -76,13 +76,18 @@ def make(names: Sequence[str] = ("alexnet",), pip: Sequence[str] = ()) -> None:
 def obtain(name: str, pip: Sequence[str] = ()) -> Path:
     """Return the verified path of a weights file.
 
-    A missing trunk of LPIPS and the missing layers of the CT scan are made first. Raises the errors
-    of `find`, `make` and `load_trunk`, and those of `radiographs_ct`.
+    A missing trunk of LPIPS and missing parts of the CT scan are made first. Raises the errors of
+    `find`, `make` and `load_trunk`, and those of `radiographs_ct` and `lung_ct_scan`.
     """
     if name == "thorax":
         if not exists(name):
             radiographs_ct.make(pip)
         radiographs_ct.read_layers()
+        return find(name)
+    if name == "lung_ct":
+        if not exists(name):
+            lung_ct_scan.make(pip)
+        lung_ct_scan.read_planes()
         return find(name)
     if name not in TRUNKS:
         return find(name)

@@ -31,6 +31,11 @@ METRICS = {
         "the world radiographs (no weights, but the layers of a CT scan)",
         "`make weights ARGS=thorax`",
     ),
+    "lung_ct": WeightsFile(
+        "lung_ct.safetensors",
+        "the world lung_ct (no weights, but slices of a CT scan)",
+        "`make weights ARGS=lung_ct`",
+    ),
     "inception": WeightsFile(
         "pt_inception-2015-12-05-6726825d.pth",
         "FID, KID, sFID",

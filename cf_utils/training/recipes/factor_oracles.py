@@ -204,6 +204,15 @@ def faces_oracle(root: str, seed: int, folder: Path | None) -> Trained:
     return train_oracle("faces", seed, folder, n=14_000, epochs=10, n_prior=1200, hard_epochs=4)
 
 
+@recipe("lung_ct_oracle", embedded=True)
+def lung_ct_oracle(root: str, seed: int, folder: Path | None) -> Trained:
+    """The factor oracle of rendered CT: three regressors of every factor.
+
+    Side, zone and depth of the fibrosis count only in patients who have it.
+    """
+    return train_oracle("lung_ct", seed, folder, n=6000, epochs=8, n_prior=0, hard_epochs=1)
+
+
 @recipe("roads_oracle", embedded=True)
 def roads_oracle(root: str, seed: int, folder: Path | None) -> Trained:
     """The factor oracle of rendered roads: three regressors of every factor.
