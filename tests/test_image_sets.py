@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
-from cf_utils.datasets import bdd, celeba, celebahq, chexpert, imagenet_pairs, images
+from cf_utils.datasets import bdd, celeba, celebahq, chexpert, imagenet_pairs, images, osic
 from cf_utils.datasets.catalog import SETS, describe
 
 NAMES = ["5_o_Clock_Shadow", *(f"Attribute_{i}" for i in range(1, 39)), "Young"]
@@ -556,6 +556,7 @@ MODULES = {
     "chexpert": chexpert,
     "bdd": bdd,
     "imagenet_pairs": imagenet_pairs,
+    "osic": osic,
 }
 
 

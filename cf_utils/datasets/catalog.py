@@ -17,6 +17,7 @@ from cf_utils.datasets import (
     imagenet_pairs,
     imdb,
     mnist,
+    osic,
     uci_credit,
 )
 from cf_utils.datasets.base import Status
@@ -31,6 +32,7 @@ SETS: dict[str, ModuleType] = {
     "celeba": celeba,
     "celebahq": celebahq,
     "chexpert": chexpert,
+    "osic": osic,
     "bdd": bdd,
     "imagenet_pairs": imagenet_pairs,
 }
