@@ -64,15 +64,19 @@ def fit_fold(
 # ---------------------------------------------------------------- black boxes
 
 
-def teacher_loss(module: nn.Module, batch: Any, weights: Sequence[float], shift: int) -> Tensor:
+def teacher_loss(
+    module: nn.Module, batch: Any, weights: Sequence[float], shift: int, bfloat16: bool = False
+) -> Tensor:
     """Return the class-weighted cross-entropy of images that are shifted by up to `shift` pixels.
 
-    batch: (x, y). weights: one per class.
+    batch: (x, y). weights: one per class. `bfloat16` runs convolutions in bfloat16.
     """
     x, y = batch
     by = torch.randint(-shift, shift + 1, (2,)).tolist()
     x = x.roll(tuple(by), (2, 3)).contiguous(memory_format=torch.channels_last)
-    return balanced_loss(module(x), y, torch.tensor(weights))
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        logits = module(x)
+    return balanced_loss(logits.float(), y, torch.tensor(weights))
 
 
 def train_teacher(
@@ -86,8 +90,9 @@ def train_teacher(
         "n": n,
         "folds": FOLDS,
         "epochs": epochs,
-        "batch_size": 32,
+        "batch_size": 16,
         "lr": lr,
+        "precision": "bfloat16 in convolutions",
         "imbalance": "class weights N / (2 N_c)",
         "augmentation": "shift by 3",
     }
@@ -95,7 +100,7 @@ def train_teacher(
 
     def prepare(rows: Tensor) -> tuple[StoredImages, Loss]:
         weights = class_weights(y[rows]).tolist()
-        loss = functools.partial(teacher_loss, weights=weights, shift=3)
+        loss = functools.partial(teacher_loss, weights=weights, shift=3, bfloat16=True)
         return StoredImages(x[rows], y[rows]), loss
 
     model, log = train_folds(
