@@ -233,6 +233,13 @@ def test_decline_is_the_slope_of_the_first_60_weeks():
         assert osic.decline(rows) == {"A": int(-52 * slope / first >= 0.1)}
 
 
+@pytest.mark.parametrize(("last", "fall", "label"), [(40, 0.11, 1), (60, 0.095, 0)])
+def test_decline_is_scaled_to_a_year(last, fall, label):
+    weeks = np.array([0, last // 2, last])
+    rows = pd.DataFrame({"Patient": "A", "Weeks": weeks, "FVC": 3000 * (1 - fall * weeks / 52)})
+    assert osic.decline(rows) == {"A": label}
+
+
 def test_mortality_within_a_year_with_censoring(root):
     folder = root / "osic-pulmonary-fibrosis-progression"
     with pytest.raises(FileNotFoundError, match=r"mortality\.csv is missing; Kaggle's files do"):
