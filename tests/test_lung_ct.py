@@ -419,3 +419,14 @@ def test_the_scan_is_fetched_once_and_verified(monkeypatch, tmp_path):
     n = len(calls)
     assert pretrained.obtain("lung_ct").exists() and len(calls) == n  # present: no download
     lung_ct_scan.read_planes.cache_clear()
+
+
+def test_a_drawn_label_is_judged_by_its_optimal_auc():
+    row = {key: 0.5 for key in world_card.BOUNDS} | {"flipped_by_pgd": 1.0}
+    row |= {"nearest_train_over_test": 1.0, "auc_histogram": 0.9, "auc_pixels": 0.9}
+    good, bad = row | {"cnn_over_bayes": 0.96}, row | {"cnn_over_bayes": 0.94}
+    assert world_card.list_violations({"mortality": good}) == []
+    assert world_card.list_violations({"mortality": bad}) == [
+        "mortality: cnn_over_bayes 0.940 is outside [0.95, 1.05]"
+    ]
+    assert len(world_card.list_violations({"cardiomegaly": row})) == 3

@@ -6,8 +6,8 @@ images close to the label's threshold. The CNN is trained on all training render
 should find nothing are trained on the first `FEW`. In a neutralised render the label's cause and
 its children have one fixed value, so nothing is left to read.
 
-A label that is drawn with a known probability has a Bayes-optimal AUC below 1. Its CNN is compared
-with that AUC. Density is what fibrosis changes, so a histogram of CT may reveal it.
+A label that is drawn with a known probability has a Bayes-optimal AUC below 1, with which its CNN
+is compared. Fibrosis and emphysema are changes of density, so densities may reveal them in CT.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ CHECKED = {
 PROBABILITY = {("lung_ct", "mortality"): lung_ct.mortality_probability}
 ABOUT = {
     "radiographs": "All images show the ribs, lungs and vessels of one patient; persons differ by "
-    "deformation, habitus and density only."
+    "deformation, habitus and density only.",
+    "lung_ct": "All images show slices of one patient's CT; persons differ by deformation, habitus "
+    "and the choice of slices. Densities alone reveal much of the extent.",
 }
 BOUNDS = {  # key -> lowest and highest value
     "auc_neutralised": (0.47, 0.53),
@@ -56,7 +58,13 @@ BOUNDS = {  # key -> lowest and highest value
     "nearest_train_over_test": (0.98, np.inf),
 }
 OWN_BOUNDS: dict[str, dict[str, tuple[float, float]]] = {  # of a label, instead of those above
-    "mortality": {},
+    "mortality": {
+        "auc_histogram": (0.0, 1.0),
+        "auc_pixels": (0.0, 1.0),
+        "auc_cnn": (0.0, 1.0),
+        "cnn_over_bayes": (0.95, 1.05),
+    },
+    "emphysema": {"auc_histogram": (0.0, 1.0), "auc_pixels": (0.0, 1.0)},
 }
 
 
