@@ -66,6 +66,21 @@ def list_replacements(cfs: Counterfactuals, table: Tensor) -> list[list[tuple[in
     return out
 
 
+def last_vectors(cfs: Counterfactuals) -> Tensor:
+    """Return the vectors (B, L, d) that the search ended with, before words replaced them."""
+    if cfs.path is None or cfs.path_len is None:
+        raise ValueError("cfs: got a result without a path, expected one of GradualWords")
+    return cfs.path[torch.arange(len(cfs)), cfs.path_len - 1]
+
+
+def replace_by_words(cfs: Counterfactuals, table: Tensor, metric: str = "euclidean") -> Tensor:
+    """Return `last_vectors`, each moved vector replaced by its nearest row of `table` (V, d)."""
+    last = last_vectors(cfs)
+    moved = (last != cfs.query).any(2)
+    last[moved] = table[find_nearest(last[moved], table, metric)]
+    return last
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GradualWords(GradualConstruction):
     """Change few words of a text, so that its logits approach the mean logits of the target class.

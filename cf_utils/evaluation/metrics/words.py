@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cf_utils.evaluation.metrics import decision
+
 Changes = Sequence[tuple[str, str]]  # of one item: (old word, new word)
 
 
@@ -161,3 +163,33 @@ def target_word_share(
         for rows in (positive, new_words)
     )
     return TargetWords(torch.tensor(fitting, dtype=torch.float64) / found, found, new)
+
+
+def compare_target_words(
+    a: Sequence[Changes],
+    b: Sequence[Changes],
+    target: Tensor,
+    lexicon: Mapping[str, float],
+    valid: Tensor,
+) -> dict[str, float | int]:
+    """Compare the `target_word_share` of two methods over the valid items that both have words for.
+
+    Args:
+        a, b: changes per item by either method.
+        target, lexicon: as in `target_word_share`.
+        valid: bool (B,), items to count.
+
+    Returns: a, b (mean shares), n, found_a, found_b (rated words), and mean, low and high of the
+    paired difference a - b.
+    """
+    of_a, of_b = (target_word_share(changes, target, lexicon) for changes in (a, b))
+    ok = valid & of_a.share.isfinite() & of_b.share.isfinite()
+    difference = decision.paired_difference(of_a.share[ok], of_b.share[ok])
+    return {
+        "a": of_a.share[ok].mean().item(),
+        "b": of_b.share[ok].mean().item(),
+        "n": int(ok.sum()),
+        "found_a": int(of_a.found[ok].sum()),
+        "found_b": int(of_b.found[ok].sum()),
+        **{key: value for key, value in difference.items() if key != "n"},
+    }
