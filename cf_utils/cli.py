@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from cf_utils import cli_training
+from cf_utils import cli_own, cli_training
 from cf_utils.cli_training import Data, Names
 
 STOPPED = 130  # exit status after Ctrl-C
@@ -141,6 +141,8 @@ def report_publish(
         print(folder)
 
 
+for command in (cli_own.check, cli_own.explain):
+    app.command()(command)
 for command in (cli_training.train, cli_training.tune, cli_training.ablation):
     app.command()(command)
 
