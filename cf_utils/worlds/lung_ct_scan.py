@@ -25,7 +25,7 @@ FILE = files.ROOT / "data" / "weights" / "lung_ct.safetensors"
 SHA256 = "a53b1a02d1301147116611c8a13e7519fc95eaac4ea26b25e4197fd33efd66a9"
 HOW = "`make weights ARGS=lung_ct`, with a network connection"
 LEVELS = ("arch", "carina", "hilum", "base")
-FIRST = (101, 94, 75, 60)  # first slice of each level in the scan
+FIRST = (101, 94, 75, 60)  # first slice of each level; 94 avoids the tumour at the carina
 SLICES = 7  # per level, 2.5 mm apart
 NAMES = ("tissue", "pleura", "airway", "skin")
 TRACHEA = 16  # label of the segmentation; it includes the main bronchi
