@@ -15,6 +15,7 @@ from cf_utils.explainers.diffexplainer import DiffExplainer, difference_maps
 from cf_utils.explainers.latent_shift import LatentShift
 from cf_utils.explainers.shared import line
 from cf_utils.explainers.shared.false_position import TracedLines, aim_of, refine
+from cf_utils.models.generators.diffae import DiffusionAutoencoder
 from cf_utils.models.generators.slices import DiffusionCodes, SlicedModel
 from tests.slice_models import (
     SIDE,
@@ -327,6 +328,41 @@ def test_codes_hold_the_noise_and_have_no_gradient_in_it():
     assert not torch.equal(model.settings, other.settings)
 
 
+def test_with_the_diffusion_autoencoder_items_do_not_depend_on_their_batch():
+    """Codes, directions and both methods on a small network with random weights."""
+    torch.manual_seed(0)
+    shape = {"size": (16, 16), "latent": D, "steps": 50, "unshuffle": 2, "groups": 4}
+    widths = {"widths": (8, 8), "encoder_widths": (8, 8)}
+    autoencoder = DiffusionAutoencoder(**shape, **widths).double().eval()
+    with torch.no_grad():  # some layers begin at 0
+        for p in autoencoder.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x = rand_patients(3, 16)
+
+    class Wide(LinearBlackBox):
+        def forward(self, x):
+            return super().forward(x.unflatten(3, (4, 4)).unflatten(2, (4, 4)).mean((3, 5)))
+
+    box, target = Wide(), targets(Wide(), x)
+    explain = DiffExplainer(autoencoder=autoencoder, agent=make_agent(), steps=3, limit=6.0)
+    shift = LatentShift(model=DiffusionCodes(autoencoder, (16, 16), 3), limit=6.0)
+    for method in (explain, shift):
+        together, alone = method(box, x, target), method(box, x[1:2], target[1:2])
+        torch.testing.assert_close(
+            alone.counterfactual, together.counterfactual[1:2], atol=1e-8, rtol=0
+        )
+        assert (together.counterfactual - together.path[:, 1]).abs().max() > 1e-6
+    torch.testing.assert_close(explain.zero_edit(x), together.path[:, 1], atol=1e-12, rtol=0)
+    codes = shift.model.encode(x).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(shift.model.decode(codes).sum(), codes)
+    assert (gradient[..., D:] == 0).all() and (gradient[..., :D].abs().sum(2) > 0).all()
+
+
+def rand_patients(n, side):
+    gen = torch.Generator().manual_seed(4)
+    return torch.rand(n, S, side, side, generator=gen).double()
+
+
 def test_latent_shift_runs_on_both_kinds_of_codes():
     """On the linear decoder, its direction is the gradient of the black box in the codes."""
     box, x = LinearBlackBox(), make_patients()
@@ -361,12 +397,20 @@ def test_a_model_of_slices_encodes_each_slice():
             torch.testing.assert_close(sliced(x)[i, s], model(x[i, s][None, None])[0, 0])
 
 
-def test_false_position_finds_the_roots_of_a_steep_curve():
-    """An exponential, on which false position without the Illinois rule stays at one end."""
+CURVES = {  # on which one end would stay: log-odds of an amount, and their inverse
+    "convex": (lambda a: (a.exp() - 30) / 10, lambda z: math.log(10 * z + 30)),
+    "concave": (lambda a: 14 - (5.1 - a).exp() / 6, lambda z: 5.1 - math.log(6 * (14 - z))),
+}
 
-    class Steep(nn.Module):
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_false_position_finds_the_roots_of_curves_quickly(curve):
+    """Without the Illinois rule, one end stays; 14 points are then too few."""
+    function, inverse = CURVES[curve]
+
+    class Curve(nn.Module):
         def forward(self, x):
-            z = x[:, 0].exp() - 30
+            z = function(x[:, 0])
             return torch.stack([torch.zeros_like(z), z], 1)
 
     class Decoder:
@@ -375,7 +419,7 @@ def test_false_position_finds_the_roots_of_a_steep_curve():
             return z
 
     n, tau = 5, 0.7
-    f = PassCounter(Steep(), n)
+    f = PassCounter(Curve(), n)
     code, direction = torch.zeros(n, 1).double(), torch.linspace(0.5, 1.5, n).double()[:, None]
     wanted = torch.full((n,), tau).double()
     target = torch.ones(n, dtype=torch.int64)
@@ -383,9 +427,9 @@ def test_false_position_finds_the_roots_of_a_steep_curve():
     every = torch.arange(n)
     begin = lines.judge(code, f(code, every), every)
     lines.remember(begin, torch.zeros(n).double(), every)
-    most = torch.full((n,), 16.0).double()
+    most = 5.1 / direction[:, 0]
     found = line.search_amounts(lines, line.start(begin), most, most, halvings=0)
-    refine(lines, found, lines.bracket(aim_of(wanted, 1e-6)), 60, 1e-6)
-    root = math.log(30 + math.log(tau / (1 - tau))) / direction[:, 0]
+    refine(lines, found, lines.bracket(aim_of(wanted, 1e-6)), 14, 1e-6)
     assert found.reached.all() and (found.score <= tau + 1e-6).all() and (found.score >= tau).all()
+    root = inverse(math.log(tau / (1 - tau))) / direction[:, 0]
     torch.testing.assert_close(found.amount, root, atol=1e-5, rtol=0)

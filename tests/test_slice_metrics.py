@@ -329,13 +329,16 @@ def test_maps_of_a_teacher_have_one_plane_per_slice_and_need_no_batch():
 class WithNoise(LinearSlices):
     """alpha_T = 0.64: x_T = 0.8 x + 0.6 noise."""
 
+    def invert(self, x, q, steps, iterations):
+        return super().invert(x, q, steps)
+
     def add_noise(self, x, noise):
         return 0.8 * x + 0.6 * noise
 
 
 def test_the_four_rows_have_closed_forms():
     model, x, ids = WithNoise(), make_patients(5), torch.arange(5) + 10
-    rows = reconstructions.reconstruct_rows(model, x, ids, 3, seed=1, draws=3)
+    rows = reconstructions.reconstruct_patients(model, x, ids, seed=1, draws=3)
     planes = x.flatten(2)
     basis = model.basis.detach()
     inside = (planes - 0.5) @ basis @ basis.T  # what q holds
@@ -349,11 +352,11 @@ def test_the_four_rows_have_closed_forms():
     assert not torch.allclose(noise[0], noise[1])
     printed = (rows["b"][0].flatten(2) - inside - 0.5 - 0.8 * planes) / 0.6
     assert abs(printed.mean()) < 0.2 and 0.8 < printed.std() < 1.2
-    pair = reconstructions.reconstruct_rows(model, x[[3, 1]], ids[[3, 1]], 3, seed=1, draws=3)
+    pair = reconstructions.reconstruct_patients(model, x[[3, 1]], ids[[3, 1]], seed=1, draws=3)
     for name in "abc":  # noise per (seed, id): independent of the batch
         torch.testing.assert_close(pair[name], rows[name][:, [3, 1]], atol=1e-12, rtol=0)
     with pytest.raises(ValueError, match="expected at least 2 patients"):
-        reconstructions.reconstruct_rows(model, x[:1], ids[:1], 3)
+        reconstructions.reconstruct_patients(model, x[:1], ids[:1])
 
 
 def test_rows_are_measured_per_draw():

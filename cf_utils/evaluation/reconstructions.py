@@ -11,63 +11,53 @@ decoder can carry the whole image in x_T, and ignore z; then moving z explains n
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import Ids, check_query, device_of, frozen, item_noise
+from cf_utils.core import Ids, check_query, device_of, frozen, to_list
 from cf_utils.evaluation.metrics.reconstruction import measure_reconstruction
 from cf_utils.models.classifiers import predict
+from cf_utils.models.generators import diffae_rows
+from cf_utils.models.generators.diffae import ITERATIONS, STEPS, DiffusionAutoencoder
 from cf_utils.models.generators.slices import SLICES_PER_BATCH, split_slices
 
-ROWS = ("a", "b", "c", "d")
 
-
-@torch.no_grad()
-def reconstruct_rows(
-    model: nn.Module, x: Tensor, ids: Ids, steps: int, seed: int = 0, draws: int = 4
+def reconstruct_patients(
+    model: DiffusionAutoencoder,
+    x: Tensor,
+    ids: Ids,
+    seed: int = 0,
+    steps: int = STEPS,
+    iterations: int = ITERATIONS,
+    draws: int = 4,
 ) -> dict[str, Tensor]:
-    """Reconstruct patients x (B, S, H, W) in each of the four ways.
+    """Reconstruct patients x (B, S, H, W) in [0, 1] in each of the four ways, slice by slice.
+
+    In row D, the other patient is the next one in the batch, and the last one's is the first.
 
     Args:
-        model: autoencoder of single slices with `encode(x) -> q`, `invert(x, q, steps) -> x_T`,
-            `add_noise(x, noise) -> x_T` and `decode(q, x_T, steps)`.
-        ids: of the patients; the noise depends on (seed, id).
-        steps: of the inversion and the decoding.
-        draws: of row C.
+        model: autoencoder of single slices.
+        ids: of the patients; noise depends on (seed, id, slice).
+        steps, iterations, draws: as for `diffae_rows.reconstruct_rows`.
 
-    Returns: per row the reconstructions (R, B, S, H, W), where R is `draws` for C and else 1. In
-    row D, the other patient is the next one in the batch. Raises ValueError for a single patient.
+    Returns: `a` to `d`, each (R, B, S, H, W), where R is `draws` for `c` and else 1. Raises
+    ValueError for a single patient.
     """
-    check_query(x, torch.zeros(len(x), dtype=torch.int64), ids)
+    ids = check_query(x, torch.zeros(len(x), dtype=torch.int64), ids)
     if x.ndim != 4 or len(x) < 2:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, expected at least 2 patients (B, S, H, W)"
-        )
-    net: Any = model
-    device, shape = device_of(model, x.device), x.shape
-    slices = split_slices(x.to(device))
-
-    def draw(stream: str) -> Tensor:
-        return split_slices(item_noise(seed, ids, shape[1:], stream)).to(slices)
-
+        raise ValueError(f"x: got {tuple(x.shape)}, expected at least 2 patients (B, S, H, W)")
+    place, parts = device_of(model, x.device), []
+    own, other = split_slices(x), split_slices(x.roll(-1, 0))
+    names = [f"{i}:{s}" for i in to_list(ids) for s in range(x.shape[1])]
     with frozen(model):
-        q = torch.cat([net.encode(part) for part in slices.split(SLICES_PER_BATCH)])
-        pairs = zip(slices.split(SLICES_PER_BATCH), q.split(SLICES_PER_BATCH), strict=True)
-        noise = torch.cat([net.invert(part, code, steps) for part, code in pairs])
-
-        def decode(code: Tensor, x_T: Tensor) -> Tensor:
-            pairs = zip(code.split(SLICES_PER_BATCH), x_T.split(SLICES_PER_BATCH), strict=True)
-            return torch.cat([net.decode(*pair, steps) for pair in pairs]).view(shape).to(x.device)
-
-        other = q.view(shape[0], shape[1], -1).roll(-1, 0).flatten(0, 1)
-        return {
-            "a": decode(q, noise)[None],
-            "b": decode(q, net.add_noise(slices, draw("printed x_T")))[None],
-            "c": torch.stack([decode(q, draw(f"random x_T {k}")) for k in range(draws)]),
-            "d": decode(other, noise)[None],
-        }
+        for start in range(0, len(own), SLICES_PER_BATCH):
+            at = slice(start, start + SLICES_PER_BATCH)
+            pair = own[at].to(place), other[at].to(place)
+            settings = seed, steps, iterations, draws
+            rows = diffae_rows.reconstruct_rows(model, *pair, names[at], *settings)
+            parts.append([row.to(x).view(-1, *pair[0].shape) for row in rows])
+    joined = (torch.cat(row, 1).view(-1, *x.shape) for row in zip(*parts, strict=True))
+    return dict(zip("abcd", joined, strict=True))
 
 
 def measure_rows(
@@ -75,8 +65,8 @@ def measure_rows(
 ) -> dict[str, dict[str, float | int]]:
     """Return `measure_reconstruction` of each row, averaged over its draws.
 
-    Args: classifier maps x (B, S, H, W) to logits (B, K); rows, from `reconstruct_rows`; body: bool
-    like x, pixels inside the body.
+    Args: classifier maps x (B, S, H, W) to logits (B, K); rows are those of `reconstruct_patients`;
+    body, bool like x, holds the pixels inside the body.
     """
     logits, found = predict(classifier, x), {}
     for name, draws in rows.items():
