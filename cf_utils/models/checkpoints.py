@@ -61,6 +61,7 @@ REGISTRY: dict[str, Architecture] = {
     **_register("autoencoder", "generators.autoencoder", "AutoEncoder"),
     **_register("autoencoder", "generators.adversarial_autoencoder", "AdversarialAutoencoder"),
     **_register("autoencoder", "generators.vae", "VAE"),
+    **_register("autoencoder", "generators.diffae", "DiffusionAutoencoder"),
     **_register("gan", "generators.cgan", "ConditionalGAN"),
     **_register("segmenter", "segmentation", "UNet"),
     "DDPM": Architecture("diffusion", "cf_utils.models.generators.diffusion", "build"),

@@ -3,6 +3,7 @@
 from cf_utils.training.recipes import (  # noqa: F401 (importing a module registers its recipes)
     attributes,
     credit,
+    diffae,
     diffusion,
     digit_autoencoders,
     digit_judges,
