@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+OWN = "cf train prior"
 Names = list[str] | None
 Data = Annotated[str, Option(help="Folder with official data sets.", metavar="DIR")]
 Seed = Annotated[int, Option(help="Seed of all random draws.", metavar="N")]
@@ -27,6 +28,16 @@ def train(
         bool, Option("--fine-tune", help="Only show oracles the zero edits of all generators.")
     ] = False,
     list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
+    images: Annotated[
+        str, Option(help="Your own images, for prior.", metavar="DIR", rich_help_panel=OWN)
+    ] = "",
+    size: Annotated[
+        int, Option(help="Side of the square images.", metavar="N", rich_help_panel=OWN)
+    ] = 64,
+    channels: Annotated[
+        int | None, Option(help="1 or 3 (default: files').", metavar="N", rich_help_panel=OWN)
+    ] = None,
+    steps: Annotated[int, Option(help="Of the training.", metavar="N", rich_help_panel=OWN)] = 3000,
 ) -> None:
     """Train checkpoints, measure them, and write their model cards.
 
@@ -38,12 +49,19 @@ def train(
 
     cf train faces_oracle --fine-tune
 
+    cf train prior --images photos --size 64
+
     torchrun --nproc-per-node 4 -m cf_utils.cli train celeba_ddpm --data /data
     """
     from cf_utils.training.recipes import session
 
     if list_all:
         print("\n".join(session.list_checkpoints()))
+        return
+    if images or names == ["prior"]:
+        from cf_utils.training import own_prior
+
+        own_prior.run(names or (), images, size, channels, steps, seed, resume, out)
         return
     session.train(names or (), data, seed, resume, out, calibrate, fine_tune)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cf_utils import core, worlds
 from cf_utils.models.generators import diffusion
@@ -45,15 +46,41 @@ def train_prior(
     """
     world = worlds.get(name)
     model = diffusion.build(size=world.size, prediction=rounds[-1].prediction, **build)
+    data = Renders(world.sample(n, "train", seed=seed))
+    settings, log = fit_rounds(model, data, rounds, seed, folder)
+    card = {
+        "data": {
+            "name": f"{name} (embedded)",
+            "split": f"train ({n:,} renders, independent)",
+            "world_sha256": world.sha256(),
+        },
+        "architecture": diffusion.describe_architecture(model),
+        "settings": settings,
+    }
+    x = world.render(world.sample(256, "test", seed=seed))
+    return Trained(model.cpu(), card, log, lambda model: measure_denoising(model, x, seed))
+
+
+def fit_rounds(
+    model: diffusion.DDPM,
+    data: Dataset,
+    rounds: tuple[Round, ...],
+    seed: int,
+    folder: Path | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train a diffusion model on a data set of (x, ...), round by round; return settings and log.
+
+    The model ends with the exponential average of its weights.
+    """
     settings = {
-        "n": n,
+        "n": len(data),  # type: ignore[arg-type]
         "stages": [stage._asdict() for stage in rounds],
         "lr": 8e-4,
         "ema": 0.999,
         "low_steps": model.schedule.steps_for(0.55),
         "clip": 1.0,
     }
-    data, logs = Renders(world.sample(n, "train", seed=seed)), []
+    logs = []
     for k, stage in enumerate(rounds):
         model.prediction = stage.prediction
         loss = functools.partial(diffusion.loss, low=stage.low, low_steps=settings["low_steps"])
@@ -70,26 +97,15 @@ def train_prior(
             settings=settings,
         )
         logs.append(log)
-    log = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
-    card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": f"train ({n:,} renders, independent)",
-            "world_sha256": world.sha256(),
-        },
-        "architecture": diffusion.describe_architecture(model),
-        "settings": settings,
-    }
-    x = world.render(world.sample(256, "test", seed=seed))
-    log |= {"losses": [log["losses"] for log in logs]}
-    return Trained(model.cpu(), card, log, lambda model: measure_denoising(model, x, seed))
+    total = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
+    return settings, total | {"losses": [log["losses"] for log in logs]}
 
 
 @torch.no_grad()
 def measure_denoising(model: diffusion.DDPM, x: Tensor, seed: int = 0) -> dict[str, Any]:
     """Measure the error of the clean image that the model predicts in one step from a noisy one.
 
-    x: images (N, 3, H, W) in [0, 1]. Returns, for several standard deviations of the noise, the
+    x: images (N, C, H, W) in [0, 1]. Returns, for several standard deviations of the noise, the
         root mean square error in pixel units of [0, 1]. Noise levels refer to images in [-1, 1], so
         an error of half the noise level means that nothing was removed.
     """
