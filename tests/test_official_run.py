@@ -1,4 +1,4 @@
-"""Notebooks 04, 06, 07 and 08 on official data: a reduced paper profile on tiny official folders.
+"""Notebooks 04 to 08 on official data: a reduced paper profile on tiny official folders.
 
 The networks are small and untrained, so no figure means anything. The tests check that each column
 of the paper's tables is there, with its value or with the name of the file that it lacks.
@@ -25,6 +25,9 @@ from cf_utils.models import checkpoints, image_classifiers, pretrained
 from cf_utils.models.cards import Card
 from cf_utils.models.generators import diffusion
 from cf_utils.models.generators.cgan import ConditionalGAN
+from tests.test_chexpert import SMALL, VALID, write_csv
+from tests.test_chexpert import root as radiographs  # noqa: F401  (a fixture)
+from tests.test_exaggeration_cases import store_chexpert_networks
 from tests.test_image_sets import VALUES, attribute_text, faces, hq, pairs, picture, scenes  # noqa: F401  (fixtures)
 
 TINY = {
@@ -41,6 +44,13 @@ CUT = {
         "n_rivals": 6,
         "n_truth": 4,
         "n_real": 24,
+        "device": "cpu",
+    },
+    "05_exaggeration_radiographs": {
+        "n_images": 6,
+        "n_registered": 2,
+        "n_rivals": 2,
+        "n_real": 12,
         "device": "cpu",
     },
     "07_ace_faces": {
@@ -294,3 +304,32 @@ def test_notebook_04_fills_its_tables_on_celeba_or_names_the_missing_file(
     beside = pd.read_csv(found / "tables" / "paper_beside_ours.csv", index_col=0)
     assert beside.loc["FID_overall", "paper, exaggeration"] == 35.8
     assert beside.loc["latent_space_closeness", "celeba, exaggeration"] >= 0
+
+
+def test_notebook_05_fills_its_tables_on_chexpert_or_names_the_missing_file(
+    radiographs,  # noqa: F811
+    small_networks,
+    tmp_path,
+    monkeypatch,
+):
+    folder = radiographs / SMALL
+    rows = [[f"valid/patient{i}/study1/view1_frontal.jpg", *VALID[i % 2 * 2][1:]] for i in range(8)]
+    for seed, (path, *_) in enumerate(rows):
+        picture(folder / path, (39, 32), seed=seed)
+    write_csv(folder / "valid.csv", rows)
+    store_chexpert_networks(tmp_path / "checkpoints")
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "checkpoints")
+    metrics, found = run_paper_profile(
+        "05_exaggeration_radiographs", tmp_path, data_root=str(radiographs)
+    )
+    assert metrics["data"] == "official" and metrics["n"] == 6
+    assert metrics["rank_correlation"] is not None and metrics["heart_rank_correlation"] is None
+    hearts = pd.read_csv(found / "tables" / "fig4a_heart_size.csv", index_col=0)
+    assert set(hearts.note) == {"chexpert_heart_unet.safetensors is missing"}
+    criteria = pd.read_csv(found / "tables" / "tables_1_2.csv", index_col=0)
+    (column,) = criteria.columns.drop(["n", "note"])
+    assert criteria[column][["lsc_method"]].notna().all() and pd.isna(criteria[column]["fid"])
+    assert pretrained.FILES["inception"].file in criteria.note["fid"]
+    beside = pd.read_csv(found / "tables" / "paper_beside_ours.csv", index_col=0)
+    assert beside.loc["FID_overall", "paper, exaggeration"] == 58.1
+    assert beside.loc["latent_space_closeness", "paper, exaggeration"] == pytest.approx(0.279)
