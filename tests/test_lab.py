@@ -59,13 +59,10 @@ KERNEL = {  # the server's own Python
 # nbval runs notebook 01 in full; here only the page is tested, so searches are short
 QUICK_01 = {
     "steps": 20,
-    "max_blocks": 4,
     "cem_steps": 10,
     "cem_tries": 2,
-    "blank_seeds": 1,
     "n_ablation": 10,
     "n_zero": 20,
-    "n_validation": 16,
 }
 SLIDER_CELL = """def explore(step=3):
     plt.figure(figsize=(2, 2))
