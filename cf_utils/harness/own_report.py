@@ -82,10 +82,16 @@ def draw_gallery(case: Case, cfs: Counterfactuals) -> list[tuple[str, Figure]]:
         else:
             shown = count_shown(len(cfs))
             pages = [range(k, min(k + PER_PAGE, shown)) for k in range(0, shown, PER_PAGE)]
-            figures = [(_CAPTION_IMAGES, plots.grid(cfs, rows=list(page))) for page in pages]
+            caption = _CAPTION_IMAGES + _list_classes(case)
+            figures = [(caption, plots.grid(cfs, rows=list(page))) for page in pages]
     for _, figure in figures:
         plt.close(figure)
     return figures
+
+
+def _list_classes(case: Case) -> str:
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(case.class_names[:20]))
+    return f" Classes: {names}." if names else ""
 
 
 def count_shown(n: int) -> int:
