@@ -115,39 +115,23 @@ def collect(
 
     Raises ValueError that names the option.
     """
+    return _to_options(**locals())
+
+
+def _to_options(changes: Words, **given: Any) -> Any:
     from cf_utils.core import check_count
     from cf_utils.harness.own_case import Options
 
-    for name, count in (("--n", n), ("--batch", batch)):
-        if count is not None:
-            check_count(name, count)
-    return Options(
-        model=model,
-        images=images,
-        csv=csv,
-        method=method,
-        weights=weights,
-        output=output,
-        size=_read_size(size),
-        channels=channels,
-        mean=_read_list("--mean", mean),
-        std=_read_list("--std", std),
-        label=label,
-        classes=_read_list("--classes", classes, str),
-        drop=tuple(drop or ()),
-        immutable=tuple(immutable or ()),
-        up=tuple(up or ()),
-        down=tuple(down or ()),
-        units=units,
-        prior=prior,
-        target=target,
-        tau=tau,
-        n=n,
-        batch=batch,
-        seed=seed,
-        device=device,
-        settings=_read_settings(changes),
-    )
+    for name in ("n", "batch"):
+        if given[name] is not None:
+            check_count(f"--{name}", given[name])
+    for name in ("drop", "immutable", "up", "down"):
+        given[name] = tuple(given[name] or ())
+    for name in ("mean", "std"):
+        given[name] = _read_list(f"--{name}", given[name])
+    given["classes"] = _read_list("--classes", given["classes"], str)
+    given["size"] = _read_size(given["size"])
+    return Options(settings=_read_settings(changes), **given)
 
 
 def _add_options(command: Callable[..., None]) -> Callable[..., None]:
