@@ -184,7 +184,7 @@ class Explainer(ABC):
     def _warn_if_flat(
         self, classifier: nn.Module, x: Tensor, logits: Tensor, target: Tensor, tau: float
     ) -> None:
-        """Warn if no search succeeded, and the gradient of every logit is zero at every query.
+        """Warn if no search succeeded, and the gradients of all logits are zero at up to 8 queries.
 
         x, logits, target: those of the searched items; logits are of the counterfactuals. The pass
         is not counted. Each logit has its own weight, so that opposite gradients do not cancel.
@@ -193,13 +193,13 @@ class Explainer(ABC):
         if not self.needs_gradient or not len(x) or reached.any():
             return
         with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
+            x = x[:8].detach().requires_grad_(True)
             logits = classifier(x)
             weights = torch.arange(1, 1 + logits.shape[1], device=logits.device).to(logits)
             (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
         if not gradient.any():
             warnings.warn(
-                f"classifier: the gradient of its logits is zero for all {len(x)} items, so "
+                f"classifier: the gradient of its logits is zero for {len(x)} items, so "
                 f"{type(self).__name__} found nothing; look for rounding, thresholds or argmax "
                 "inside the classifier, or use a method that only asks for decisions "
                 "(GrowingSpheres, LORE, ABELE)",
