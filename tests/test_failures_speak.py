@@ -52,36 +52,6 @@ def test_logits_are_not_taken_for_probabilities():
 # ---------------------------------------------------------------- no gradient
 
 
-class Rounds(nn.Module):
-    """A network behind a rounding, or (`some`) with one for the first item only."""
-
-    def __init__(self, net: nn.Module, some: bool = False):
-        super().__init__()
-        self.net, self.some = net, some
-
-    def forward(self, x):
-        near = (x[:1] * 4).round() / 4
-        return self.net(torch.cat([near, x[1:]]) if self.some else (x * 4).round() / 4)
-
-
-def test_a_gradient_that_is_zero_everywhere_is_announced(images, recwarn):
-    x, target = images
-    with pytest.warns(UserWarning, match="gradient of its logits is zero for 4 items, so Wach"):
-        WACHTER(Rounds(small_network()), x, target)
-    recwarn.clear()
-    WACHTER(Rounds(small_network(), some=True), x, target)
-    assert not recwarn.list
-
-
-def test_looking_at_the_gradient_is_not_counted(images):
-    x, target = images
-    lost = WACHTER.with_(lam=1e-9, factor=1.5)(small_network(), x, target, tau=0.999)
-    assert not lost.reached.any()
-    steps = 2 * 3  # rounds * steps
-    assert lost.n_backward.tolist() == [steps] * 4
-    assert lost.n_forward.tolist() == [1 + steps + 2 + 1] * 4  # first, search, rounds' ends, final
-
-
 def test_a_scikit_learn_model_is_refused_and_wrapping_it_helps():
     gen = torch.Generator().manual_seed(0)
     x = torch.rand(60, 2, generator=gen)

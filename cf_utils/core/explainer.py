@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -124,7 +123,6 @@ class Explainer(ABC):
             first.flush()
             found, again = self._search_rows(classifier, x, target, ids, tau, todo)
             cf, logits = self._judge(found, again, x, todo, logits)
-            self._warn_if_flat(classifier, x[todo], logits[todo], target[todo], tau)
         score = target_score(logits, target)
         valid = (logits.argmax(1) == target) & score.isfinite()
         reached = valid & (score >= tau)
@@ -180,31 +178,6 @@ class Explainer(ABC):
                         "please report it"
                     )
         return found, counter
-
-    def _warn_if_flat(
-        self, classifier: nn.Module, x: Tensor, logits: Tensor, target: Tensor, tau: float
-    ) -> None:
-        """Warn if no search succeeded, and the gradients of all logits are zero at up to 8 queries.
-
-        x, logits, target: those of the searched items; logits are of the counterfactuals. The pass
-        is not counted. Each logit has its own weight, so that opposite gradients do not cancel.
-        """
-        reached = (logits.argmax(1) == target) & (target_score(logits, target) >= tau)
-        if not self.needs_gradient or not len(x) or reached.any():
-            return
-        with torch.enable_grad():
-            x = x[:8].detach().requires_grad_(True)
-            logits = classifier(x)
-            weights = torch.arange(1, 1 + logits.shape[1], device=logits.device).to(logits)
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
-        if not gradient.any():
-            warnings.warn(
-                f"classifier: the gradient of its logits is zero for {len(x)} items, so "
-                f"{type(self).__name__} found nothing; look for rounding, thresholds or argmax "
-                "inside the classifier, or use a method that only asks for decisions "
-                "(GrowingSpheres, LORE, ABELE)",
-                stacklevel=3,
-            )
 
     @staticmethod
     def _judge(
