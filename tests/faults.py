@@ -1210,4 +1210,32 @@ FAULTS: dict[str, Fault] = {
         "(held_out, held_out)",
         ("tests/test_own_prior.py::test_the_card_of_a_perfect_denoiser",),
     ),
+    "a person's failed claim raises": Fault(
+        "cf_utils/harness/results.py",
+        "Run._report_failure",
+        "self.interactive",
+        "False",
+        ("tests/test_results.py::test_a_person_may_play",),
+    ),
+    "a person's failed claim without its hint": Fault(
+        "cf_utils/harness/results.py",
+        "Run._report_failure",
+        "text + hint",
+        "text",
+        ("tests/test_results.py::test_a_person_may_play",),
+    ),
+    "CF_HEADLESS ignored in a notebook": Fault(
+        "cf_utils/core/runtime.py",
+        "interactive",
+        'os.environ.get("CF_HEADLESS") or "ipykernel" not in sys.modules',
+        '"ipykernel" not in sys.modules',
+        ("tests/test_results.py::test_a_person_may_play",),
+    ),
+    "every notebook is played": Fault(
+        "cf_utils/core/runtime.py",
+        "interactive",
+        'request.get("content", {}).get("allow_stdin")',
+        "kernel",
+        ("tests/test_results.py::test_a_person_may_play",),
+    ),
 }

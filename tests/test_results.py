@@ -6,11 +6,14 @@ import itertools
 import json
 import math
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from torch import nn
 
@@ -110,6 +113,64 @@ def test_metrics_refuse_a_second_value_a_reserved_name_and_non_numbers(run):
     ):
         with pytest.raises(ValueError, match=text):
             run.metrics(**bad)
+
+
+# ---------------------------------------------------------------- a person who plays
+
+START = """from cf_utils.harness import results
+run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")"""
+PLAY = """run.claim("change", 12, 0, 10, opposite="it runs away")
+run.metrics(n=1)"""
+AGAIN = """run.claim("change", 7, 0, 8)
+run.metrics(n=2)
+print(run.finish()["n"], run.finish()["claims_failed"])"""
+HEADLESS = "import os\nos.environ['CF_HEADLESS'] = '1'"
+
+
+class Player(NotebookClient):
+    """Runs cells as a front end whose user can answer `input()`, up to a cell tagged "machine"."""
+
+    async def async_execute_cell(self, cell, *arguments, **named):
+        self.kc.allow_stdin = "machine" not in cell.metadata.get("tags", [])
+        return await super().async_execute_cell(cell, *arguments, **named)
+
+
+def play(*cells: str) -> list[tuple[str, str]]:
+    """Run cells in one real kernel; a cell that begins with "machine:" is sent by a program.
+
+    Returns each cell's text output, and the name and text of its error or ''.
+    """
+    book = new_notebook()
+    for text in cells:
+        tags = ["machine"] if text.startswith("machine:") else []
+        source = text.removeprefix("machine:")
+        book.cells.append(new_code_cell(source, metadata={"tags": tags}))
+    Player(book, kernel_name="python3", timeout=120, allow_errors=True).execute()
+    return [_read_outputs(cell) for cell in book.cells]
+
+
+def _read_outputs(cell: nbformat.NotebookNode) -> tuple[str, str]:
+    text = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+    errors = [f"{o.ename}: {o.evalue}" for o in cell.outputs if o.output_type == "error"]
+    return text, "".join(errors)
+
+
+def test_a_person_may_play_but_a_program_is_stopped(project):
+    machine = [f"machine:{text}" for text in (START, PLAY, AGAIN)]
+    cells = play(START, PLAY, PLAY, AGAIN, *machine, HEADLESS, START, PLAY)
+    outputs, errors = zip(*cells, strict=True)
+    assert errors[:4] == ("",) * 4
+    for text in outputs[1:3]:  # warned at the second run of the cell, too
+        assert "change: 12 is outside [0, 10]. It may mean: it runs away" in text
+        assert "change in [0, 10]: FAILED" in text
+    assert outputs[3].splitlines() == ["change in [0, 8]: ok", "2 0"]
+    assert errors[5] == "AssertionError: change: 12 is outside [0, 10]"
+    assert errors[6].startswith("ValueError: claim 'change' was made before with other bounds")
+    assert errors[9] == errors[5]  # CF_HEADLESS decides, even where input() would be answered
+
+
+def test_without_a_kernel_nobody_plays(run):
+    assert not run.interactive
 
 
 # ---------------------------------------------------------------- figures, tables, earlier runs

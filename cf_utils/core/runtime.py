@@ -78,6 +78,21 @@ def headless() -> bool:
     )
 
 
+def interactive() -> bool:
+    """Return whether a person runs this notebook, that is, whether its front end answers `input()`.
+
+    JupyterLab, Jupyter Notebook, VS Code and Colab do; papermill, nbval, nbclient and nbconvert do
+    not. False outside of a notebook's kernel, and wherever CF_HEADLESS is set.
+    """
+    if os.environ.get("CF_HEADLESS") or "ipykernel" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    request = kernel.get_parent() if kernel is not None else {}
+    return bool(request.get("content", {}).get("allow_stdin"))
+
+
 def progress(items: Iterable | None = None, **settings: Any) -> tqdm:
     """Wrap `items` in a tqdm progress bar; a headless run prints none."""
     return tqdm(items, disable=headless(), **settings)

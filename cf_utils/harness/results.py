@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from contextlib import AbstractContextManager
 from numbers import Real
 from pathlib import Path
@@ -36,6 +37,8 @@ class Run:
     """One run of one notebook.
 
     It collects metrics and claims while the notebook runs; `finish` in the last cell writes them.
+    Where a person runs the cells (`core.interactive`, asked when the run is created), a cell may
+    run again with other values: claims warn instead of raising, and metrics are overwritten.
 
     Args:
         notebook: name of the notebook, as in its file name.
@@ -48,6 +51,7 @@ class Run:
         if data not in ("embedded", "official"):
             raise ValueError(f"data: got {data!r}, expected 'embedded' or 'official'")
         self.notebook, self.profile, self.seed, self.data = notebook, profile, seed, data
+        self.interactive = core.interactive()
         self.folder = folders.run_folder(profile, notebook)
         self.shard = folders.shard_from_environment()
         folders.check_writable(self.folder)
@@ -61,9 +65,10 @@ class Run:
     ) -> None:
         """Check that low <= value <= high, and print a line without the value.
 
-        nbval compares the printed line, which is the same in every run. In the demo profile a
-        failed claim raises AssertionError (unless CF_CLAIMS=record). In other profiles it is
-        recorded, the notebook goes on, and the runner ends with a non-zero status.
+        nbval compares the printed line, which is the same in every run. Where a person runs the
+        cells, a failed claim warns and names `opposite`. Elsewhere it raises AssertionError in the
+        demo profile (unless CF_CLAIMS=record). In other profiles it is recorded, the notebook goes
+        on, and the runner ends with a non-zero status.
 
         Args:
             opposite: the finding that a value beyond a bound would show. For claims of which only
@@ -77,27 +82,37 @@ class Run:
         bounds = {"low": _number(low), "high": _number(high), "opposite": opposite}
         ok = value is not None and low <= value <= high
         before = self._claims.get(name, bounds)
-        if any(before[key] != bounds[key] for key in bounds):
+        if not self.interactive and any(before[key] != bounds[key] for key in bounds):
             raise ValueError(
                 f"claim {name!r} was made before with other bounds; give this one another name"
             )
         self._claims[name] = {"name": name, "value": value, **bounds, "ok": ok}
-        if not ok and self.profile == folders.DEMO and os.environ.get("CF_CLAIMS") != "record":
+        if not ok:
             shown = "not a finite number" if value is None else f"{value:.4g}"
-            raise AssertionError(f"{name}: {shown} is outside [{low:g}, {high:g}]")
+            self._report_failure(f"{name}: {shown} is outside [{low:g}, {high:g}]", opposite)
         print(f"{name} in [{low:g}, {high:g}]: {'ok' if ok else 'FAILED'}")
+
+    def _report_failure(self, text: str, opposite: str | None) -> None:
+        """Warn where a person runs the cells; elsewhere raise in the demo profile."""
+        if self.interactive:
+            hint = f". It may mean: {opposite}" if opposite else ""
+            warnings.warn(text + hint, stacklevel=3)
+        elif self.profile == folders.DEMO and os.environ.get("CF_CLAIMS") != "record":
+            raise AssertionError(text)
 
     def metrics(self, **named: float | int | None) -> None:
         """Collect numbers by name; None and numbers that are not finite become null in the file.
 
-        A name may be given again with the same value, as when a cell runs twice.
-        Raises ValueError for another value, a reserved name, or a value that is not one number.
+        A name may be given again with the same value, and with another one where a person runs the
+        cells. Raises ValueError for another value elsewhere, for a reserved name, and for a value
+        that is not one number.
         """
         for name, value in named.items():
             if name in RESERVED:
                 raise ValueError(f"metrics: {name!r} is written by finish(); use another name")
             value = _number(value, name)
-            if name in self._metrics and self._metrics[name] != value:
+            known = name in self._metrics and not self.interactive
+            if known and self._metrics[name] != value:
                 raise ValueError(
                     f"metrics: {name!r} is already {self._metrics[name]}, got {value}; "
                     "use another name"
