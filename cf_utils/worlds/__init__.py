@@ -18,4 +18,10 @@ def get(name: str) -> World:
     return importlib.import_module(f"cf_utils.worlds.{name}").WORLD
 
 
-__all__ = ["NAMES", "Factor", "Factors", "Graph", "Label", "World", "get"]
+def of_checkpoint(name: str) -> World:
+    """Return the world of a checkpoint, with whose name the checkpoint's name begins."""
+    known = [world for world in NAMES if name.startswith(f"{world}_")]
+    return get(known[0] if known else name.split("_")[0])
+
+
+__all__ = ["NAMES", "Factor", "Factors", "Graph", "Label", "World", "get", "of_checkpoint"]

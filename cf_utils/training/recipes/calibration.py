@@ -14,7 +14,7 @@ from cf_utils.evaluation.baselines import PGD
 from cf_utils.evaluation.truth import displacement
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
-from cf_utils.models.classifiers import OneOutput, predict
+from cf_utils.models.classifiers import predict
 from cf_utils.models.oracle_columns import factor_of, true_readings
 from cf_utils.models.oracles import FactorOracle
 from cf_utils.training.recipes.attributes import ORACLE_SEED
@@ -23,10 +23,14 @@ from cf_utils.training.recipes.renders import concatenate, move_each_factor, ren
 from cf_utils.training.recipes.zero_edits import (
     find_prior,
     hash_of,
+    is_slow,
     list_generators,
+    load_two_classes,
     render_zero_edits,
 )
 from cf_utils.worlds import Factors, Label, World
+
+N_SLOW = 100  # images that pass through a slow generator
 
 
 def read_bytes(model: FactorOracle, x: Tensor) -> Tensor:
@@ -124,22 +128,24 @@ def measure_nulls(
 ) -> dict[str, dict[str, Any]]:
     """Measure the null of each generator of a world that ships.
 
-    factors: of the images x (N, C, H, W) in [0, 1].
+    factors: of the images x (N, C, H, W) in [0, 1]. A slow generator passes the first `N_SLOW`.
 
     Returns per generator:
 
-    * sha256: of its weights.
+    * sha256: of its weights. n: number of images.
     * null: `displacement.null_sd` of its zero edits, per column.
     * unread_after_zero_edit: share of (image, column) pairs whose members disagree by more than
       2 sd.
     """
     out = {}
     for name in list_generators(factors.world):
-        unedited = render_zero_edits(factors, seed, name).float() / 255
-        null = displacement.null_sd(model, x, unedited).tolist()
+        rows = slice(0, N_SLOW if is_slow(name) else len(x))
+        unedited = render_zero_edits(factors.take(rows), seed, name).float() / 255
+        null = displacement.null_sd(model, x[rows], unedited).tolist()
         disagreement = model.read(unedited)[1]
         out[name] = {
             "sha256": hash_of(name),
+            "n": len(unedited),
             "null": {column: round(v, 4) for column, v in zip(model.names, null, strict=True)},
             "unread_after_zero_edit": (disagreement > 2 * model.sd).double().mean().item(),
         }
@@ -158,7 +164,7 @@ def load_oracle(name: str) -> tuple[FactorOracle, Card, World]:
             "only factor oracles are calibrated and fine-tuned"
         )
     model.slope.fill_(1)  # `fit_slopes` expects uncorrected readings
-    return model, card, worlds.get(name.split("_")[0])
+    return model, card, worlds.of_checkpoint(name)
 
 
 def calibrate_again(name: str, out: Path = checkpoints.FOLDER) -> dict[str, Any]:
@@ -215,9 +221,9 @@ def measure_adversarial(
     shipped = checkpoints.names("classifier")
     for label in world.labels:
         for name in shipped:
-            if not name.startswith(f"{world.name}_{label.name}_"):
+            if not f"{name}_".startswith(f"{world.name}_{label.name}_"):
                 continue
-            classifier = OneOutput(checkpoints.load(name).model)
+            classifier = load_two_classes(name)
             cfs = PGD()(classifier, x, 1 - predict(classifier, x).argmax(1))
             if cfs.valid.any():
                 moves = displacement.measure(cfs, model)

@@ -87,7 +87,7 @@ def train_gan(
         empty: what to do about bins without images, see `BalancedImages`.
         build: arguments of `ConditionalGAN`.
     """
-    world = worlds.get(classifier.split("_")[0])
+    world = worlds.of_checkpoint(classifier)
     one, f = world.label(label), OneOutput(checkpoints.load(classifier).model, output)
     build = {"channels": world.channels, "size": world.size[0], **build}
     gan, rounds = channels_last(ConditionalGAN(**build)), rounds or (NEXT if start else FIRST)

@@ -41,7 +41,14 @@ from cf_utils.worlds import World
 
 
 def train_oracle(
-    name: str, seed: int, folder: Path | None, n: int, epochs: int, n_prior: int, hard_epochs: int
+    name: str,
+    seed: int,
+    folder: Path | None,
+    n: int,
+    epochs: int,
+    n_prior: int,
+    hard_epochs: int,
+    bfloat16: bool = False,
 ) -> Trained:
     """Train the members of an oracle, each with its own initial weights, order and augmentation.
 
@@ -50,7 +57,7 @@ def train_oracle(
     n: renders of the first stage. n_prior: how many of them also pass through the prior.
     hard_epochs: epochs of a second stage on twice as many renders, each attacked such that the
     member reads it wrongly; 0 leaves it out. An oracle that reacts to adversarial noise cannot
-    measure semantic change.
+    measure semantic change. bfloat16: run convolutions in bfloat16 while training.
     """
     world = worlds.get(name)
     names, prior = list_columns(world), find_prior(world)
@@ -66,6 +73,8 @@ def train_oracle(
         "prior": prior,
         "sigmas": SIGMAS if prior else None,
     }
+    if bfloat16:
+        settings["precision"] = "bfloat16 in convolutions"
     if hard_epochs:
         settings["second_stage"] = {
             "n": 2 * n,
@@ -148,7 +157,7 @@ def prepare_stages(
     if settings["prior"]:
         x = render_zero_edits(factors.take(slice(0, n_prior)), seed)
         first += [StoredImages(x, value[:n_prior], shown[:n_prior])] * 2
-    plain, hard = make_losses(world, names, value, shown)
+    plain, hard = make_losses(world, names, value, shown, "precision" in settings)
     stages = [Stage(ConcatDataset(first), plain, settings["lr"], settings["epochs"])]
     if second := settings.get("second_stage"):
         more = world.sample(n, "train", seed=seed + ORACLE_SEED, start=n)
@@ -210,7 +219,9 @@ def lung_ct_oracle(root: str, seed: int, folder: Path | None) -> Trained:
 
     Side, zone and depth of the fibrosis count only in patients who have it.
     """
-    return train_oracle("lung_ct", seed, folder, n=6000, epochs=8, n_prior=0, hard_epochs=1)
+    return train_oracle(
+        "lung_ct", seed, folder, n=5000, epochs=8, n_prior=0, hard_epochs=1, bfloat16=True
+    )
 
 
 @recipe("roads_oracle", embedded=True)

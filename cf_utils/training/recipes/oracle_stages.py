@@ -21,6 +21,7 @@ from cf_utils.training.recipes.renders import Renders, StoredImages
 from cf_utils.training.recipes.zero_edits import (
     find_prior,
     hash_of,
+    is_slow,
     list_generators,
     render_zero_edits,
 )
@@ -67,20 +68,22 @@ def cause_columns(world: World, names: tuple[str, ...]) -> list[int]:
 
 
 def make_losses(
-    world: World, names: tuple[str, ...], value: Tensor, shown: Tensor
+    world: World, names: tuple[str, ...], value: Tensor, shown: Tensor, bfloat16: bool = False
 ) -> tuple[Loss, Loss]:
     """Build the losses without and with an attack: squared errors of visible columns, weighted.
 
     value, shown: true readings of the training images (N, K) and where they are visible. The
     standard deviation of a column's visible values is the unit of its error. A cause weighs
-    `CAUSE_WEIGHT` as much as another column.
+    `CAUSE_WEIGHT` as much as another column. `bfloat16` runs convolutions in bfloat16.
     """
     spread = (value * shown).std(0).clamp(min=1e-3)
     weight = torch.ones(len(names))
     weight[cause_columns(world, names)] = CAUSE_WEIGHT
 
     def error(module: nn.Module, x: Tensor, value: Tensor, shown: Tensor) -> Tensor:
-        squared = ((module(x) - value) / spread).square()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            read = module(x)
+        squared = ((read.float() - value) / spread).square()
         return (squared * shown * weight).sum() / (shown * weight).sum()
 
     def plain(module: nn.Module, batch: Any) -> Tensor:
@@ -134,19 +137,21 @@ def prepare_third_stage(
         seen[:, label_columns(checkpoints.read_card(name), world, names)] = False
         x = render_zero_edits(factors.take(rows), seed, name, plain.x[rows])
         data.append(StoredImages(x, value[rows], seen))
-    _, hard = make_losses(world, names, value, shown)
+    _, hard = make_losses(world, names, value, shown, "precision" in settings)
     return Stage(ConcatDataset(data), hard, third["lr"], third["epochs"])
 
 
 def deal_rows(world: World, third: Settings) -> dict[str, Tensor]:
     """Return, per generator, the rows of the fresh renders that pass through it, int64.
 
-    GANs share the first `n_each` rows, and so do autoencoders; the prior takes the first `n_prior`.
+    GANs share the first `n_each` rows, and so do autoencoders; the prior and diffusion autoencoders
+    take the first `n_prior`.
     """
     prior, out = find_prior(world), {}
     kinds: dict[str, list[str]] = {}
     for name in third["generators"]:
-        kind = "prior" if name == prior else checkpoints.read_card(name).architecture["class"]
+        slow = name == prior or is_slow(name)
+        kind = "prior" if slow else checkpoints.read_card(name).architecture["class"]
         kinds.setdefault(kind, []).append(name)
     for kind, same in kinds.items():
         n = third["n_prior"] if kind == "prior" else third["n_each"]

@@ -37,7 +37,7 @@ def _list_stale(name: str) -> list[str]:
     """List the generators whose null the card of a shipped oracle does not hold."""
     if not checkpoints.exists(name):
         return []
-    return list_stale(checkpoints.read_card(name), worlds.get(name.split("_")[0]))
+    return list_stale(checkpoints.read_card(name), worlds.of_checkpoint(name))
 
 
 def train(

@@ -1,7 +1,8 @@
 """Zero edits of renders: images that pass through a shipped generator with nothing to change.
 
 The generators of a world are its diffusion prior, and the GANs and autoencoders that explain its
-classifiers. A zero edit is what the explainer with that generator returns as `zero_edit`.
+classifiers. A zero edit is what the explainer with that generator returns as `zero_edit`. Patients
+of several slices pass through an autoencoder of single slices one slice at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cf_utils import core
 from cf_utils.core import files
@@ -20,6 +21,9 @@ from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.generators.cgan import ConditionalGAN
+from cf_utils.models.generators.diffae import ITERATIONS, STEPS, DiffusionAutoencoder
+from cf_utils.models.generators.slices import DiffusionCodes, SlicedModel
+from cf_utils.models.teacher import Teacher
 from cf_utils.training.progress import report
 from cf_utils.training.recipes.renders import render_bytes
 from cf_utils.worlds import Factors, World
@@ -71,6 +75,13 @@ def list_stale(card: Card, world: World) -> list[str]:
     return [name for name in list_generators(world) if known.get(name) != hash_of(name)]
 
 
+def is_slow(name: str) -> bool:
+    """Whether a generator needs many passes per image: a diffusion autoencoder, which inverts."""
+    if not checkpoints.exists(name):
+        return False
+    return checkpoints.read_card(name).architecture["class"] == "DiffusionAutoencoder"
+
+
 def hash_of(name: str) -> str:
     """Return the sha256 of the weights file of a shipped checkpoint."""
     return files.sha256(checkpoints.FOLDER / f"{name}.safetensors")
@@ -100,7 +111,7 @@ def render_zero_edits(
         factors.world.sha256(),
         factors.values,
         factors.ids,
-        str((factors.seed, seed)),
+        str((factors.seed, seed, *((STEPS, ITERATIONS) if is_slow(name) else ()))),
         *(checkpoints.FOLDER / f"{checkpoint}.safetensors" for checkpoint in used),
     )
     path = folders.root() / "cache" / f"{name}-{key[:20]}.safetensors"
@@ -121,15 +132,24 @@ def render_zero_edits(
 def load_zero_edit(name: str) -> Callable[[Tensor], Tensor]:
     """Load a GAN or an autoencoder; return its zero edit of images x (B, C, H, W) in [0, 1].
 
-    It is that of `Exaggeration` or of `XGEM`. Raises FileNotFoundError if the classifier that a GAN
-    explains is missing.
+    It is that of `Exaggeration` or of `XGEM`, or, with a diffusion autoencoder, of `DiffExplainer`.
+    Raises FileNotFoundError if the classifier that a GAN explains is missing.
     """
     model, card = checkpoints.load(name)
-    if not isinstance(model, ConditionalGAN):
-        return XGEM(model=model).zero_edit
-    classifier = checkpoints.load(card.settings["classifier"]).model
-    explained = OneOutput(classifier, card.settings.get("output", 0))
-    return Exaggeration(gan=model, classifier=explained).zero_edit
+    if isinstance(model, ConditionalGAN):
+        explained = load_two_classes(card.settings["classifier"], card.settings.get("output", 0))
+        return Exaggeration(gan=model, classifier=explained).zero_edit
+    if isinstance(model, DiffusionAutoencoder):
+        model = DiffusionCodes(model, model.size, STEPS)
+    elif getattr(model, "channels", 3) == 1:
+        model = SlicedModel(model)
+    return XGEM(model=model).zero_edit
+
+
+def load_two_classes(name: str, output: int = 0) -> nn.Module:
+    """Load a shipped classifier as one of two classes; of independent outputs, it keeps one."""
+    model = checkpoints.load(name, kind="classifier").model
+    return model if isinstance(model, Teacher) else OneOutput(model, output)
 
 
 def _explained(card: Card) -> list[str]:
