@@ -120,4 +120,4 @@ def measure_rows(model: DiffusionAutoencoder, x: Tensor, seed: int = 0) -> dict[
 @recipe("lung_ct_diffae", embedded=True)
 def lung_ct_diffae(root: str, seed: int, folder: Path | None) -> Trained:
     """The diffusion autoencoder of rendered lung CT: one slice of 96 x 96 pixels, a code of 64."""
-    return train_autoencoder("lung_ct", seed, folder, n=8000, epochs=24, prediction="v")
+    return train_autoencoder("lung_ct", seed, folder, n=8000, epochs=14, prediction="v")

@@ -195,7 +195,7 @@ def train_agent(
     seed: int,
     folder: Path | None,
     n: int = 3000,
-    epochs: int = 60,
+    epochs: int = 40,
     join: str = "concat",
 ) -> Trained:
     """Train agents of the shipped teacher `name` on folds of n patients, and keep the best one.
@@ -209,7 +209,7 @@ def train_agent(
     table = read_patients(autoencoder, teacher, x)
     codes, features, logits = table
     settings = {"teacher": name, "autoencoder": AUTOENCODER, "objective": objective, "n": n}
-    settings |= {"folds": FOLDS, "epochs": epochs, "batch_size": 64, "lr": 3e-3}
+    settings |= {"folds": FOLDS, "epochs": epochs, "batch_size": 256, "lr": 1e-2}
     arguments = {
         "latent": codes.shape[1] // world.channels,
         "features": features.shape[1],
