@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from cf_utils.core.files import ROOT
-from cf_utils.harness import parameters
+from cf_utils.harness import figures, parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
@@ -158,6 +158,14 @@ def test_every_claim_stands_in_a_checked_cell_and_every_checked_line_is_a_claim_
         assert all(re.fullmatch(r".+ in \[\S+, \S+\]: ok", line) for line in lines), lines
         assert len(lines) >= len(made), c.source
     assert n >= 3
+
+
+def test_every_figure_has_a_caption_of_its_own(code):
+    made = [c for cell in code for c in calls(cell.source, "figure") if c.args]
+    captions = [ast.unparse(k.value) for c in made for k in c.keywords if k.arg == "caption"]
+    assert len(captions) == len(set(captions)) == len(made)
+    for text in captions:
+        figures.check_caption(str(ast.literal_eval(text.removeprefix("f"))))
 
 
 def test_cells_are_short_and_know_no_machine(code, notebook):

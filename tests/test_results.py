@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
@@ -29,6 +31,8 @@ from tests.workplace import (
     kill_at_rename,
     make_notebook,
 )
+
+CAPTION = "Random numbers fill the square."
 
 
 @pytest.fixture
@@ -177,7 +181,7 @@ def test_without_a_kernel_nobody_plays(run):
 
 
 def test_a_heavy_figure_is_reduced_below_the_limit_and_stays_a_png(run):
-    run.figure("noise", noisy())
+    run.figure("noise", noisy(), caption=CAPTION)
     content = (run.folder / "figures" / "noise.png").read_bytes()
     assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= figures.MAX_BYTES
 
@@ -185,7 +189,7 @@ def test_a_heavy_figure_is_reduced_below_the_limit_and_stays_a_png(run):
 def test_a_figure_that_cannot_be_reduced_below_the_limit_is_refused(run, monkeypatch):
     monkeypatch.setattr(figures, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match=r"figure: got .* do not fit in 100 bytes"):
-        run.figure("noise", noisy())
+        run.figure("noise", noisy(), caption=CAPTION)
     assert not (run.folder / "figures" / "noise.png").exists()
 
 
@@ -198,7 +202,7 @@ def test_a_heavy_figure_keeps_its_colours(run):
         :, None, None
     ] * np.array([1.0, 0.6, 0.3])
     ax.imshow(np.kron(x, np.ones((4, 4, 1))).clip(0, 1), interpolation="nearest")
-    run.figure("smooth", fig)
+    run.figure("smooth", fig, caption=CAPTION)
     found = np.asarray(
         Image.open(run.folder / "figures" / "smooth.png")
         .convert("RGB")
@@ -210,10 +214,53 @@ def test_a_heavy_figure_keeps_its_colours(run):
 
 def test_a_figure_has_the_same_bytes_each_time(run):
     def draw():
-        run.figure("f", noisy(2))
+        run.figure("f", noisy(2), caption=CAPTION)
         return (run.folder / "figures" / "f.png").read_bytes()
 
     assert draw() == draw()
+
+
+def test_captions_are_kept_in_the_order_of_creation(run):
+    for name in ("z", "a", "m"):
+        run.figure(name, noisy(1), caption=f"Random numbers of figure {name}.")
+    run.figure("z", noisy(1), caption="Are these\n random numbers?")  # a cell that runs again
+    run.finish()
+    found = [(f["name"], f["caption"]) for f in files.read_json(run.folder / "figures.json")]
+    assert found == [
+        ("z", "Are these random numbers?"),
+        ("a", "Random numbers of figure a."),
+        ("m", "Random numbers of figure m."),
+    ]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "too short.",
+        "no full stop at its end",
+        "One sentence. And another one.",
+        "x" * 200,
+        None,
+    ],
+)
+def test_a_caption_is_one_sentence(run, caption):
+    with pytest.raises(ValueError, match=r"caption: got .* expected one sentence"):
+        run.figure("f", noisy(1), caption=caption)
+    assert not (run.folder / "figures").exists()
+
+
+def test_a_caption_is_the_alt_text_in_a_notebook(run, monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    select_figure_formats(shell, {"png"})
+    first, second = noisy(1), noisy(1)
+    run.figure("first", first, caption=CAPTION)
+    run.figure("second", second, caption="Other random numbers fill it.")
+    for fig, alt in ((first, CAPTION), (second, "Other random numbers fill it.")):
+        data, metadata = shell.display_formatter.format(fig)
+        assert data["image/png"] and metadata["image/png"] == {"alt": alt}
+    assert shell.display_formatter.format(noisy(1))[1] == {}
 
 
 def test_a_table_keeps_its_index_unless_it_holds_row_numbers(run):
@@ -235,7 +282,7 @@ def test_finish_removes_tables_that_only_an_earlier_run_wrote(run):
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x"])
 def test_names_that_leave_the_folder_are_refused(run, name):
     with pytest.raises(ValueError, match="name: got"):
-        run.figure(name, noisy(1))
+        run.figure(name, noisy(1), caption=CAPTION)
 
 
 # ---------------------------------------------------------------- the owner
@@ -245,7 +292,7 @@ def test_an_orphaned_kernel_cannot_write_into_its_successors_folder(project, mon
     monkeypatch.setenv("CF_RUN_TOKEN", "first")
     run = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
     files.write_json(run.folder / "owner.json", {"token": "first"})
-    run.figure("f", noisy(1))  # its own folder: allowed
+    run.figure("f", noisy(1), caption=CAPTION)  # its own folder: allowed
     net = make_net()
     x, target = make_queries(net, n=2)
     took_over = []
@@ -263,7 +310,7 @@ def test_an_orphaned_kernel_cannot_write_into_its_successors_folder(project, mon
     with pytest.raises(results.NotOwner):
         run.explain("a", make_explainer(steps=2), Slow(), x, target, torch.arange(2))
     for write in (
-        lambda: run.figure("g", noisy(1)),
+        lambda: run.figure("g", noisy(1), caption=CAPTION),
         lambda: run.table("t", pd.DataFrame({"v": [1]})),
         run.finish,
         lambda: run.explain("a", make_explainer(steps=2), net, x, target, torch.arange(2)),
@@ -365,7 +412,7 @@ def versions(root, monkeypatch):
         "checkpoints.save": (checkpoint, load_checkpoint),
         "Counterfactuals.save": (explained, lambda: core.Counterfactuals.load(root / "cfs").seed),
         "Run.figure": (
-            lambda v: run(v).figure("f", noisy(v)),
+            lambda v: run(v).figure("f", noisy(v), caption=CAPTION),
             lambda: (folder / "figures" / "f.png").stat().st_size and 2,
         ),
         "Run.table": (

@@ -33,7 +33,7 @@ COMPUTE = """explain = make_explainer(steps=steps)
 cfs = run.explain("gradual", explain, net, x, target, torch.arange(14), batch_size=2)"""
 REST = """fig = Figure(figsize=(2, 2))
 fig.add_subplot().plot(cfs.score.float())
-run.figure("scores", fig)
+run.figure("scores", fig, caption="The score rises with the number of the item.")
 run.table("items", cfs.to_frame().drop(columns="seconds"))
 run.metrics(n=len(cfs), validity=cfs.valid.double().mean(), score=cfs.score.sum())
 run.claim("steps", steps, 1, 10)

@@ -1,11 +1,16 @@
-"""Figures as PNG files that are light enough for a git repository."""
+"""Figures as PNG files that are light enough for a git repository, and their captions."""
 
 from __future__ import annotations
 
 import io
+import re
+from typing import Any
 
+import IPython
 from matplotlib.figure import Figure
 from PIL import Image
+
+CAPTION_LENGTH = (20, 160)  # characters
 
 MAX_BYTES = 150_000  # per published figure
 # (scale, colours), tried in this order; palettes below 128 colours visibly distort faces
@@ -46,3 +51,43 @@ def _reduce(image: Image.Image, scale: float, colours: int, limit: int) -> bytes
     buffer = io.BytesIO()
     image.quantize(colours, kmeans=2).save(buffer, "PNG", optimize=True)
     return buffer.getvalue() if buffer.tell() <= limit else None
+
+
+def check_caption(caption: str) -> str:
+    """Return a caption in one line. Raises ValueError unless it is one sentence.
+
+    A caption says what to see in the figure. It has 20 to 160 characters, and ends in "." or "?".
+    """
+    text = " ".join(caption.split()) if isinstance(caption, str) else ""
+    low, high = CAPTION_LENGTH
+    if not low <= len(text) <= high or text[-1] not in ".?" or re.search(r"[.?!] +[A-Z]", text):
+        raise ValueError(
+            f"caption: got {caption!r}, expected one sentence of {low} to {high} characters that "
+            "says what to see in the figure"
+        )
+    return text
+
+
+def set_alt_text(figure: Figure, caption: str) -> None:
+    """Make IPython show a figure with its caption as alt text (metadata `alt` of the image)."""
+    figure.set_label(caption)
+    shell = IPython.get_ipython()
+    formatter = shell.display_formatter.formatters["image/png"] if shell else None
+    if formatter is None or Figure not in formatter.type_printers:
+        return
+    draw = formatter.type_printers[Figure]
+    if not isinstance(draw, _WithAltText):
+        formatter.for_type(Figure, _WithAltText(draw))
+
+
+class _WithAltText:
+    """A formatter of figures that adds their label to the metadata of the image."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+
+    def __call__(self, figure: Figure) -> Any:
+        found = self.draw(figure)
+        data, metadata = found if isinstance(found, tuple) else (found, {})
+        label = figure.get_label()
+        return (data, {**metadata, "alt": str(label)}) if label else found

@@ -10,7 +10,14 @@ from typing import Any
 from cf_utils.core import files
 from cf_utils.harness import figures, folders, notebooks, parameters, provenance, records
 
-PUBLISHED = ("figures/*.png", "tables/*.csv", "claims.json", "parameters.json", "metrics.json")
+PUBLISHED = (
+    "figures/*.png",
+    "tables/*.csv",
+    "figures.json",
+    "claims.json",
+    "parameters.json",
+    "metrics.json",
+)
 
 
 def publish_all(profile: str, wanted: Sequence[str], allow_dirty: bool = False) -> list[Path]:

@@ -58,6 +58,7 @@ class Run:
         self._token, self._began = os.environ.get("CF_RUN_TOKEN"), time.perf_counter()
         self._metrics: dict[str, float | int | None] = {}
         self._claims: dict[str, dict[str, Any]] = {}
+        self._captions: dict[str, str] = {}
         self._written: set[Path] = set()
 
     def claim(
@@ -119,11 +120,19 @@ class Run:
                 )
             self._metrics[name] = value
 
-    def figure(self, name: str, fig: Figure) -> Figure:
-        """Write figures/<name>.png, in at most 150 kB, and return the figure."""
+    def figure(self, name: str, fig: Figure, *, caption: str) -> Figure:
+        """Write figures/<name>.png, in at most 150 kB, and return the figure.
+
+        Args:
+            caption: one sentence that says what to see in the figure (see `check_caption`). It is
+                the figure's alt text, and stands below it in the gallery and in the report.
+        """
+        caption = figures.check_caption(caption)
         content = figures.render_png(fig)
         with self._write(f"figures/{folders.check_file_name(name)}.png") as part:
             part.write_bytes(content)
+        self._captions[name] = caption
+        figures.set_alt_text(fig, caption)
         return fig
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -164,8 +173,9 @@ class Run:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Write metrics.json, claims.json and checkpoints.json; return the metrics.
+        """Write metrics.json, claims.json, figures.json and checkpoints.json; return the metrics.
 
+        figures.json lists name and caption of each figure, in the order in which they were made.
         Figures and tables that only an earlier run wrote are removed. A notebook that was not
         started by the runner leaves no parameters.json: its parameters are unknown.
         """
@@ -175,6 +185,8 @@ class Run:
         if self._token is None:
             (self.folder / "parameters.json").unlink(missing_ok=True)
         files.write_json(self.folder / "claims.json", list(self._claims.values()))
+        captions = [{"name": name, "caption": text} for name, text in self._captions.items()]
+        files.write_json(self.folder / "figures.json", captions)
         files.write_json(self.folder / "checkpoints.json", checkpoints.loaded())
         for path in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
             if path not in self._written:
