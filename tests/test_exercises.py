@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cf_utils.core.files import ROOT
 from cf_utils.harness import exercises
@@ -66,7 +67,7 @@ def test_the_notebooks_solution_is_right_and_its_stub_says_that_it_is_a_stub(num
     stub, solution, check = cells[at + 1 : at + 4]
     assert "exercise" in stub.metadata["tags"] and "solution" in solution.metadata["tags"]
     assert f'NotImplementedError("Exercise {number}")' in stub.source
-    space = {"torch": torch}
+    space = {"torch": torch, "F": F}
     exec(compile(solution.source, number, "exec"), space)
     names = re.findall(r"^def (\w+)", solution.source, re.MULTILINE)
     assert exercises.mistakes(number, *(space[name] for name in names)) == []

@@ -76,7 +76,7 @@ def _try(case: exercise_cases.Case, answer: Callable[..., Any]) -> Mistake | Non
     if ours.shape != theirs.shape:
         shapes = tuple(theirs.shape), tuple(ours.shape)
         return Mistake(case.rule, f"got shape {shapes[0]}, expected {shapes[1]}")
-    if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+    if not torch.allclose(ours, theirs, TOLERANCE, TOLERANCE, equal_nan=True):
         return Mistake(case.rule, f"got {_show(theirs)}, expected {_show(ours)}")
     return None
 
