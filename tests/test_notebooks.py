@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import re
 import subprocess
 import sys
@@ -53,13 +52,6 @@ def plain(source: str) -> str:
     return "\n".join(
         "pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
     )
-
-
-def workshop(notebook):
-    """The copy for a class: the same notebook without the solutions."""
-    handed_out = copy.deepcopy(notebook)
-    handed_out.cells = [c for c in handed_out.cells if "solution" not in tags(c)]
-    return handed_out
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
@@ -205,17 +197,6 @@ def test_an_exercise_is_stub_folded_solution_and_check(notebook):
             "raise NotImplementedError(" in stub.source
             and "NotImplementedError" not in solution.source
         )
-
-
-def test_a_workshop_copy_keeps_its_stubs_and_loses_its_solutions(notebook, tmp_path):
-    handed_out = workshop(notebook)
-    nbformat.write(handed_out, tmp_path / "copy.ipynb")
-    again = nbformat.read(tmp_path / "copy.ipynb", 4)
-    assert not having(again, "solution")
-    assert [c.source for c in having(again, "exercise")] == [
-        c.source for c in having(notebook, "exercise")
-    ]
-    assert len(again.cells) == len(notebook.cells) - len(having(notebook, "solution"))
 
 
 def test_the_file_is_small_and_clean(path, notebook):
