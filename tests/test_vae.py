@@ -15,8 +15,9 @@ from cf_utils.models.cards import Card
 from cf_utils.models.generators import vae
 from cf_utils.models.generators.latent import LatentModel
 from cf_utils.models.generators.vae import VAE, Posterior, ResidualBlock
-from cf_utils.training.recipes import RECIPES
+from cf_utils.training.recipes import RECIPES, renders
 from cf_utils.training.recipes import vae as recipes
+from cf_utils.worlds import lung_ct_scan
 
 TINY = {"size": (16, 32), "channels": 1, "widths": (4, 4, 6, 6, 8), "latent": 2}
 CODE = (2, 2, 4)  # of TINY
@@ -72,6 +73,22 @@ def test_both_sides_have_five_blocks_from_the_image_to_the_code(factor):
     small = [(1, 2)] if factor == 16 else [(2, 4)]
     down, up = [(8, 16), (4, 8), (2, 4)], [(4, 8), (8, 16), (16, 32)]
     assert sizes == down + 2 * small + small + [(2, 4)] + up
+
+
+def test_a_vector_is_a_code_without_places():
+    """Encoder and decoder end and begin with one linear map of the whole last grid."""
+    model, x = make_model(vector=True, latent=5, factor=16), draw_images()
+    z = model.encode(x)
+    assert z.shape == (6, 5) and model(x).shape == x.shape
+    grid = model.encoder[:-2](2 * x - 1)
+    assert grid.shape[1:] == (TINY["widths"][-1], 1, 2)
+    linear = model.encoder[-1]
+    torch.testing.assert_close(z, (grid.flatten(1) @ linear.weight.T + linear.bias)[:, :5])
+    first = model.decoder[0]
+    torch.testing.assert_close(
+        model.decoder[:2](z), (z @ first.weight.T + first.bias).view(6, *grid.shape[1:])
+    )
+    assert model.posterior(x).kl().shape == (6, 5)
 
 
 def test_a_block_is_bn_relu_conv_twice_plus_a_shortcut():
@@ -298,6 +315,30 @@ def test_the_recipe_trains_on_renders_of_the_world_and_measures_other_ones(monke
     torch.testing.assert_close(calls["data"][1][0], rendered[1], atol=0.501 / 255, rtol=0)
     assert trained.card["architecture"]["arguments"]["channels"] == 3
     assert {"faces_vae", "radiographs_vae"} <= RECIPES.keys()
+
+
+@pytest.mark.skipif(not lung_ct_scan.exists(), reason=f"no scan: run {lung_ct_scan.HOW}")
+def test_a_recipe_of_slices_trains_on_single_slices_of_patients(monkeypatch):
+    calls = {}
+
+    def fit(module, data, parts, **settings):
+        calls.update(data=data)
+        return {"seconds": 0.0}
+
+    monkeypatch.setattr(recipes.loop, "fit", fit)
+    small = {"widths": (2, 2, 2, 2, 2), "latent": 3, "vector": True, "sliced": True}
+    trained = recipes.train_vae("lung_ct", 0, None, n=3, epochs=1, mirror=False, **small)
+    world = worlds.get("lung_ct")
+    x = world.render(world.sample(3, "train", seed=0))
+    assert len(calls["data"]) == 12
+    torch.testing.assert_close(calls["data"][7][0], x[1, 3:], atol=0.501 / 255, rtol=0)
+    assert trained.card["architecture"]["arguments"]["channels"] == 1
+    model = trained.model.eval()
+    test = renders.render_bytes(world.sample(125, "test", seed=0)).flatten(0, 1)[:, None] / 255
+    found = trained.measure(model)
+    error = (model(test) - test).detach().square().flatten(1).mean(1)
+    assert found["n"] == 500 and found["latent"] == 3
+    assert found["psnr"] == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-4)
 
 
 def test_the_shipped_model_reconstructs_faces_as_its_card_says():

@@ -14,6 +14,7 @@ BN-ReLU-Conv3-BN-ReLU-Conv3. The VAE can so have as many parameters as their enc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -82,8 +83,8 @@ class Posterior(NamedTuple):
 class VAE(LatentModel):
     """VAE of images x (B, channels, H, W) in [0, 1].
 
-    A code is a map (B, latent, H / factor, W / factor). Batch normalisation uses running statistics
-    in eval mode; there, items are independent.
+    A code is a map (B, latent, H / factor, W / factor), or with `vector` a vector (B, latent).
+    Batch normalisation uses running statistics in eval mode; there, items are independent.
 
     Args:
         size: height and width, multiples of 16.
@@ -92,6 +93,7 @@ class VAE(LatentModel):
             decoder mirrors the encoder. They set the number of parameters.
         latent: channels of a code.
         factor: between the sides of an image and those of its code, 8 or 16.
+        vector: map the last grid linearly to a code without places, and back.
 
     Raises ValueError on other values.
     """
@@ -103,6 +105,7 @@ class VAE(LatentModel):
         widths: Sequence[int] = (16, 32, 64, 112, 112),
         latent: int = 8,
         factor: int = 8,
+        vector: bool = False,
     ):
         super().__init__()
         _check(size, channels, widths, latent, factor)
@@ -120,15 +123,16 @@ class VAE(LatentModel):
             ResidualBlock(a, b, before=_double if double else None)
             for a, b, double in zip(n_in, back, resized[::-1], strict=True)
         ]
+        grid = (widths[-1], size[0] // factor, size[1] // factor)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, padding=1),
             *down,
             nn.BatchNorm2d(widths[-1]),
             nn.ReLU(),
-            nn.Conv2d(widths[-1], 2 * latent, 1),
+            *_map_to_code(grid, 2 * latent, vector),
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(latent, widths[-1], 3, padding=1),
+            *_map_to_grid(latent, grid, vector),
             *up,
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
@@ -145,12 +149,24 @@ class VAE(LatentModel):
         return Posterior(mean, log_variance.clamp(-15, 15))  # exp stays finite
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the codes (B, latent, H / factor, W / factor) of x: the mean of q(z | x)."""
+        """Return the codes of x (B, channels, H, W): the mean of q(z | x)."""
         return self.posterior(x).mean
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images (B, channels, H, W) in (0, 1) of codes z."""
         return self.decoder(z)
+
+
+def _map_to_code(grid: tuple[int, int, int], n: int, vector: bool) -> list[nn.Module]:
+    if vector:
+        return [nn.Flatten(), nn.Linear(math.prod(grid), n)]
+    return [nn.Conv2d(grid[0], n, 1)]
+
+
+def _map_to_grid(latent: int, grid: tuple[int, int, int], vector: bool) -> list[nn.Module]:
+    if vector:
+        return [nn.Linear(latent, math.prod(grid)), nn.Unflatten(1, grid)]
+    return [nn.Conv2d(latent, grid[0], 3, padding=1)]
 
 
 def _check(

@@ -23,7 +23,6 @@ import torch
 
 from cf_utils import worlds
 from cf_utils.models import checkpoints
-from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.weights import channels_last
 from cf_utils.training import exaggeration
@@ -33,6 +32,7 @@ from cf_utils.training.exaggeration_quality import measure_quality
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.multi_label import LABELS, SHORT_HAIR_SMILES
 from cf_utils.training.recipes.renders import Renders, render_bytes
+from cf_utils.training.recipes.zero_edits import load_two_classes
 from cf_utils.worlds import Factors, Graph, World
 
 BATCH, PER_EPOCH = 16, 6400  # images of a step, and of an epoch of balanced draws
@@ -43,6 +43,7 @@ FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
 FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
 RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
 NEXT = (FINISH,)  # of one that starts from another's weights
+SHORT = (Round(8, None), Round(2, Weights(0.5, 20.0, 200.0), 6e-4, disturb=DISTURB, decay=True))
 PACEMAKER = ("pacemaker", 0.5)  # what the shortcut classifier of radiographs looks at
 HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
 
@@ -71,6 +72,7 @@ def train_gan(
     near: tuple[str, float] | None = None,
     rounds: Sequence[Round] | None = None,
     empty: str = "error",
+    per_epoch: int = PER_EPOCH,
     **build: Any,
 ) -> Trained:
     """Train the GAN that explains one output of a world's shipped classifier.
@@ -82,29 +84,35 @@ def train_gan(
         n: renders, from which balanced batches are drawn.
         variant: of the world, for the training images.
         start: checkpoint of another GAN whose weights are the first ones; None: random.
-        near: (factor, value) near which half of the images lie; None: the label's own threshold.
+        near: (factor, value) near which half of the images lie; None: the label's own threshold, if
+            it has one.
         rounds: of the training; None: `NEXT` with a `start`, otherwise `FIRST`.
         empty: what to do about bins without images, see `BalancedImages`.
+        per_epoch: images of an epoch.
         build: arguments of `ConditionalGAN`.
     """
     world = worlds.of_checkpoint(classifier)
-    one, f = world.label(label), OneOutput(checkpoints.load(classifier).model, output)
+    one, f = world.label(label), load_two_classes(classifier, output)
     build = {"channels": world.channels, "size": world.size[0], **build}
     gan, rounds = channels_last(ConditionalGAN(**build)), rounds or (NEXT if start else FIRST)
     if start:
         checkpoints.load_weights(start, gan)
-    factor, middle = near or (str(one.factor), one.threshold)
-    factors = sample_near(world, factor, middle, n, variant, seed)
+    near = near or ((one.factor, one.threshold) if one.factor else None)
+    factors = world.sample(n, "train", variant, seed)
+    if near:
+        factors = sample_near(world, *near, n, variant, seed)
     p = classifier_outputs(f, render_bytes(factors))
-    data = BalancedImages(Renders(factors), p, gan.bins, PER_EPOCH, empty)
-    source = {"classifier": classifier, "output": output, "n": n, "start": start, "near": factor}
+    data = BalancedImages(Renders(factors), p, gan.bins, per_epoch, empty)
+    source = {"classifier": classifier, "output": output, "n": n, "start": start}
+    source["near"] = near[0] if near else None
+    middle = f"; half of them with {near[0]} near {near[1]}" if near else ""
     log = exaggeration.fit_rounds(
         gan, f, data, rounds, batch_size=BATCH, seed=seed, folder=folder, settings=source
     )
     card = {
         "data": {
             "name": f"{world.name} (embedded)",
-            "split": f"train ({n:,} renders, {variant}; half of them with {factor} near {middle})",
+            "split": f"train ({n:,} renders, {variant}{middle})",
             "world_sha256": world.sha256(),
         },
         "architecture": {"class": "ConditionalGAN", "arguments": build},
@@ -194,4 +202,20 @@ def radiographs_shortcut_gan(root: str, seed: int, folder: Path | None) -> Train
         near=PACEMAKER,
         empty="skip",  # the classifier is never sure that the label is absent
         start="radiographs_cardiomegaly_gan",
+    )
+
+
+@recipe("lung_ct_gan", embedded=True)
+def lung_ct_gan(root: str, seed: int, folder: Path | None) -> Trained:
+    """The GAN that explains lung_ct_mortality: four slices of 96 x 96 pixels, a code of 252."""
+    return train_gan(
+        "lung_ct_mortality",
+        "mortality",
+        seed,
+        folder,
+        n=8000,
+        rounds=SHORT,
+        per_epoch=1600,
+        widths=(16, 32, 48, 64, 7),
+        critic=8,
     )

@@ -1,4 +1,7 @@
-"""Variational autoencoders of the rendered worlds: the generators of xGEM and of latent shift."""
+"""Variational autoencoders of the rendered worlds: the generators of xGEM and of latent shift.
+
+In lung CT, the VAE sees single slices, like the diffusion autoencoder whose rival it is.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cf_utils import worlds
+from cf_utils.evaluation.metrics.reconstruction import psnr
 from cf_utils.models.generators import vae
+from cf_utils.models.generators.slices import split_slices
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import Renders, render_bytes
+from cf_utils.training.recipes.renders import StoredImages, render_bytes
 
 WIDTHS = (16, 32, 64, 112, 112)  # 1.1 million parameters
 
@@ -40,13 +45,21 @@ def train_vae(
     widths: tuple[int, ...] = WIDTHS,
     latent: int = 8,
     beta: float = 0.003,
+    vector: bool = False,
+    sliced: bool = False,
 ) -> Trained:
     """Train a VAE on n renders of a world at its default size.
 
     mirror: mirror half of the batches; only for worlds whose left and right are alike.
+    latent, vector: of the VAE. sliced: each channel of a render is an image of one channel.
     """
     world = worlds.get(name)
-    data = Renders(world.sample(n, "train", seed=seed))
+
+    def render(n: int, split: str) -> Tensor:
+        x = render_bytes(world.sample(n, split, seed=seed))
+        return split_slices(x) if sliced else x
+
+    data = StoredImages(render(n, "train"))
     settings = {
         "n": n,
         "epochs": epochs,
@@ -58,6 +71,7 @@ def train_vae(
     }
     size, channels = world.size, data.x.shape[1]
     arguments = {"size": size, "channels": channels, "widths": widths, "latent": latent}
+    arguments |= {"vector": True, "factor": 16} if vector else {}
     model = channels_last(vae.VAE(**arguments))
     loss = functools.partial(mirrored_loss, mirror=mirror, beta=beta, bfloat16=True)
     log = loop.fit(
@@ -81,8 +95,10 @@ def train_vae(
     }
 
     def measure(model: vae.VAE) -> dict[str, Any]:
-        test = render_bytes(world.sample(500, "test", seed=seed))
-        return vae.measure_quality(model, test.float() / 255)
+        x = render(500 // world.channels if sliced else 500, "test").float() / 255
+        with torch.no_grad():
+            decibels = torch.cat([psnr(model(part), part) for part in x.split(100)])
+        return {**vae.measure_quality(model, x), "psnr": decibels.mean().item()}
 
     return Trained(model.cpu(), card, log, measure)
 
@@ -97,3 +113,20 @@ def faces_vae(root: str, seed: int, folder: Path | None) -> Trained:
 def radiographs_vae(root: str, seed: int, folder: Path | None) -> Trained:
     """A variational autoencoder of rendered radiographs, 64 x 64 pixels, one channel."""
     return train_vae("radiographs", seed, folder, n=24_000, epochs=4, mirror=False)
+
+
+@recipe("lung_ct_vae", embedded=True)
+def lung_ct_vae(root: str, seed: int, folder: Path | None) -> Trained:
+    """A variational autoencoder of rendered lung CT: one slice of 96 x 96 pixels, a code of 64."""
+    return train_vae(
+        "lung_ct",
+        seed,
+        folder,
+        n=3000,
+        epochs=2,
+        mirror=False,
+        widths=(16, 32, 48, 64, 64),
+        latent=64,
+        vector=True,
+        sliced=True,
+    )
