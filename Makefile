@@ -18,6 +18,9 @@ PY := $(VENV)/bin/python
 CF := $(VENV)/bin/cf
 TYPECHECK ?= $(VENV)/bin/pyrefly check
 READY := $(VENV)/.installed
+SITE_READY := $(VENV)/.installed-site
+SITE := docs/_build/html
+AXE := $(VENV)/npm/node_modules/axe-core/axe.min.js
 ALEXNET := data/weights/alexnet.safetensors
 THORAX := data/weights/thorax.safetensors
 LUNG_CT := data/weights/lung_ct.safetensors
@@ -29,11 +32,11 @@ THREADS := $(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1)))
 BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper embedded test lint lab bench report publish claims mutants weights workshop
+.PHONY: help demo paper embedded test lint lab bench report publish site site-check claims mutants weights workshop
 
 help:  ## show this list
 	@sed -n 's/^#   /    /p' Makefile
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r t d; do printf 'make %-10s %s\n' "$$t" "$$d"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r t d; do printf 'make %-10s %s\n' "$$t" "$$d"; done
 
 # Runs pip again when pyproject.toml has changed.
 $(READY): pyproject.toml
@@ -89,6 +92,21 @@ report: $(READY)  ## write the report again, from what has run (PROFILE=demo)
 
 publish: $(READY)  ## copy results to the tracked folder results/ (PROFILE=demo, NB=)
 	$(CF) report publish $(NB) --profile $(PROFILE) $(ARGS)
+
+$(SITE_READY): pyproject.toml | $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[site]'
+	touch $@
+
+# Without npm the check for accessibility skips.
+$(AXE):
+	-@npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4
+
+site: $(SITE_READY)  ## build the static site from published results, in docs/_build/html
+	OMP_NUM_THREADS=1 $(PY) -m cf_utils.harness.site docs/_build/source
+	$(PY) -m sphinx --quiet -j $(JOBS) -c docs -d docs/_build/doctrees docs/_build/source $(SITE) $(ARGS)
+
+site-check: site $(AXE)  ## build the site and test it; in the browser where chromium is installed
+	CF_SITE=$(SITE) CF_AXE=$(AXE) $(PY) -m pytest -p no:cacheprovider $(if $(BROWSER),,-m "not browser") tests/test_site_built.py
 
 claims: $(SET_UP)  ## run with 5 seeds; writes the range of each claim to results/claims
 	$(CF) claims $(NB) $(if $(DATA),--data $(DATA)) --profile demo $(ARGS)

@@ -77,7 +77,7 @@ class _Replacer(ast.NodeTransformer):
 def copy_tree(to: Path) -> Path:
     for name in COPIED:
         if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_build")
             shutil.copytree(ROOT / name, to / name, ignore=ignored)
         elif (ROOT / name).exists():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
