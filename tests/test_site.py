@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import re
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cf_utils.core import files
 from cf_utils.harness import notebooks, site, site_pages, site_progressions
+from cf_utils.viz import quiz
 
 ROOT = files.ROOT
 SCRIPT = "<script>alert(1)</script>"
@@ -157,6 +159,15 @@ def test_set_up_is_folded_and_markdown_in_details_is_read(tiny):
     assert "<summary>Why?</summary>\n\nBecause $x$ is *small*.\n\n</details>" in "\n".join(tags)
     sources = [cell.source.strip() for cell in cells]
     assert sources.index("<b>player</b>") == sources.index("1") + 1  # below the slider
+
+
+def test_a_quiz_is_shown_with_its_explained_answers(tiny):
+    cells = [new_markdown_cell("# 01 · tiny"), new_code_cell('quiz.ask("01")')]
+    nbformat.write(new_notebook(cells=cells), tiny / "notebooks" / "01_tiny.ipynb")
+    shown = site_pages.build("01_tiny").cells[-1].source
+    assert len(quiz.load("01")) >= 5 and "\n" not in shown
+    for question in quiz.load("01"):
+        assert quiz.mark(question.options[question.answer].why) in shown
 
 
 def test_every_figure_of_every_published_notebook_is_found_by_its_cell():
@@ -298,3 +309,27 @@ def test_make_has_the_targets_and_github_deploys_what_make_builds():
     (upload,) = (s for s in steps if "upload-pages-artifact" in s.get("uses", ""))
     assert f"SITE := {upload['with']['path']}\n" in (ROOT / "Makefile").read_text()
     assert any("deploy-pages" in step.get("uses", "") for step in steps)
+
+
+@pytest.fixture(scope="module")
+def configuration():
+    """The module docs/conf.py, if the packages of the extra `site` are installed."""
+    pytest.importorskip("sphinx")
+    pytest.importorskip("math_core")
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_equation_of_a_docstring_is_code_and_its_sections_stay(configuration):
+    text = "Text.\n\n    y = a * b\n\n    z = *c\n\nMore.\n\nArgs:\n    a: one\n\n    b: two"
+    lines = text.splitlines()
+    configuration.indent_code(None, "", "", None, None, lines)
+    assert lines[2:4] == ["::", ""] and lines.count("::") == 1
+    assert [line for i, line in enumerate(lines) if i not in (2, 3)] == text.splitlines()
+
+
+def test_a_formula_becomes_mathml_of_its_kind(configuration):
+    block, inline = (configuration.to_mathml(r"\frac{a}{b}", block=b) for b in (True, False))
+    assert 'display="block"' in block and "<mfrac>" in block and 'display="block"' not in inline

@@ -19,10 +19,12 @@ import pandas as pd
 from nbformat.v4 import new_markdown_cell
 
 from cf_utils.harness import folders, notebooks, records
+from cf_utils.viz import quiz
 
 PROFILES = ("demo", "embedded", "paper")  # the first with a published run is shown
 FOLDED = ("parameters", "setup", "solution")  # tags of cells whose code is folded
 MAX_ROWS = 25  # of a table on a page
+_QUIZ = re.compile(r"^quiz\.ask\(\"(\d\d)\"\)", re.MULTILINE)
 _CLAIM = re.compile(r"(?P<name>.*) in \[.*\]: (ok|FAILED)")
 _DETAILS = re.compile(r"<details><summary>(.*?)</summary>\s*(.*?)\s*</details>", re.DOTALL)
 _IMAGES = ("image/png", "image/svg+xml")
@@ -105,14 +107,16 @@ def _origin(name: str, folder: Path | None) -> str:
 
 
 def _below(cell: nbformat.NotebookNode, folder: Path | None) -> str:
-    """Return the Markdown below a cell: its figures, tables and claims in the published run.
+    """Return the Markdown below a cell: its quiz, and what it made in the published run.
 
     Printed lines of claims are replaced by a table with the values, if all of them are known.
     """
-    if folder is None or cell.cell_type != "code":
+    if cell.cell_type != "code":
         return ""
+    parts = [_in_one_line(quiz.to_html(quiz.load(n))) for n in _QUIZ.findall(cell.source)]
+    if folder is None:
+        return "\n\n".join(parts)
     drawn = any(mime in output.get("data", {}) for output in cell.outputs for mime in _IMAGES)
-    parts = []
     for kind, pattern, caption in _calls(cell.source):
         if kind == "table":
             parts += [_table(path) for path in _matches(folder / "tables", pattern, "csv")]
@@ -191,13 +195,15 @@ def table_html(frame: pd.DataFrame, label: str) -> str:
     names = {c: "" if str(c).startswith("Unnamed: ") else str(c).replace("_", " ") for c in frame}
     body = frame.rename(columns=names).head(MAX_ROWS)
     table = body.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.4g}")
-    lines = re.sub(r"\n\s*", "", table)  # Markdown would end the HTML at an empty line
     more = len(frame) - MAX_ROWS
     note = f"<p>{more} more rows in the file.</p>" if more > 0 else ""
-    label = html.escape(label)
-    return (
-        f'<div class="cf-table" role="region" tabindex="0" aria-label="{label}">{lines}</div>{note}'
-    )
+    region = f'<div class="cf-table" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+    return f"{region}{_in_one_line(table)}</div>{note}"
+
+
+def _in_one_line(text: str) -> str:
+    """Return HTML without line breaks: Markdown would end it at an empty line."""
+    return re.sub(r"\s*\n\s*", " ", text)
 
 
 def _claims(cell: nbformat.NotebookNode, folder: Path) -> str:
