@@ -34,7 +34,8 @@ SETTINGS = {"bounds": None, "tau": TAU, "tolerance": TOLERANCE, "limit": 1e3}
 
 
 def make(**changes):
-    return DiffExplainer(autoencoder=LinearSlices(), agent=make_agent(), **(SETTINGS | changes))
+    networks = {"autoencoder": LinearSlices(), "agent": make_agent()}
+    return DiffExplainer(**(networks | SETTINGS | changes))
 
 
 def odds_of(classifier, x):
@@ -155,6 +156,77 @@ def test_manipulation_by_hand_and_directions():
     expected = x[:, None] + (sign[:, None] * alpha)[..., None, None, None] * step
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(explain.directions(x, target), sign[:, None] * slope)
+
+
+# ---------------------------------------------------------------- the pattern of the agent
+
+
+def make_covariance(seed=5):
+    a = torch.randn(S * D, S * D, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.eye(S * D).double() + 0.1 * a @ a.T / (S * D)
+
+
+def with_covariance(covariance):
+    agent = make_agent()
+    agent.covariance.copy_(covariance)
+    return agent
+
+
+@pytest.mark.parametrize("box", [LinearBlackBox()])
+def test_the_pattern_is_the_covariance_times_the_gradient(box):
+    """The search goes along C dy'/dq, as far as the linear black box needs."""
+    covariance, x = make_covariance(), make_patients()
+    explain = make(agent=with_covariance(covariance), direction="pattern", tolerance=1e-6)
+    target = targets(box, x)
+    ahead = covariance @ slope_of(explain.agent)
+    sign = torch.where(target == 1, 1.0, -1.0).double()
+    torch.testing.assert_close(explain.directions(x, target), sign[:, None] * ahead)
+    step = change_of(explain.autoencoder, ahead)
+    rise = (step * box.w).sum().item()
+    amount = ((math.log(TAU / (1 - TAU)) - sign * odds_of(box, x)) / rise).clamp(min=0)
+    expected = x + (amount * sign)[:, None, None, None] * step
+    cfs = explain(box, x, target)
+    assert rise > 0 and cfs.reached.all()
+    torch.testing.assert_close(cfs.counterfactual, expected, atol=1e-3, rtol=0)
+
+
+def test_a_pattern_ignores_what_only_cancels_a_disturbance():
+    """Haufe et al. 2014: codes s a + n b; the optimal filter is not a, but its pattern is."""
+    generator = torch.Generator().manual_seed(0)
+    s, n = torch.randn(2, 4000, generator=generator).double()
+    codes = torch.zeros(4000, S * D).double()
+    codes[:, 0], codes[:, 1] = s + n, n  # the score s is code 0 less code 1
+    agent = make_agent()
+    with torch.no_grad():
+        agent.linear.weight.zero_()
+        row = agent.head.weight[1] - agent.head.weight[0]
+        agent.linear.weight[:, 0] = row / row.square().sum()
+        agent.linear.weight[:, 1] = -row / row.square().sum()
+    agent.set_covariance(codes)
+    x, target = make_patients(), torch.ones(len(make_patients()), dtype=torch.int64)
+    found = {
+        k: make(agent=agent, direction=k).directions(x, target)[0] for k in diffexplainer.DIRECTIONS
+    }
+    assert found["gradient"][:2].tolist() == pytest.approx([1, -1])
+    assert abs(found["pattern"][1] / found["pattern"][0]) < 0.05
+    assert found["pattern"][2:].abs().max() == 0
+
+
+def test_the_covariance_is_that_of_the_codes_and_without_one_both_directions_agree():
+    codes = torch.randn(50, S * D, generator=torch.Generator().manual_seed(1)).double()
+    agent, x = make_agent(), make_patients()
+    target = torch.zeros(len(x), dtype=torch.int64)
+    one, other = (
+        make(agent=agent, direction=k).directions(x, target) for k in ("gradient", "pattern")
+    )
+    torch.testing.assert_close(one, other)
+    agent.set_covariance(codes)
+    away = codes - codes.mean(0)
+    torch.testing.assert_close(agent.covariance, away.T @ away / 49)
+    with pytest.raises(ValueError, match="codes"):
+        agent.set_covariance(codes[:1])
+    with pytest.raises(ValueError, match="direction"):
+        make(direction="along")(LinearBlackBox(), x, target)
 
 
 # ---------------------------------------------------------------- path, maps

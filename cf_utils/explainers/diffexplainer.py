@@ -16,6 +16,9 @@ Decisions:
 * The paper chooses alpha by hand. Here it is searched for each item: from the amount that the agent
   predicts, it doubles until the black box gives the wanted score or ||q' - q||_2 equals `limit`.
   False position then takes the score down to at most `tolerance` above the wanted one.
+* `direction="pattern"` replaces dy'/dq by its product with the covariance of the training codes
+  (Haufe et al., NeuroImage 2014, Eq. 6). The gradient is a filter: it also weighs codes that only
+  cancel what disturbs the others. The pattern is how codes of patients vary with the score.
 * D decodes from the noise x_T of the inverted query, as in Preechakul et al. (CVPR 2022).
 * An item that does not reach tau keeps the visited point with the highest score.
 """
@@ -59,6 +62,7 @@ from cf_utils.models.generators.slices import DiffusionCodes
 
 FLAT = "gradient of the agent's score is 0"
 PATHS = ("score", "amount")
+DIRECTIONS = ("gradient", "pattern")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,6 +90,7 @@ class DiffExplainer(Explainer):
     refinements: int = 6  # most points of false position, per state
     path_steps: int = 5  # states of the path after the reconstruction
     path_by: str = "score"  # equal steps of the path: score (extra decodings), or amount (alpha)
+    direction: str = "gradient"  # dy'/dq of Eq. 2, or the pattern of the agent
 
     def check(self, x: Tensor, logits: Tensor) -> None:
         """Raise ValueError if a setting is out of range or x does not fit the agent."""
@@ -97,6 +102,7 @@ class DiffExplainer(Explainer):
         check_count("refinements", self.refinements, least=0)
         check_count("path_steps", self.path_steps)
         check_choice("path_by", self.path_by, PATHS)
+        check_choice("direction", self.direction, DIRECTIONS)
         if x.ndim != 4 or x.shape[1] != self.agent.slices:
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, expected patients (B, {self.agent.slices}, H, W) "
@@ -116,30 +122,36 @@ class DiffExplainer(Explainer):
                 check_output(output, x)
                 logits = f(output, rows)  # C(I'_q)
             slope = self._gradient(model.semantic(z), target)
-            length = slope.norm(dim=1)
-            direction = model.extend(slope, x.shape[1])
-            wanted = torch.full_like(length, tau)
+            ahead = self._turn(slope)
+            rise = (slope * ahead).sum(1)  # of linear log-odds, per unit of alpha
+            direction = model.extend(ahead, x.shape[1])
+            wanted = torch.full_like(rise, tau)
             lines = TracedLines(f, generator, rows, z, direction, target, wanted)
             every = torch.arange(len(x), device=x.device)
             begin = lines.judge(output, logits, every)
-            lines.remember(begin, torch.zeros_like(length), every)
-            found = self._search_amounts(lines, begin, log_odds(logits, target), length)
+            lines.remember(begin, torch.zeros_like(rise), every)
+            found = self._search_amounts(
+                lines, begin, log_odds(logits, target), rise, ahead.norm(dim=1)
+            )
             path = self._split(lines, begin, found)
         return SearchResult(
             found.output.to(x),
             path=path.to(x),
             path_len=torch.full((len(x),), path.shape[1]),
-            reason=self._reasons(begin.finite, found.reached, length),
+            reason=self._reasons(begin.finite, found.reached, rise),
             generator=generator.total(),
         )
 
     def _search_amounts(
-        self, lines: TracedLines, begin: line.Look, now: Tensor, length: Tensor
+        self, lines: TracedLines, begin: line.Look, now: Tensor, rise: Tensor, length: Tensor
     ) -> line.Amounts:
-        """Return the amounts alpha; `now` are the log-odds at alpha = 0."""
+        """Return the amounts alpha.
+
+        Args: now: log-odds at alpha = 0; rise: of the agent's, per unit of alpha; length: of the
+        direction.
+        """
         aim = aim_of(lines.wanted, self.tolerance)
-        # linear log-odds rise by |dy'/dq|^2 per unit of alpha
-        first = ((aim - now) / length.square()).nan_to_num(0, 0, 0)
+        first = ((aim - now) / rise).nan_to_num(0, 0, 0)
         most = torch.where(length > 0, self.limit / length, torch.zeros_like(length))
         found = line.search_amounts(lines, line.start(begin), first, most, halvings=0)
         return refine(lines, found, lines.bracket(aim), self.refinements, self.tolerance)
@@ -165,24 +177,24 @@ class DiffExplainer(Explainer):
 
     @torch.no_grad()
     def manipulate(self, x: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
-        """Return D(q + alpha dy'/dq) for given amounts, (B, K, S, H, W), on the device of x.
+        """Return D(q + alpha d) for the direction d and given amounts, (B, K, S, H, W).
 
         Args: x (B, S, H, W); target int64 (B,), the class i; alpha (K,), of either sign.
         """
         model, place = self._codes(x), device_of(self.agent, x.device)
         with frozen(model, self.agent):
             z = model.encode(cast_to_model(x, model))
-            slope = self._gradient(model.semantic(z), target.to(place))
+            ahead = self._turn(self._gradient(model.semantic(z), target.to(place)))
             generator = LatentPasses(model, len(x))
-            return walk(generator, z, model.extend(slope, x.shape[1]), alpha.to(z)).to(x)
+            return walk(generator, z, model.extend(ahead, x.shape[1]), alpha.to(z)).to(x)
 
     @torch.no_grad()
     def directions(self, x: Tensor, target: Tensor) -> Tensor:
-        """Return dy'/dq for the class `target` (B,) at the codes of x, (B, S * d)."""
+        """Return the direction for the class `target` (B,) at the codes of x, (B, S * d)."""
         model, place = self._codes(x), device_of(self.agent, x.device)
         with frozen(model, self.agent):
             codes = model.encode_semantic(cast_to_model(x, model))
-            return self._gradient(codes, target.to(place)).to(x)
+            return self._turn(self._gradient(codes, target.to(place))).to(x)
 
     def zero_edit(self, x: Tensor, ids: Ids | None = None) -> Tensor:
         """Return the reconstruction D(q) of x, the point at alpha = 0."""
@@ -199,10 +211,14 @@ class DiffExplainer(Explainer):
         (slope,) = torch.autograd.grad(log_odds(self.agent(q), target).sum(), q)
         return slope.nan_to_num(0, 0, 0)
 
-    def _reasons(self, finite: Tensor, reached: Tensor, length: Tensor) -> list[str]:
+    def _turn(self, slope: Tensor) -> Tensor:
+        """Return the direction of the search (B, S * d) for gradients of the same shape."""
+        return slope @ self.agent.covariance.to(slope) if self.direction == "pattern" else slope
+
+    def _reasons(self, finite: Tensor, reached: Tensor, rise: Tensor) -> list[str]:
         """Return the failure reason per item."""
         far = f"score below tau up to distance {self.limit:g} in the latent space"
-        reasons = [FLAT if flat else far for flat in (length == 0).tolist()]
+        reasons = [FLAT if flat else far for flat in (rise == 0).tolist()]
         reasons = [r if ok else NAN for r, ok in zip(reasons, finite.tolist(), strict=True)]
         return ["" if ok else r for r, ok in zip(reasons, reached.tolist(), strict=True)]
 

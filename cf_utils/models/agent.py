@@ -8,6 +8,9 @@ maps these to logits. The agent is trained to agree with the teacher, by one of 
     l1, MSE:  |A(q) - F(x)|, (A(q) - F(x))^2 on the features, averaged over items and features
     KL:       KL(C(x) || A'(q)) of the class probabilities, averaged over items
 
+The covariance of the training codes is kept beside the weights. It turns the agent's weights, a
+filter, into the pattern of codes that varies with the score (Haufe et al., NeuroImage 2014, Eq. 6).
+
 Decision: the paper does not say how the codes of the slices are joined. `join="concat"` puts them
 side by side, so that each slice has weights of its own; the slices show different levels of the
 lung. `join="mean"` averages them: fewer weights, and the order of the slices does not matter.
@@ -39,6 +42,8 @@ class Agent(nn.Module):
     Raises ValueError on other values.
     """
 
+    covariance: Tensor  # of the codes (S * d, S * d)
+
     def __init__(
         self, latent: int, features: int, slices: int = 4, outputs: int = 2, join: str = "concat"
     ):
@@ -50,6 +55,7 @@ class Agent(nn.Module):
         self.latent, self.slices, self.join = latent, slices, join
         self.linear = nn.Linear(latent * (slices if join == "concat" else 1), features)
         self.head = nn.Linear(features, outputs).requires_grad_(False)
+        self.register_buffer("covariance", torch.eye(latent * slices))
 
     def copy_head(self, head: nn.Linear) -> None:
         """Copy the teacher's classification layer; it is never trained.
@@ -65,17 +71,17 @@ class Agent(nn.Module):
             self.head.weight.copy_(head.weight)
             self.head.bias.copy_(head.bias)
 
+    def set_covariance(self, codes: Tensor) -> None:
+        """Keep the covariance of training codes (N, S * d). Raises ValueError on another shape."""
+        self._check(codes, least=2)
+        self.covariance.copy_(torch.cov(codes.T))
+
     def features(self, codes: Tensor) -> Tensor:
         """Return the predicted features (B, F) of codes (B, S * d), slice after slice.
 
         Raises ValueError on another shape.
         """
-        width = self.slices * self.latent
-        if codes.ndim != 2 or codes.shape[1] != width:
-            raise ValueError(
-                f"codes: got shape {tuple(codes.shape)}, expected (B, {width}): {self.slices} "
-                f"slices of {self.latent} values each"
-            )
+        self._check(codes)
         if self.join == "mean":
             codes = codes.unflatten(1, (self.slices, self.latent)).mean(1)
         return self.linear(codes)
@@ -83,6 +89,14 @@ class Agent(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Return the logits (B, outputs) of codes (B, S * d)."""
         return self.head(self.features(codes))
+
+    def _check(self, codes: Tensor, least: int = 0) -> None:
+        width = self.slices * self.latent
+        if codes.ndim != 2 or codes.shape[1] != width or len(codes) < least:
+            raise ValueError(
+                f"codes: got shape {tuple(codes.shape)}, expected (B, {width}): {self.slices} "
+                f"slices of {self.latent} values each"
+            )
 
 
 def distillation_loss(

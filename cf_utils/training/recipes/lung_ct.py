@@ -220,6 +220,7 @@ def train_agent(
     def build() -> Agent:
         agent = Agent(**arguments)
         agent.copy_head(teacher.head)
+        agent.set_covariance(codes)
         return agent
 
     def prepare(rows: Tensor) -> tuple[TensorDataset, Loss]:

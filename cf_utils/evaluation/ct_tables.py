@@ -1,0 +1,158 @@
+"""Tables of DiffExplainer: reconstruction, agents, manipulation and localisation.
+
+Source: Fang et al., DiffExplainer (MICCAI workshop 2024), sections 3.3 to 3.5. Patients are images
+(B, S, H, W) in [0, 1] with S slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from cf_utils.core import Counterfactuals
+from cf_utils.evaluation.metrics import voxels
+from cf_utils.evaluation.metrics.alignment import measure_alignment
+from cf_utils.evaluation.metrics.decision import paired_difference
+from cf_utils.evaluation.metrics.manipulation import is_observable, measure_manipulation
+from cf_utils.evaluation.metrics.reconstruction import measure_reconstruction
+from cf_utils.evaluation.reconstructions import measure_rows
+from cf_utils.evaluation.truth.true_counterfactuals import TrueSet
+from cf_utils.models.agent import Agent
+from cf_utils.models.classifiers import predict
+from cf_utils.models.generators.slices import DiffusionCodes
+from cf_utils.worlds import Factors, lung_ct
+
+ROWS = {
+    "a": "A: own z, inverted x_T",
+    "b": "B: own z, x_T as printed",
+    "c": "C: own z, random x_T",
+    "d": "D: z of another patient, own x_T",
+}
+MANIPULATION = {  # name of a metric -> its entry in `manipulation_row`
+    "moved_as_wanted": "moved",
+    "monotone": "monotone",
+    "reached": "reached",
+    "observable": "observable",
+}
+BODY = 0.42  # value of -500 HU in the lung window, between air and fat
+
+
+@torch.no_grad()
+def reconstruction_table(
+    classifier: nn.Module,
+    x: Tensor,
+    rows: Mapping[str, Tensor],
+    rivals: Mapping[str, Tensor],
+    body: Tensor | None = None,
+) -> pd.DataFrame:
+    """Compare reconstructions of x: one row per way, columns of `measure_reconstruction`.
+
+    Args:
+        classifier: maps x to logits (B, K).
+        rows: of `reconstructions.reconstruct_patients`.
+        rivals: name -> what another generator makes of x, of the shape of x.
+        body: bool like x, pixels inside the body.
+    """
+    found: dict[str, Any] = {
+        ROWS[k]: v for k, v in measure_rows(classifier, x, dict(rows), body).items()
+    }
+    logits = predict(classifier, x)
+    for name, y in rivals.items():
+        quality = measure_reconstruction(x, y, logits, predict(classifier, y), body)
+        found[name] = quality | {"draws": 1}
+    table = pd.DataFrame(found).T
+    return table.astype({"n": int, "draws": int})
+
+
+@torch.no_grad()
+def alignment_table(
+    agents: Mapping[str, Agent], codes: DiffusionCodes, classifier: nn.Module, x: Tensor
+) -> pd.DataFrame:
+    """Table 1: agreement of each agent with the black box on patients x, one row per objective."""
+    q, logits = codes.encode_semantic(x), predict(classifier, x)
+    found = {name: measure_alignment(predict(agent, q), logits) for name, agent in agents.items()}
+    return pd.DataFrame(found).T.astype({"n": int})
+
+
+def manipulation_row(
+    classifier: nn.Module, cfs: Counterfactuals, noise_sd: Tensor | None = None
+) -> dict[str, float | int]:
+    """Return `Manipulation.summary`, and the share of changes that can be seen above the noise.
+
+    cfs: with paths in equal steps of alpha; noise_sd: of the images, (B,), None leaves the share
+    out.
+    """
+    found = measure_manipulation(classifier, cfs).summary()
+    if noise_sd is None or cfs.path is None:
+        return found
+    seen = is_observable(cfs.counterfactual - cfs.path[:, 1], noise_sd)
+    return found | {"observable": seen.double().mean().item()}
+
+
+def true_change(cfs: Counterfactuals, members: TrueSet, factors: Factors) -> Tensor:
+    """Return the voxels that the nearest extent of fibrosis with the same score changes.
+
+    Bool (B, S, H, W); a voxel counts from 30 HU. False everywhere for an item whose decision no
+    extent flips.
+
+    Args: members of `true_counterfactuals.find(cfs, factors, ...)`.
+    """
+    changed = torch.zeros(cfs.query.shape, dtype=torch.bool)
+    rows = [m for m, name in enumerate(members.factor) if name == "extent"]
+    if rows:
+        item = members.item[rows].cpu()
+        before = factors.take(item)
+        after = before.move("extent", members.value[rows].cpu().to(before["extent"]))
+        size = (cfs.query.shape[2], cfs.query.shape[3])
+        change = lung_ct.render_change(after, size) - lung_ct.render_change(before, size)
+        changed[item] = change.abs() >= lung_ct.LEAST_CHANGE
+    return changed
+
+
+def localisation_table(
+    maps: Mapping[str, Tensor | str], truth: Tensor, within: Tensor, seed: int = 0
+) -> pd.DataFrame:
+    """Compare maps of amounts with the true voxels: one row per map, the first one is ours.
+
+    Columns: mean auprc, pointing and mass over patients with a true voxel (`n`), and ours less the
+    map's auprc (`ahead`) with its 95 % interval over the same patients (`low`, `high`); `note` says
+    why a map is missing.
+
+    Args: maps (B, S, H, W) or a reason; truth, within: bool (B, S, H, W).
+    """
+    found = voxels.compare_maps(maps, truth, within)
+    ours = found[next(iter(maps))]["auprc"]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, of in maps.items():
+        if isinstance(of, str):
+            rows[name] = {"n": 0, "note": of}
+            continue
+        values = found[name]
+        ahead = paired_difference(ours, values["auprc"], seed=seed)
+        rows[name] = {metric: value.nanmean().item() for metric, value in values.items()}
+        rows[name] |= {"ahead": ahead["mean"], "low": ahead["low"], "high": ahead["high"]}
+        rows[name] |= {"n": int((~values["auprc"].isnan()).sum()), "note": ""}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def chance(truth: Tensor, within: Tensor) -> float:
+    """Return the share of true voxels, the AUPRC of a map by chance; both bool (B, S, H, W)."""
+    return truth[within].double().mean().item()
+
+
+def segment_body(x: Tensor) -> Tensor:
+    """Return the body, all that lies inside its skin, bool like x (B, S, H, W)."""
+    above = (x > BODY).cpu().numpy()
+    filled = [[ndimage.binary_fill_holes(plane) for plane in item] for item in above]
+    return torch.tensor(filled).view(x.shape)
+
+
+def body_overlap(x: Tensor, y: Tensor) -> Tensor:
+    """Dice overlap of the bodies in x and y, (B,) in [0, 1]: 1 if the outline has not moved."""
+    a, b = (segment_body(image).flatten(1).double() for image in (x, y))
+    return 2 * (a * b).sum(1) / (a.sum(1) + b.sum(1))
