@@ -41,28 +41,29 @@ help:  ## show this list
 # Runs pip again when pyproject.toml has changed.
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; name one with PYTHON=/path/to/python"; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[embedded,dev]'
-	touch $@
+	@echo "Setting up $(VENV), which needs 6 GB; pip shows each package that it downloads."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[embedded,dev]'
+	@touch $@
 
 # Without a network this prints an error and is tried again next time; the tests that need it skip.
 $(ALEXNET): | $(READY)
-	-@$(CF) weights alexnet --pip='$(PIP_ARGS)'
+	-@echo "Downloading the weights of AlexNet"; $(CF) weights alexnet --pip='$(PIP_ARGS)'
 
 $(THORAX): | $(READY)
-	-@$(CF) weights thorax --pip='$(PIP_ARGS)'
+	-@echo "Downloading a CT of a thorax"; $(CF) weights thorax --pip='$(PIP_ARGS)'
 
 $(LUNG_CT): | $(READY)
-	-@$(CF) weights lung_ct --pip='$(PIP_ARGS)'
+	-@echo "Downloading a CT of a lung"; $(CF) weights lung_ct --pip='$(PIP_ARGS)'
 
 demo: $(SET_UP)  ## run the notebooks (all, or NB=) on embedded data; writes results/demo/report.html
-	$(RUN) --profile demo $(ARGS)
+	@$(RUN) --profile demo $(ARGS)
 
 paper: $(SET_UP)  ## run them with the papers' settings on official data (DATA=)
-	$(RUN) --profile paper $(ARGS)
+	@$(RUN) --profile paper $(ARGS)
 
 embedded: $(SET_UP)  ## run them on embedded data with enough items for firm claims
-	$(RUN) --profile embedded $(ARGS)
+	@$(RUN) --profile embedded $(ARGS)
 
 lint: $(READY)  ## formatter, linter, import rules, type checker
 	$(PY) -m ruff format --check .

@@ -245,16 +245,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(given, prog_name="cf", obj=passed_on)
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 0
-    except KeyboardInterrupt:
+        if status == STOPPED:
+            print(_say_stopped(e), file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(_say_stopped(e), file=sys.stderr)
         status = STOPPED
     except (ValueError, OSError) as e:
         if os.environ.get("CF_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {e}", file=sys.stderr)
         status = 2 if isinstance(e, ValueError | FileNotFoundError) else 1
-    if status == STOPPED:
-        print("stopped", file=sys.stderr)
     return status
+
+
+def _say_stopped(error: BaseException | None) -> str:
+    """Return the message of the KeyboardInterrupt behind an error, or "stopped"."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) and error.args:
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return "stopped"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from cf_utils.harness import (
     publish,
     report,
     results,
+    terminal,
 )
 from cf_utils.harness import run as runner
 from cf_utils.models import checkpoints
@@ -287,7 +288,9 @@ def test_ctrl_c_ends_runner_snakemake_and_kernel_without_a_traceback_of_ours(pro
     os.killpg(child.pid, signal.SIGINT)  # what a terminal does
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130, said
-    assert "stopped" in said and "cf_utils/cli.py" not in said
+    assert "stopped with 0 of 1 notebook done; run the same command again" in said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said  # the kernel's is in the log
+    assert "KeyboardInterrupt" in terminal.log_path("demo").read_text()
     assert not (folders.run_folder("demo", "02_long") / "metrics.json").exists()
 
 
@@ -465,6 +468,7 @@ def test_after_a_kill_all_is_done_and_then_only_what_changed(project, planned, c
     ):
         (project / "cf_utils" / f"{name}.py").write_text(text)
     paper, folder = ["--profile", "paper", "--cores", "2"], folders.run_folder("paper", "01_tiny")
+    log = terminal.log_path("paper")
 
     pid = fork(lambda: (os.setsid(), run(*paper)))  # runner, Snakemake and jobs, killed together
     while not (folder / "owner.json").exists():
@@ -476,9 +480,14 @@ def test_after_a_kill_all_is_done_and_then_only_what_changed(project, planned, c
     assert found["n"] == 6 and found["threads"] == "1"  # 2 jobs share 2 cores
     page = (project / "results" / "paper" / "report.html").read_text()
     assert "01 · tiny" in page and "02 · tiny" in page
-    capfd.readouterr()
+    said = capfd.readouterr()
+    assert re.search(r"(?m)^2 notebooks to run", said.out)
+    assert re.search(r"(?m)^2 of 2 · 0[12] tiny · \d+ s$", said.out)
+    assert re.search(r"(?m)^2 of 2 notebooks done in \d+ s$", said.out)
+    assert "DAG" not in said.out + said.err and "rule notebook" in log.read_text()
     assert run(*paper) == 0
-    assert "all is done" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "nothing to do" in said.out and len(said.out.splitlines()) == 1 and not said.err
 
     (project / "cf_utils" / "other.py").write_text("unused = 1")  # nothing imports it
     make_profile(project, "# a comment\n01_tiny:\n  steps: 6\n02_more:\n  steps: 3\n")
@@ -596,7 +605,8 @@ def test_a_full_disk_hides_neither_the_summary_nor_the_status(
     def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(runner, "_run_snakemake", lambda command, lock: 1)
+    monkeypatch.setattr(runner, "find_pending", lambda command, names: names)
+    monkeypatch.setattr(runner, "_run_snakemake", lambda command, lock, progress: 1)
     monkeypatch.setattr(report.files, "write_text", _only_for("report.html", full))
     assert run() == 1
     said = capsys.readouterr()

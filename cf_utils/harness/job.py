@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,43 @@ def run_notebook(
         token = _take_over(folder)
         files.write_json(folder / "parameters.json", parameters.complete(name, given))
         log = folder / "log" / "notebook.ipynb"
-        log.parent.mkdir(exist_ok=True)
         print(f"{label} started; its log is {log}", flush=True)
-        with free_gpu() as gpu, _kernel_environment(token, shard, gpu):
-            execute(notebook, log, dict(given), label)
-        _keep_results(folder, log, shard, label, round(time.time() - began, 2))
+        with _recorded_state(folder, token):
+            with free_gpu() as gpu, _kernel_environment(token, shard, gpu):
+                execute(notebook, log, dict(given), label)
+            _keep_results(folder, log, shard, label, round(time.time() - began, 2))
     print(f"{label} done in {time.time() - began:.0f} s", flush=True)
     return folder
+
+
+def state_file(folder: Path) -> Path:
+    """Return the record of the last job in a folder, which `terminal` reads.
+
+    It holds token, state ("running", "done" or "failed"), elapsed (seconds, None while it runs),
+    problem (of a failed job) and seconds (of the last job that was done, or None).
+    """
+    return folder / "log" / "job.json"
+
+
+@contextlib.contextmanager
+def _recorded_state(folder: Path, token: str) -> Iterator[None]:
+    """Record that a job runs, then that it is done or how it failed."""
+    began, path = time.time(), state_file(folder)
+    seconds = (records.read(path) or {}).get("seconds")
+
+    def write(state: str, **more: Any) -> None:
+        now = {"token": token, "state": state, "elapsed": None, "seconds": seconds}
+        files.write_json(path, now | more)
+
+    path.parent.mkdir(exist_ok=True)
+    write("running")
+    try:
+        yield
+    except (JobFailed, OSError) as e:
+        write("failed", elapsed=round(time.time() - began, 2), problem=str(e))
+        raise
+    took = round(time.time() - began, 2)
+    write("done", elapsed=took, seconds=took)
 
 
 def _select_shard_cells(name: str, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -117,8 +117,6 @@ def snakemake_command(path: Path, plan: dict[str, Any], options: Options) -> lis
     command += ["--max-checksum-file-size", "100MB"]
     if options.dry_run:
         command += ["--dry-run"]
-    else:
-        command += ["--quiet", "host", "progress", "reason", "rules"]
     if plan["gpu"]:
         command += ["--resources", f"gpu={plan['gpus']}"]
     return [*command, *options.snakemake]

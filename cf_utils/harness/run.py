@@ -6,6 +6,7 @@ The plan (see `plan`) is a JSON file that workflow/Snakefile reads. Its jobs cal
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cf_utils.core import files
-from cf_utils.harness import claims, folders, job, notebooks, parameters, report
+from cf_utils.harness import claims, folders, job, notebooks, parameters, report, terminal
 from cf_utils.harness.locks import environment, lock_file
 from cf_utils.harness.plan import Options, make_plan, snakemake_command
 
 SEEDS = range(5)  # of `run_claims`
+POLL = 0.5  # seconds between two looks at the jobs
 
 
 def choose_notebooks(wanted: Sequence[str], profile: str) -> list[str]:
@@ -33,8 +35,12 @@ def choose_notebooks(wanted: Sequence[str], profile: str) -> list[str]:
 def run_workflow(wanted: Sequence[str], options: Options) -> int:
     """Run what is not done yet; return 0 if every notebook is done and every claim holds.
 
+    The terminal shows progress, see `terminal`; what Snakemake and the jobs print is in the log.
+
     Args:
         wanted: numbers or names of notebooks; if empty, all that have a section in the profile.
+
+    On Ctrl-C it raises KeyboardInterrupt with a sentence that says how to go on.
     """
     names = choose_notebooks(wanted, options.profile)
     folders.check_writable(folders.root())
@@ -43,10 +49,18 @@ def run_workflow(wanted: Sequence[str], options: Options) -> int:
         plan = make_plan(names, options)
         path = folders.root() / ".plans" / f"{options.profile}.json"
         files.write_json(path, plan)
-        before = _modification_times(plan)
-        status = _run_snakemake(snakemake_command(path, plan, options), descriptor)
+        command = snakemake_command(path, plan, options)
         if options.dry_run:
-            return status
+            return _run_snakemake(command, descriptor)
+        before, status = _modification_times(plan), 0
+        if (pending := find_pending(command, names)) is not None:
+            progress = terminal.Progress(pending, plan, options.cores or 1)
+            progress.announce()
+            try:
+                status = _run_snakemake(command, descriptor, progress)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(progress.say_stopped()) from None
+            progress.finish(status)
         problem = _write_report(options.profile) if status else None
         unchanged = status == 0 and _modification_times(plan) == before
         return summarise(names, options.profile, status, unchanged, problem)
@@ -81,14 +95,43 @@ def run_one(
     return int(bool(failed) and not keep_going)
 
 
-def _run_snakemake(command: Sequence[str], lock: int) -> int:
+def find_pending(command: Sequence[str], names: Sequence[str]) -> list[str] | None:
+    """Return which of the notebooks have a job to run; None if there is no job, nor a report.
+
+    A dry run of Snakemake tells. If it fails, all notebooks are returned; the run will show why.
+    """
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    if dry.returncode:
+        return list(names)
+    said = dry.stdout + dry.stderr
+    if "Nothing to be done" in said:
+        return None
+    found = set(re.findall(r"(?m)^\s*wildcards: nb=([\w.-]+)", said))
+    return [name for name in names if name in found]
+
+
+def _run_snakemake(
+    command: Sequence[str], lock: int, progress: terminal.Progress | None = None
+) -> int:
     """Run Snakemake and return its exit status; on Ctrl-C wait until it has ended its jobs.
 
-    The child inherits the lock. If only this process is killed, the next run waits for the child.
+    With `progress`, the output goes to the log. The child inherits the lock: if only this process
+    is killed, the next run waits for the child.
     """
-    with subprocess.Popen(command, pass_fds=(lock,)) as child:
+    with contextlib.ExitStack() as stack:
+        out: dict[str, Any] = {}
+        if progress is not None:
+            path = terminal.log_path(progress.profile)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context(open(path, "w"))
+            out = {"stdout": log, "stderr": subprocess.STDOUT}
+        child = stack.enter_context(subprocess.Popen(command, pass_fds=(lock,), **out))
         try:
-            return child.wait()
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(POLL)
+                if progress is not None:
+                    progress.look()
         except KeyboardInterrupt:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(20)  # the terminal sent it the same signal
@@ -115,7 +158,7 @@ def _modification_times(plan: dict[str, Any]) -> list[int | None]:
 def summarise(
     names: Sequence[str], profile: str, status: int, unchanged: bool, problem: str | None = None
 ) -> int:
-    """Print what is done, what failed and where to look; return the exit status.
+    """Print what failed and where to look; return the exit status.
 
     Args:
         status: Snakemake's exit status.
@@ -131,11 +174,12 @@ def summarise(
         elif failed := job.failed_claims(folder):
             bad = True
             print(f"{name}: done, but {len(failed)} claims do not hold: {'; '.join(failed)}")
-        elif not unchanged:
-            print(f"{name}: done, results in {folder}")
-    print(f"report: {problem or report.path(profile)}")
+    if status:
+        print(f"log: {terminal.log_path(profile)}")
     if unchanged:
-        print("all is done: nothing has changed since the last run")
+        print(f"nothing to do, all is done; the report is {report.path(profile)}")
+    else:
+        print(f"report: {problem or report.path(profile)}")
     return int(bad)
 
 
@@ -148,6 +192,7 @@ def run_claims(wanted: Sequence[str], options: Options) -> int:
     roots = [folders.root() / ".claims" / f"seed-{seed}" for seed in SEEDS]
     for seed, root in zip(SEEDS, roots, strict=True):
         changes = [*options.changes, f"seed={seed}"]
+        print(f"seed {seed} of {SEEDS[0]} to {SEEDS[-1]}", flush=True)
         with environment(CF_RESULTS_ROOT=str(root), CF_CLAIMS="record"):
             run_workflow(names, replace(options, changes=changes))  # failed claims are recorded
     bad = 0
