@@ -22,6 +22,7 @@ from cf_utils.explainers.exaggeration import Exaggeration
 from cf_utils.harness.cases import Case, Truth
 from cf_utils.models import checkpoints, oracle_columns
 from cf_utils.models.agent import OBJECTIVES, Agent
+from cf_utils.models.cards import Card
 from cf_utils.models.classifiers import predict
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.generators.diffae import DiffusionAutoencoder
@@ -58,7 +59,9 @@ class CTCase(Case):
     @property
     def readable(self) -> tuple[str, ...]:
         """Factors that the oracle reads reliably."""
-        return oracle_columns.readable_factors(self.truth.oracle) if self.truth else ()
+        if self.truth is None or self.oracle is None:
+            return ()
+        return oracle_columns.readable_factors(self.truth.oracle)
 
     def codes(self, steps: int) -> DiffusionCodes:
         """Return the autoencoder as a latent model of patients, with x_T as a part of the code."""
@@ -165,7 +168,7 @@ def _build(data: rendered.Rendered, label: str, agent: str, device: torch.device
         return checkpoints.load(name, device).model if checkpoints.exists(name) else None
 
     oracle = checkpoints.exists(f"{WORLD}_oracle")
-    known = checkpoints.read_card(f"{WORLD}_oracle") if oracle else None
+    known = checkpoints.read_card(f"{WORLD}_oracle") if oracle else Card()
     return CTCase(
         f"{WORLD} (embedded)",
         WORLD,
@@ -178,7 +181,7 @@ def _build(data: rendered.Rendered, label: str, agent: str, device: torch.device
         gan=find("gan") if label == "mortality" else None,
         oracle=find("oracle"),
         **_describe(data),
-        truth=Truth(data.factors, card.quality["uses"], known) if known else None,
+        truth=Truth(data.factors, card.quality["uses"], known),
     )
 
 

@@ -114,9 +114,13 @@ def map_grid(
             style = ("RdBu_r", -high) if name in signed else ("magma", 0.0)
             ax.imshow(m[i].detach().cpu().numpy(), cmap=style[0], vmin=style[1], vmax=high)
             ax.set(xticks=[], yticks=[])
-            ax.set_title(name if i == 0 else "", fontsize=9)
+            ax.set_title(_wrap(name) if i == 0 else "", fontsize=9)
     axes[0, 0].set_title("query, truth", fontsize=9)
     return fig
+
+
+def _wrap(name: str) -> str:
+    return name.replace("_", " ").replace(" ", "\n", 1)
 
 
 def _axes(rows: int, columns: int, panel: float) -> tuple[Figure, list[list[Axes]]]:
