@@ -340,7 +340,6 @@ class Clock:
 def test_the_estimate_is_within_30_percent(folder, tmp_path, monkeypatch, method, batch):
     clock = Clock()
     monkeypatch.setattr(own_run, "time", clock)
-    monkeypatch.setattr(own_run, "process_age", clock.time)
     monkeypatch.setattr(own_run, "write", lambda *_: None)
     handle = nn.modules.module.register_module_forward_pre_hook(
         lambda module, arguments: clock.move(module, arguments) if type(module) is ByMean else None
@@ -352,13 +351,20 @@ def test_the_estimate_is_within_30_percent(folder, tmp_path, monkeypatch, method
     )  # fmt: skip
     try:
         _, _, plan = own_run.prepare(options)
-        minutes, timed = own_run.estimate(plan, tmp_path / "pilot", seconds=2)
+        minutes, timed = own_run.estimate(plan, tmp_path / "pilot", clock.now, seconds=2)
         clock.now = 0.0
         own_run.explain(options, tmp_path / "out")
     finally:
         handle.remove()
     assert timed < plan.n_batches
     assert 60 * minutes == pytest.approx(clock.now, rel=0.3)
+
+
+def test_the_first_batch_and_a_busy_moment_do_not_stand_for_the_others():
+    assert own_run.extrapolate([7.0], 3) == 21  # nothing else is known
+    assert own_run.extrapolate([5.0, 1.0], 4) == 5 + 1 + 2
+    assert own_run.extrapolate([5.0, 1.0, 3.0, 2.0], 4) == 11  # all were timed
+    assert own_run.extrapolate([5.0, 1.0, 30.0, 2.0, 3.0, 1.0], 8) == 42 + 2 * (1 + 2 + 3) / 3
 
 
 def test_the_features_of_a_table_are_counted(csv):
@@ -386,7 +392,7 @@ def make_changes():
 
 
 def test_the_commands_check_and_explain(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(own_run, "process_age", lambda: 1.0)
+    monkeypatch.setattr(own_run, "START_UP", 1.0)
     weights = tmp_path / "w.safetensors"
     save_file(ByMean().state_dict(), weights)
     common = ["--model", HERE + "by_mean", "--weights", str(weights), "--images", str(folder)]

@@ -26,6 +26,7 @@ from cf_utils.harness.own_case import Case, Options, load
 from cf_utils.harness.preflight import Finding
 
 PILOT_SECONDS = 20.0  # batches are timed until then
+START_UP = time.time() - psutil.Process().create_time()  # seconds until this import, of a process
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,26 +73,28 @@ def check(options: Options) -> tuple[list[Finding], float | None]:
 
     Returns the findings, and the minutes or None if there is something to fix.
     """
+    start = time.time()
     _, findings, plan = prepare(options)
     if plan is None:
         return findings, None
     with tempfile.TemporaryDirectory() as folder:
-        minutes, timed = estimate(plan, Path(folder))
+        minutes, timed = estimate(plan, Path(folder), START_UP + time.time() - start)
     text = f"about {_say(minutes)} for {len(plan.case.x)} items ({timed} of {plan.n_batches} "
     findings.append(Finding("ok", "time", text + f"batches of {plan.case.batch_size} timed)"))
     findings.append(_check_memory(plan.case))
     return findings, minutes
 
 
-def estimate(plan: Plan, folder: Path, seconds: float = PILOT_SECONDS) -> tuple[float, int]:
+def estimate(
+    plan: Plan, folder: Path, set_up: float, seconds: float = PILOT_SECONDS
+) -> tuple[float, int]:
     """Return the minutes that `explain` takes in a new process, and how many batches were timed.
 
-    Batches are explained in random order, until `seconds` are over. The estimate is the time since
-    this process started, without these batches, plus the mean time of a batch times their number,
-    plus the time of a gallery.
+    Batches are explained in random order, until `seconds` are over. The estimate is `set_up`, the
+    seconds that a new process needs to import and prepare everything, plus the time of all batches
+    (see `extrapolate`), plus the time of a gallery.
     """
     start, n = time.time(), plan.n_batches
-    set_up = process_age()
     order = random.Random(plan.case.options.seed).sample(range(1, n + 1), n)
     times: list[float] = []
     for k in order:
@@ -100,8 +103,20 @@ def estimate(plan: Plan, folder: Path, seconds: float = PILOT_SECONDS) -> tuple[
         times.append(time.perf_counter() - at)
         if time.time() - start > seconds:
             break
-    total = set_up + n * sum(times) / len(times) + _time_writing(plan, folder, order[0])
+    total = set_up + extrapolate(times, n) + _time_writing(plan, folder, order[0])
     return total / 60, len(times)
+
+
+def extrapolate(times: Sequence[float], n: int) -> float:
+    """Return the seconds of n batches, of which those in `times` were timed, in this order.
+
+    The others count as the mean of the timed ones, without the first, which also pays for what
+    happens once, and without the fastest and the slowest of four or more.
+    """
+    later = sorted(times[1:] or times)
+    if len(later) >= 4:
+        later = later[1:-1]
+    return sum(times) + (n - len(times)) * sum(later) / len(later)
 
 
 def _time_writing(plan: Plan, folder: Path, batch: int) -> float:
@@ -117,11 +132,6 @@ def _time_writing(plan: Plan, folder: Path, batch: int) -> float:
     if plan.case.kind == "table":  # one figure, whatever the number of rows
         return seconds
     return seconds * own_report.count_shown(len(plan.case.x)) / own_report.count_shown(len(rows))
-
-
-def process_age() -> float:
-    """Return the seconds since this process started."""
-    return time.time() - psutil.Process().create_time()
 
 
 def _say(minutes: float) -> str:
