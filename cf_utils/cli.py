@@ -30,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-report_app = typer.Typer(no_args_is_help=True, help="Write report.html, or publish results.")
+report_app = typer.Typer(
+    no_args_is_help=True, help="Write report.html or galleries, publish results."
+)
 world_app = typer.Typer(no_args_is_help=True, help="Check the renderers with known factors.")
 app.add_typer(report_app, name="report")
 app.add_typer(world_app, name="world")
@@ -121,6 +123,20 @@ def report_html(profile: Profile = "demo") -> None:
     from cf_utils.harness import report
 
     print(report.write(profile))
+
+
+@report_app.command("gallery")
+def report_gallery(
+    notebooks: Annotated[
+        Names, Argument(help="Default: all that are published.", metavar="NB")
+    ] = None,
+    profile: Annotated[str, Option(help="Only this profile (default: all).", metavar="NAME")] = "",
+) -> None:
+    """Write the README.md of published results again: figures, claims, the paper beside ours."""
+    from cf_utils.harness import gallery
+
+    for path in gallery.write_all(notebooks or (), profile):
+        print(path)
 
 
 @report_app.command("publish")

@@ -26,6 +26,7 @@ COMMANDS = {
     "data": ("--fetch", "cf data"),
     "weights": ("--list", "alexnet", "cf weights"),
     "report html": ("--profile",),
+    "report gallery": ("--profile",),
     "report publish": ("--allow-dirty", "--profile"),
     "world check": ("16000", "cf world check faces"),
 }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from cf_utils.core import Counterfactuals, files, to_list
 from cf_utils.datasets.tabular import Table
+from cf_utils.harness import pages
 from cf_utils.harness.figures import render_png
 from cf_utils.harness.own_case import Case
 from cf_utils.viz import plots
@@ -141,30 +140,18 @@ def _render(
     pictures: list[tuple[str, bytes]],
     run: dict[str, Any],
 ) -> str:
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     reasons = table["reason"][table["reason"] != ""].value_counts()
     options = {k: v for k, v in run["options"].items() if v not in ("", None, (), [], {})}
-    return template.render(
+    return pages.render(
+        TEMPLATE.name,
         data=Path(case.options.images or case.options.csv).name,
         method=cfs.settings["method"],
         n=len(cfs),
         reached=int(cfs.reached.sum()),
         reasons=[(why, int(count)) for why, count in reasons.items()],
-        pictures=[(caption, base64.b64encode(png).decode()) for caption, png in pictures],
-        table=_to_html(table.reset_index()),
-        details="" if details is None else _to_html(details),
+        pictures=[(caption, pages.encode_picture(png)) for caption, png in pictures],
+        table=pages.make_table(table.reset_index(), MAX_ROWS),
+        details=None if details is None else pages.make_table(details, MAX_ROWS),
         max_rows=MAX_ROWS,
         options=options,
-    )
-
-
-def _to_html(frame: pd.DataFrame) -> str:
-    return frame.head(MAX_ROWS).to_html(
-        index=False, border=0, na_rep="", float_format="{:.4g}".format
     )

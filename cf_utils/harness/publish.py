@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cf_utils.core import files
-from cf_utils.harness import figures, folders, notebooks, parameters, provenance, records
+from cf_utils.harness import (
+    figures,
+    folders,
+    gallery,
+    notebooks,
+    parameters,
+    provenance,
+    records,
+)
 
 PUBLISHED = (
     "figures/*.png",
@@ -35,14 +43,17 @@ def publish_all(profile: str, wanted: Sequence[str], allow_dirty: bool = False) 
         ]
     for name in names:
         check(profile, name, allow_dirty)
-    return [publish(profile, name, allow_dirty) for name in names]
+    published = [publish(profile, name, allow_dirty) for name in names]
+    gallery.write_index()
+    return published
 
 
 def publish(profile: str, name: str, allow_dirty: bool = False) -> Path:
     """Copy metrics, parameters, claims, tables and figures of a run; return the published folder.
 
-    Figures and tables that the run no longer has are removed there. Raises FileNotFoundError or
-    ValueError, before anything is copied, for results that must not be published (see `check`).
+    A README.md shows them there (see `gallery`). Figures and tables that the run no longer has are
+    removed. Raises FileNotFoundError or ValueError, before anything is copied, for results that
+    must not be published (see `check`).
     """
     check(profile, name, allow_dirty)
     source, target = folders.run_folder(profile, name), folders.published_folder(profile, name)
@@ -56,6 +67,7 @@ def publish(profile: str, name: str, allow_dirty: bool = False) -> Path:
             continue
         with files.whole_file(target / path.relative_to(source)) as part:
             shutil.copyfile(path, part)
+    gallery.write(profile, name)
     return target
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from cf_utils.core import files
 from cf_utils.harness import (
     folders,
     notebooks,
+    pages,
     parameters,
     provenance,
     publish,
     records,
-    results,
+    story,
+    verdicts,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
-MAX_ROWS = 60  # of a table in the report
+MAX_ROWS = 40  # of a table in the report
+MAX_BYTES = 3_000_000  # of the page
+# (quality, scale) of the pictures, tried in this order
+REDUCTIONS = ((80, 1.0), (60, 1.0), (60, 0.8), (50, 0.7), (40, 0.5))
 
 
 def path(profile: str) -> Path:
@@ -39,28 +42,42 @@ def path(profile: str) -> Path:
 def input_files() -> list[Path]:
     """Return the files that every report depends on."""
     reported = folders.project() / "results" / "reported"
-    return [TEMPLATE, Path(__file__), *sorted(reported.glob("*.csv"))]
+    own = [TEMPLATE, TEMPLATE.with_name("page.html"), story.SUMMARIES, Path(__file__)]
+    return [*own, *sorted(reported.glob("*.csv"))]
 
 
 def write(profile: str) -> Path:
-    """Write the report of all notebooks that have results in a profile or failed in it."""
+    """Write the report of all notebooks that have results in a profile or failed in it.
+
+    The pictures become smaller until the page weighs at most MAX_BYTES.
+    """
     target = path(profile)
     sections = [_section(profile, name) for name in notebooks.paths()]
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = template.render(
-        profile=profile,
-        sections=[section for section in sections if section["folder"] or section["failed"]],
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=provenance.commit(),
-    )
+    sections = [section for section in sections if section["folder"] or section["failed"]]
+    for quality, scale in REDUCTIONS:
+        page = pages.render(
+            TEMPLATE.name,
+            profile=profile,
+            sections=[_with_pictures(section, quality, scale) for section in sections],
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            commit=provenance.commit(),
+        )
+        if len(page.encode()) <= MAX_BYTES:
+            break
     files.write_text(target, page)
     return target
+
+
+def _with_pictures(section: dict[str, Any], quality: int, scale: float) -> dict[str, Any]:
+    shown = [
+        {
+            "name": picture.name,
+            "caption": picture.caption,
+            "data": pages.encode_picture(picture.path.read_bytes(), quality, scale),
+        }
+        for picture in section.get("pictures", ())
+    ]
+    return {**section, "pictures": shown}
 
 
 def _section(profile: str, name: str) -> dict[str, Any]:
@@ -77,17 +94,21 @@ def _section(profile: str, name: str) -> dict[str, Any]:
         section["failed"] = "; ".join([*problems, *([str(log)] if log.exists() else [])])
         return section
     metrics = records.read(folder / "metrics.json")
-    pictures = sorted((folder / "figures").glob("*.png"))
+    claims = records.read(folder / "claims.json") or []
+    numbers = [(story.to_words(key), value) for key, value in metrics.items()]
     tables = sorted((folder / "tables").glob("*.csv"))
     return {
         **section,
         "metrics": metrics,
-        "claims": records.read(folder / "claims.json") or [],
+        "n": verdicts.format_number(metrics.get("n")),
+        "summary": story.summarise(name, metrics),
+        "claims": claims,
         "changes": _changed_parameters(profile, name, folder),
-        "figures": [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in pictures],
-        "tables": [(p.stem, _read_table(p)) for p in tables],
-        "beside": _html(_reported_beside_ours(name, metrics)),
-        "paper_claims": _html(_claims_of_papers(name)),
+        "pictures": story.list_pictures(name, folder),
+        "verdicts": verdicts.list_verdicts(name, metrics, claims),
+        "unmeasured": pages.make_table(verdicts.list_unmeasured(name, metrics), MAX_ROWS),
+        "tables": [(story.to_words(p.stem), pages.read_table(p, MAX_ROWS)) for p in tables],
+        "numbers": pages.make_table(pd.DataFrame(numbers, columns=["metric", "value"]), 1000),
     }
 
 
@@ -109,49 +130,3 @@ def _changed_parameters(profile: str, name: str, folder: Path) -> str:
     if found is None:
         return "unknown, because the notebook was not started by `cf run`"
     return ", ".join(found)
-
-
-def _reported_beside_ours(name: str, metrics: dict[str, Any]) -> pd.DataFrame:
-    """Return the papers' figures that this notebook measures too, with our values beside them.
-
-    results/reported/beside.csv names the metric for each figure.
-    """
-    source = folders.project() / "results" / "reported" / "beside.csv"
-    if not source.exists():
-        return pd.DataFrame()
-    links = pd.read_csv(source, keep_default_na=False, dtype=str)
-    links = links[links["notebook"] == name]
-    keys = ["paper", "table", "dataset", "task", "method", "metric"]
-    merged = links.merge(results.reported(), on=keys, how="left", validate="many_to_one")
-    ours = [metrics.get(key) for key in merged["key"]]
-    return merged.assign(ours=ours, our_data=metrics["data"]).drop(columns=["notebook"])
-
-
-def _claims_of_papers(name: str) -> pd.DataFrame:
-    """Return the papers' claims that this notebook tests, with the outcome."""
-    source = folders.project() / "results" / "reported" / "claims.csv"
-    if not source.exists():
-        return pd.DataFrame()
-    frame = pd.read_csv(source, keep_default_na=False)
-    return frame[frame["notebook"] == name].drop(columns="notebook")
-
-
-def _read_table(source: Path) -> str:
-    """Read a CSV file as an HTML table, or say that it is empty or damaged."""
-    try:
-        return _html(pd.read_csv(source)) or "<p>No rows.</p>"
-    except pd.errors.EmptyDataError:
-        return "<p>No rows.</p>"
-    except (pd.errors.ParserError, UnicodeDecodeError):
-        return "<p>This file cannot be read.</p>"
-
-
-def _html(frame: pd.DataFrame) -> str:
-    """Return an HTML table of at most MAX_ROWS rows, or '' for an empty one."""
-    if frame.empty:
-        return ""
-    shown = frame.head(MAX_ROWS).to_html(
-        index=False, border=0, na_rep="", float_format=lambda value: f"{value:.4g}"
-    )
-    more = len(frame) - MAX_ROWS
-    return shown + (f"<p>{more} more rows in the file.</p>" if more > 0 else "")
