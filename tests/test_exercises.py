@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cf_utils.core.files import ROOT
 from cf_utils.harness import exercises
 from cf_utils.harness.exercise_cases import CASES
+from cf_utils.models.generators.diffusion import to_image, to_model
 from tests.exercises import RIGHT, WRONG
 
 NUMBERS = sorted(CASES)
@@ -67,7 +68,7 @@ def test_the_notebooks_solution_is_right_and_its_stub_says_that_it_is_a_stub(num
     stub, solution, check = cells[at + 1 : at + 4]
     assert "exercise" in stub.metadata["tags"] and "solution" in solution.metadata["tags"]
     assert f'NotImplementedError("Exercise {number}")' in stub.source
-    space = {"torch": torch, "F": F}
+    space = {"torch": torch, "F": F, "to_image": to_image, "to_model": to_model}
     exec(compile(solution.source, number, "exec"), space)
     names = re.findall(r"^def (\w+)", solution.source, re.MULTILINE)
     assert exercises.mistakes(number, *(space[name] for name in names)) == []
