@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from math_core import LatexToMathML
@@ -78,22 +79,29 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def indent_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]):
-    """Mark indented equations of a docstring as literal blocks, in place.
+def escape_text(line: str) -> str:
+    """Escape what reStructuredText would read as markup, outside of `code`."""
+    parts = re.split(r"(`[^`]*`)", line)
+    parts[::2] = [re.sub(r"([|*]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def prepare_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]):
+    """Mark the indented equations of a docstring as literal blocks, and escape its text, in place.
 
     Our docstrings set equations off by four spaces after an empty line. Sections such as "Args:"
     are indented without an empty line and stay.
     """
     out: list[str] = []
-    inside = False
+    before, literal = "", False  # the last line that is not empty
     for line in lines:
         indented = line.startswith("    ")
-        if indented and not inside and out and not out[-1].strip():
-            before = next((text for text in reversed(out) if text.strip()), "")
-            if not re.fullmatch(r"\s{4,}.*", before) and not before.endswith("::"):
-                out += ["::", ""]
-        inside = indented or (inside and not line.strip())
-        out.append(line)
+        if indented and not literal and out and not out[-1].strip():
+            literal = not before.startswith("    ")
+            out += ["::", ""] if literal else []
+        literal = literal and (indented or not line.strip())
+        out.append(line if literal else escape_text(line))
+        before = line if line.strip() else before
     lines[:] = out
 
 
@@ -102,5 +110,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer(
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None)
     )
-    app.connect("autodoc-process-docstring", indent_code, priority=400)  # before napoleon's 500
+    app.connect(
+        "autodoc-process-docstring", prepare_docstring, priority=400
+    )  # before napoleon's 500
     app.config.html_extra_path = [str(Path(app.srcdir) / "extra")]

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from cf_utils.core import files
-from cf_utils.harness import notebooks, site, site_pages, site_progressions
+from cf_utils.harness import notebooks, site, site_pages, site_progressions, story
 from cf_utils.viz import quiz
 
 ROOT = files.ROOT
@@ -28,7 +28,7 @@ DRAW = """%matplotlib inline
 for kind in ("a", "b"):
     run.figure(f"kind_{kind}", fig)
 run.table("scores", frame)
-run.figure("last", fig, caption="Two *digits* and\\n their changes.")"""
+run.figure("last", fig, caption="Caption of last.")"""
 CHECK = 'claim("one", 1, 0, 2)'
 PRINTED = "one in [0, 2]: ok\ntwo: x in [0, 0.5]: FAILED\n"
 WHY = "<details><summary>Why?</summary>Because $x$ is *small*.</details>"
@@ -41,7 +41,7 @@ def publish(root, profile: str, *figures: str) -> None:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 3)).save(folder / "figures" / f"{name}.png")
     (folder / "tables").mkdir(parents=True, exist_ok=True)
-    captions = [{"name": n, "caption": f"Caption of {n}."} for n in figures if n != "last"]
+    captions = [{"name": n, "caption": f"Caption of {n}."} for n in figures]
     files.write_json(folder / "figures.json", captions)
     frame = pd.DataFrame({"my_score": [0.123456, None], "text": [SCRIPT, "b\n\nc"]}, index=[7, 8])
     frame.to_csv(folder / "tables" / "scores.csv")
@@ -103,8 +103,7 @@ def test_figures_and_tables_follow_their_cell_in_the_order_of_its_calls(tiny):
     below = cells[at + 1].source
     order = ["figures/kind_a.png", "figures/kind_b.png", "<table", "figures/last.png"]
     assert [below.index(text) for text in order] == sorted(below.index(text) for text in order)
-    assert "figures/last.png\n:alt: Two digits and their changes." in below
-    assert "Two *digits* and their changes." in below
+    assert "figures/last.png\n:alt: Caption of last." in below
     assert "../results/demo/01_tiny/figures/kind_b.png\n:alt: Caption of kind_b." in below
     assert "other.png" not in "".join(cell.source for cell in cells)
 
@@ -149,7 +148,6 @@ def test_the_demo_s_run_is_shown_and_else_a_larger_one(tiny):
         assert site_pages.published("01_tiny").parent.name == profile
     note = site_pages.build("01_tiny").cells[1].source
     assert "`demo`: n = 24, embedded data, 61 s" in note and "original/01_tiny.ipynb" in note
-    assert site_pages.first_figure("01_tiny").name == "last.png"
 
 
 def test_set_up_is_folded_and_markdown_in_details_is_read(tiny):
@@ -226,7 +224,7 @@ def test_a_notebook_without_progressions_gets_no_player(monkeypatch):
 
 
 def test_links_of_the_source_lead_to_files_of_the_source(tiny, tmp_path):
-    publish(tiny, "demo", "last")
+    publish(tiny, "demo", "last", "fig5_methods")
     target = site.write(tmp_path / "source")
     links = 0
     for path in [*target.rglob("*.md"), *target.glob("notebooks/*.ipynb")]:
@@ -238,7 +236,9 @@ def test_links_of_the_source_lead_to_files_of_the_source(tiny, tmp_path):
     assert "(../index.md)" in (target / "docs" / "glossary.md").read_text()
     assert (target / "notebooks" / "original" / "01_tiny.ipynb").exists()
     assert (target / "LICENSE").exists() and not (target / "SECRET").exists()
-    assert "results/demo/01_tiny/figures/last.png" in (target / "cards.md").read_text()
+    card = (target / "cards.md").read_text()
+    assert "results/demo/01_tiny/figures/fig5_methods.png" in card and ":link: notebooks/01" in card
+    assert story.summarise("01_tiny", {}).question in card
 
 
 def test_an_old_source_is_replaced_and_a_foreign_folder_is_refused(tiny, tmp_path):
@@ -323,11 +323,17 @@ def configuration():
 
 
 def test_an_equation_of_a_docstring_is_code_and_its_sections_stay(configuration):
-    text = "Text.\n\n    y = a * b\n\n    z = *c\n\nMore.\n\nArgs:\n    a: one\n\n    b: two"
+    text = "Text.\n\n    y = a * b\n\n    z = |c|\n\nMore.\n\nArgs:\n    a: one\n\n    b: two"
     lines = text.splitlines()
-    configuration.indent_code(None, "", "", None, None, lines)
+    configuration.prepare_docstring(None, "", "", None, None, lines)
     assert lines[2:4] == ["::", ""] and lines.count("::") == 1
     assert [line for i, line in enumerate(lines) if i not in (2, 3)] == text.splitlines()
+
+
+def test_the_text_of_a_docstring_is_escaped_outside_of_code(configuration):
+    lines = ["|x| is *not* `*bold*`, a_b and c_ are names."]
+    configuration.prepare_docstring(None, "", "", None, None, lines)
+    assert lines == [r"\|x\| is \*not\* `*bold*`, a_b and c\_ are names."]
 
 
 def test_a_formula_becomes_mathml_of_its_kind(configuration):

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from cf_utils.core import files
-from cf_utils.harness import folders, notebooks, site_pages, site_progressions
+from cf_utils.harness import folders, notebooks, records, site_pages, site_progressions, story
 
 DOCUMENTS = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
@@ -145,15 +145,18 @@ def _copy_linked(text: str, base: Path, source: Source) -> None:
 
 
 def cards() -> str:
-    """Return a grid with one card per notebook: its first figure, its title, what it teaches."""
+    """Return a grid with one card per notebook: its title, its question, its best figure."""
     grid = []
     for name in notebooks.paths():
         lines = [f":::{{grid-item-card}} {notebooks.title(name)}", f":link: notebooks/{name}"]
         lines.append(":link-type: doc")
-        if figure := site_pages.first_figure(name):
-            place = figure.relative_to(folders.project()).as_posix()
-            lines += [f":img-top: {place}", f":img-alt: First figure of notebook {name[:2]}"]
-        grid.append("\n".join([*lines, "", site_pages.goal(name), ":::"]))
+        folder = site_pages.published(name)
+        summary = story.summarise(name, records.read(folder / "metrics.json")) if folder else None
+        for picture in story.list_pictures(name, folder) if folder and summary else ():
+            if picture.name == summary.figure:
+                place = picture.path.relative_to(folders.project()).as_posix()
+                lines += [f":img-top: {place}", f":img-alt: {picture.caption}"]
+        grid.append("\n".join([*lines, "", summary.question if summary else "", ":::"]))
     return "\n".join(["::::{grid} 1 2 2 3", ":gutter: 3", "", *grid, "::::", ""])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import nbformat
 import pandas as pd
 from nbformat.v4 import new_markdown_cell
 
-from cf_utils.harness import folders, notebooks, records
+from cf_utils.harness import folders, notebooks, records, story
 from cf_utils.viz import quiz
 
 PROFILES = ("demo", "embedded", "paper")  # the first with a published run is shown
@@ -46,7 +46,8 @@ def build(name: str, extra: str = "") -> nbformat.NotebookNode:
         extra: HTML that follows the first cell tagged `slider`; without one, the title.
     """
     notebook, folder = notebooks.read(name), published(name)
-    cells = [(cell, _below(cell, folder)) for cell in notebook.cells]
+    captions = {p.name: p.caption for p in story.list_pictures(name, folder)} if folder else {}
+    cells = [(cell, _below(cell, folder, captions)) for cell in notebook.cells]
     notebook.cells = []
     for cell, below in cells:
         notebook.cells.append(_page_cell(cell))
@@ -59,23 +60,6 @@ def build(name: str, extra: str = "") -> nbformat.NotebookNode:
     if extra:
         notebook.cells.insert(2, new_markdown_cell(extra))
     return notebook
-
-
-def first_figure(name: str) -> Path | None:
-    """Return the figure that a notebook shows first, of its published run; None without one."""
-    folder = published(name)
-    cells = [cell for cell in notebooks.read(name).cells if cell.cell_type == "code"]
-    for cell in cells if folder else ():
-        for kind, pattern, _ in _calls(cell.source):
-            if kind == "figure" and (found := _matches(folder / "figures", pattern, "png")):
-                return found[0]
-    return None
-
-
-def goal(name: str) -> str:
-    """Return what a notebook's title cell promises: "You will be able to ..."; '' without it."""
-    found = re.search(r"\*\*(You will be able to)\*\* (.*)", notebooks.read(name).cells[0].source)
-    return f"{found[1]} {found[2]}" if found else ""
 
 
 def _page_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -106,7 +90,7 @@ def _origin(name: str, folder: Path | None) -> str:
     )
 
 
-def _below(cell: nbformat.NotebookNode, folder: Path | None) -> str:
+def _below(cell: nbformat.NotebookNode, folder: Path | None, captions: Mapping[str, str]) -> str:
     """Return the Markdown below a cell: its quiz, and what it made in the published run.
 
     Printed lines of claims are replaced by a table with the values, if all of them are known.
@@ -117,23 +101,22 @@ def _below(cell: nbformat.NotebookNode, folder: Path | None) -> str:
     if folder is None:
         return "\n\n".join(parts)
     drawn = any(mime in output.get("data", {}) for output in cell.outputs for mime in _IMAGES)
-    for kind, pattern, caption in _calls(cell.source):
+    for kind, pattern in _calls(cell.source):
         if kind == "table":
             parts += [_table(path) for path in _matches(folder / "tables", pattern, "csv")]
         elif not drawn:
             found = _matches(folder / "figures", pattern, "png")
-            parts += [_figure(path, _stored_caption(path) or caption) for path in found]
+            parts += [_figure(path, captions[path.stem]) for path in found]
     if claims := _claims(cell, folder):
         parts.append(claims)
         cell.outputs = []
     return "\n\n".join(parts)
 
 
-def _calls(source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield ("figure" or "table", pattern of its name, caption) per call of a cell, in order.
+def _calls(source: str) -> Iterator[tuple[str, str]]:
+    """Yield ("figure" or "table", pattern of its name) per call of a cell, in order.
 
-    A name that the code puts together is matched by its fixed parts. The caption is '' unless it is
-    a literal.
+    A name that the code puts together is matched by its fixed parts.
     """
     tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
@@ -142,9 +125,7 @@ def _calls(source: str) -> Iterator[tuple[str, str, str]]:
         if not (isinstance(f, ast.Attribute) and f.attr in ("figure", "table")):
             continue
         if isinstance(f.value, ast.Name) and f.value.id == "run":
-            words = {k.arg: k.value for k in call.keywords}
-            caption = _literal(words["caption"]) if "caption" in words else ""
-            yield f.attr, _pattern(call.args[0]), caption
+            yield f.attr, _pattern(call.args[0])
 
 
 def _pattern(node: ast.expr) -> str:
@@ -158,27 +139,15 @@ def _pattern(node: ast.expr) -> str:
     return r"(?!)"  # a name that only the run knows: matches nothing
 
 
-def _literal(node: ast.expr) -> str:
-    """Return the text of a string literal, or ''."""
-    return str(node.value) if isinstance(node, ast.Constant) else ""
-
-
 def _matches(folder: Path, pattern: str, ending: str) -> list[Path]:
     return [p for p in sorted(folder.glob(f"*.{ending}")) if re.fullmatch(pattern, p.stem)]
 
 
-def _stored_caption(path: Path) -> str:
-    """Return the caption that the run stored beside its figures, or ''."""
-    stored = records.read(path.parents[1] / "figures.json") or []
-    return next((entry["caption"] for entry in stored if entry["name"] == path.stem), "")
-
-
 def _figure(path: Path, caption: str) -> str:
-    """Return a MyST figure; without a caption, its name describes it."""
+    """Return a MyST figure, whose caption is its alternative text, too."""
     place = "/".join(("..", "results", *path.parts[-4:]))
-    text = " ".join(caption.split())
-    alt = re.sub(r"[*$`]", "", text) or f"Figure: {path.stem.replace('_', ' ')}"
-    return f":::{{figure}} {place}\n:alt: {alt}\n\n{text}\n:::"
+    alt = re.sub(r"[*$`]", "", caption)
+    return f":::{{figure}} {place}\n:alt: {alt}\n\n{caption}\n:::"
 
 
 def _table(path: Path) -> str:
