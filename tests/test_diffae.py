@@ -18,6 +18,7 @@ from cf_utils.models.generators import adaptive_unet, diffae
 from cf_utils.models.generators.adaptive_unet import AdaptiveNorm, ResidualBlock, group_norm
 from cf_utils.models.generators.diffae import DiffusionAutoencoder, loss
 from cf_utils.models.generators.diffae_rows import reconstruct_rows
+from cf_utils.models.generators.slices import split_slices
 from cf_utils.training.recipes import RECIPES
 from cf_utils.training.recipes import diffae as recipes
 
@@ -424,7 +425,7 @@ def test_the_recipe_trains_on_slices_and_measures_other_patients(monkeypatch):
     torch.testing.assert_close(calls["data"][5][0][0], patients[1, 1], atol=0.501 / 255, rtol=0)
     assert calls["loss"].keywords == {"norm": "l2", "bfloat16": True}
     assert calls["settings"] == trained.card["settings"] and calls["ema"]
-    q = trained.model.encode(recipes.as_slices(patients))
+    q = trained.model.encode(split_slices(patients))
     assert q.mean(0).abs().max() < 0.05 and (q.std(0) - 1).abs().max() < 0.05
     monkeypatch.setattr(recipes, "reconstruct_rows", lambda model, x, other, ids, seed: Known(x))
     own = torch.zeros(9, 4, 96, 96)

@@ -112,7 +112,7 @@ def test_a_case_holds_test_patients_at_the_size_of_the_autoencoder(root, network
     explain = next(m for m in methods.values() if isinstance(m, DiffExplainer))
     y = case.classifier(case.data.x).argmax(1)
     cfs = explain(case.classifier, case.data.x[:2], 1 - y[:2], case.data.ids[:2])
-    assert cfs.x_cf.shape == (2, 4, 48, 48) and list(cfs.ids) == list(case.data.ids[:2])
+    assert cfs.counterfactual.shape == (2, 4, 48, 48) and list(cfs.ids) == list(case.data.ids[:2])
 
 
 def test_undecided_patients_are_those_near_one_half(root, networks, monkeypatch):

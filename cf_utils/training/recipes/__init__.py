@@ -14,6 +14,7 @@ from cf_utils.training.recipes import (  # noqa: F401 (importing a module regist
     identity,
     lung_ct,
     multi_label,
+    osic,
     photographs,
     radiographs,
     reviews,

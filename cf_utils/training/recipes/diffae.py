@@ -18,37 +18,31 @@ from cf_utils.evaluation.metrics.reconstruction import psnr
 from cf_utils.models.generators import diffae
 from cf_utils.models.generators.diffae import DiffusionAutoencoder
 from cf_utils.models.generators.diffae_rows import reconstruct_rows
+from cf_utils.models.generators.slices import split_slices
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.renders import StoredImages, render_bytes
 
 
-def as_slices(x: Tensor) -> Tensor:
-    """Return the slices (N * C, 1, H, W) of patients (N, C, H, W), patient by patient."""
-    return x.flatten(0, 1)[:, None]
-
-
-def train_autoencoder(
-    name: str,
+def fit_autoencoder(
+    x: Tensor,
+    arguments: dict[str, Any],
     seed: int,
     folder: Path | None,
-    n: int,
     epochs: int,
     norm: str = "l1",
-    **arguments: Any,
-) -> Trained:
-    """Train a diffusion autoencoder on the slices of n rendered patients of a world.
+) -> tuple[DiffusionAutoencoder, dict[str, Any], dict[str, Any]]:
+    """Train a diffusion autoencoder on the slices of patients x, uint8 (N, S, H, W).
 
-    The model ends with the exponential average of its weights. Codes are normalised over slices of
-    up to 2,000 of the training patients.
+    Returns the model with the exponential average of its weights, the log, and the settings for its
+    card. Codes are normalised over slices of up to 2,000 of the patients.
 
     arguments: of `DiffusionAutoencoder`.
     """
-    world = worlds.get(name)
-    data = StoredImages(as_slices(render_bytes(world.sample(n, "train", seed=seed))))
+    data = StoredImages(split_slices(x))
     settings = {
-        "n": n,
+        "n": len(x),
         "epochs": epochs,
         "batch_size": 32,
         "lr": 1e-3,
@@ -57,7 +51,6 @@ def train_autoencoder(
         "norm": norm,
         "precision": "bfloat16 in the networks",
     }
-    arguments = {"size": world.size, "channels": 1, **arguments}
     model = channels_last(DiffusionAutoencoder(**arguments))
     loss = functools.partial(diffae.loss, norm=norm, bfloat16=True)
     log = loop.fit(
@@ -73,7 +66,27 @@ def train_autoencoder(
         settings=settings,
     )
     model.cpu()
-    normalise_codes(model, data.x[: 2000 * world.channels])
+    normalise_codes(model, data.x[: 2000 * x.shape[1]])
+    return model, log, settings
+
+
+def train_autoencoder(
+    name: str,
+    seed: int,
+    folder: Path | None,
+    n: int,
+    epochs: int,
+    norm: str = "l1",
+    **arguments: Any,
+) -> Trained:
+    """Train a diffusion autoencoder on the slices of n rendered patients of a world.
+
+    arguments: of `DiffusionAutoencoder`.
+    """
+    world = worlds.get(name)
+    arguments = {"size": world.size, "channels": 1, **arguments}
+    x = render_bytes(world.sample(n, "train", seed=seed))
+    model, log, settings = fit_autoencoder(x, arguments, seed, folder, epochs, norm)
     card = {
         "data": {
             "name": f"{name} (embedded)",
@@ -83,8 +96,8 @@ def train_autoencoder(
         "architecture": {"class": "DiffusionAutoencoder", "arguments": arguments},
         "settings": settings,
     }
-    x = world.render(world.sample(32 // world.channels + 1, "test", seed=seed))
-    return Trained(model, card, log, lambda model: measure_rows(model, x, seed))
+    few = world.render(world.sample(32 // world.channels + 1, "test", seed=seed))
+    return Trained(model, card, log, lambda model: measure_rows(model, few, seed))
 
 
 @torch.no_grad()
@@ -101,7 +114,7 @@ def measure_rows(model: DiffusionAutoencoder, x: Tensor, seed: int = 0) -> dict[
     printed (b), random x_T (c), and the code of the next patient with own x_T (d). `loss` is the l1
     loss of the noise.
     """
-    own, other = as_slices(x[:-1]), as_slices(x[1:])
+    own, other = split_slices(x[:-1]), split_slices(x[1:])
     rows = reconstruct_rows(model, own, other, torch.arange(len(own)), seed)
     torch.manual_seed(seed)
     losses = [diffae.loss(model, (own,)).item() for _ in range(16)]
