@@ -21,11 +21,9 @@ from cf_utils.evaluation.metrics.decision import paired_difference
 from cf_utils.evaluation.metrics.manipulation import is_observable, measure_manipulation
 from cf_utils.evaluation.metrics.reconstruction import measure_reconstruction
 from cf_utils.evaluation.reconstructions import measure_rows
-from cf_utils.evaluation.truth.true_counterfactuals import TrueSet
 from cf_utils.models.agent import Agent
 from cf_utils.models.classifiers import predict
 from cf_utils.models.generators.slices import DiffusionCodes
-from cf_utils.worlds import Factors, lung_ct
 
 ROWS = {
     "a": "A: own z, inverted x_T",
@@ -92,26 +90,6 @@ def manipulation_row(
         return found
     seen = is_observable(cfs.counterfactual - cfs.path[:, 1], noise_sd)
     return found | {"observable": seen.double().mean().item()}
-
-
-def true_change(cfs: Counterfactuals, members: TrueSet, factors: Factors) -> Tensor:
-    """Return the voxels that the nearest extent of fibrosis with the same score changes.
-
-    Bool (B, S, H, W); a voxel counts from 30 HU. False everywhere for an item whose decision no
-    extent flips.
-
-    Args: members of `true_counterfactuals.find(cfs, factors, ...)`.
-    """
-    changed = torch.zeros(cfs.query.shape, dtype=torch.bool)
-    rows = [m for m, name in enumerate(members.factor) if name == "extent"]
-    if rows:
-        item = members.item[rows].cpu()
-        before = factors.take(item)
-        after = before.move("extent", members.value[rows].cpu().to(before["extent"]))
-        size = (cfs.query.shape[2], cfs.query.shape[3])
-        change = lung_ct.render_change(after, size) - lung_ct.render_change(before, size)
-        changed[item] = change.abs() >= lung_ct.LEAST_CHANGE
-    return changed
 
 
 def localisation_table(
