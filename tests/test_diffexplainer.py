@@ -400,6 +400,19 @@ def test_codes_hold_the_noise_and_have_no_gradient_in_it():
     assert not torch.equal(model.settings, other.settings)
 
 
+def test_bfloat16_keeps_the_dtype_and_is_close():
+    torch.manual_seed(0)
+    model = DiffusionAutoencoder((16, 16), 1, latent=3, widths=(16,), encoder_widths=(16,)).eval()
+    x = torch.rand(2, 4, 16, 16)
+    exact, fast = (DiffusionCodes(model, (16, 16), 4, bfloat16=b) for b in (False, True))
+    with torch.no_grad():
+        z, y = exact.encode(x), fast.encode(x)
+        assert y.dtype == torch.float32 and fast.decode(y).dtype == torch.float32
+        assert not torch.equal(z, y)
+        torch.testing.assert_close(fast.decode(z), exact.decode(z), atol=0.05, rtol=0)
+        assert fast.encode_semantic(x).shape == exact.encode_semantic(x).shape
+
+
 def test_with_the_diffusion_autoencoder_items_do_not_depend_on_their_batch():
     """Codes, directions and both methods on a small network with random weights."""
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ def reconstruct_patients(
     steps: int = STEPS,
     iterations: int = ITERATIONS,
     draws: int = 4,
+    bfloat16: bool = False,
 ) -> dict[str, Tensor]:
     """Reconstruct patients x (B, S, H, W) in [0, 1] in each of the four ways, slice by slice.
 
@@ -39,6 +40,7 @@ def reconstruct_patients(
         model: autoencoder of single slices.
         ids: of the patients; noise depends on (seed, id, slice).
         steps, iterations, draws: as for `diffae_rows.reconstruct_rows`.
+        bfloat16: run the networks in bfloat16, as `DiffusionCodes` does.
 
     Returns: `a` to `d`, each (R, B, S, H, W), where R is `draws` for `c` and else 1. Raises
     ValueError for a single patient.
@@ -49,7 +51,7 @@ def reconstruct_patients(
     place, parts = device_of(model, x.device), []
     own, other = split_slices(x), split_slices(x.roll(-1, 0))
     names = [f"{i}:{s}" for i in to_list(ids) for s in range(x.shape[1])]
-    with frozen(model):
+    with frozen(model), torch.autocast(place.type, torch.bfloat16, enabled=bfloat16):
         for start in range(0, len(own), SLICES_PER_BATCH):
             at = slice(start, start + SLICES_PER_BATCH)
             pair = own[at].to(place), other[at].to(place)

@@ -91,6 +91,7 @@ class DiffExplainer(Explainer):
     path_steps: int = 5  # states of the path after the reconstruction
     path_by: str = "score"  # equal steps of the path: score (extra decodings), or amount (alpha)
     direction: str = "gradient"  # dy'/dq of Eq. 2, or the pattern of the agent
+    bfloat16: bool = False  # of the autoencoder's networks
 
     def check(self, x: Tensor, logits: Tensor) -> None:
         """Raise ValueError if a setting is out of range or x does not fit the agent."""
@@ -202,7 +203,8 @@ class DiffExplainer(Explainer):
 
     def _codes(self, x: Tensor) -> DiffusionCodes:
         """Return the latent model of patients of the size of x."""
-        return DiffusionCodes(self.autoencoder, (x.shape[2], x.shape[3]), self.steps)
+        size = (x.shape[2], x.shape[3])
+        return DiffusionCodes(self.autoencoder, size, self.steps, self.bfloat16)
 
     @torch.enable_grad()
     def _gradient(self, codes: Tensor, target: Tensor) -> Tensor:

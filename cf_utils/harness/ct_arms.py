@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.evaluation.baselines import baseline_rows
-from cf_utils.evaluation.ct_tables import body_overlap
+from cf_utils.evaluation.ct_tables import alignment_table, body_overlap
 from cf_utils.evaluation.truth.table import truth_table
 from cf_utils.harness.ct_cases import CTCase
 from cf_utils.models.classifiers import predict
@@ -59,13 +59,19 @@ def prove(
 class Crossed(NamedTuple):
     """Two black boxes, explained for the same patients towards their class 1."""
 
-    table: pd.DataFrame  # mean change of each cause as the oracle reads it, one row per black box
+    table: pd.DataFrame  # one row per black box, see `cross_examine`
     before: Tensor  # reconstruction of the first patient (S, H, W)
     after: dict[str, Tensor]  # black box -> counterfactual of the first patient (S, H, W)
 
 
-def cross_examine(case: CTCase, n: int, tau: float, seed: int, steps: int) -> Crossed:
+def cross_examine(
+    case: CTCase, images: Tensor, n: int, tau: float, seed: int, steps: int
+) -> Crossed:
     """Explain the first n patients that both black boxes put into class 0.
+
+    Columns of the table: the mean change of each cause as the oracle reads it, against the
+    reconstruction; `reached`, the share of patients that reached tau; n; and `agent_auc`, the
+    agent's AUC for the decisions of its black box on `images` (N, S, H, W).
 
     Raises ValueError for a case without a second black box or an oracle, or without such patients.
     """
@@ -84,8 +90,11 @@ def cross_examine(case: CTCase, n: int, tau: float, seed: int, steps: int) -> Cr
         cfs = explain(box.classifier, x, target, ids)
         assert cfs.path is not None
         before, after[f"→ {name}"] = cfs.path[0, 1], cfs.counterfactual[0]
+        agents = {"l1": box.agents["l1"]}
+        agreement = alignment_table(agents, case.codes(steps), box.classifier, images)
         table[name] = _moves(case, cfs) | {"reached": cfs.reached.double().mean().item()}
-    return Crossed(pd.DataFrame(table).T.assign(n=len(rows)), before, after)
+        table[name] |= {"n": len(rows), "agent_auc": agreement.auc["l1"]}
+    return Crossed(pd.DataFrame(table).T.astype({"n": int}), before, after)
 
 
 def _moves(case: CTCase, cfs: Counterfactuals) -> dict[str, float]:

@@ -65,7 +65,7 @@ class CTCase(Case):
 
     def codes(self, steps: int) -> DiffusionCodes:
         """Return the autoencoder as a latent model of patients, with x_T as a part of the code."""
-        return DiffusionCodes(self.autoencoder, self.size, steps)
+        return DiffusionCodes(self.autoencoder, self.size, steps, bfloat16=True)
 
     def methods(self, tau: float, seed: int, steps: int, **own: Any) -> dict[str, Explainer]:
         """Return the methods that can explain this case, with the presets of its data set.
@@ -83,7 +83,7 @@ class CTCase(Case):
         explain = presets.get("diffexplainer", self.dataset)
         shift = presets.get("latent_shift", self.dataset)
         common = {"tau": tau, "seed": seed}
-        own = {**common, **networks, "steps": steps, **own}
+        own = {**common, **networks, "steps": steps, "bfloat16": True, **own}
         found: dict[str, Explainer] = {k: explain.build(**own, direction=k) for k in DIRECTIONS}
         found["latent_shift"] = shift.build(**common, model=self.codes(steps))
         if self.vae is not None:

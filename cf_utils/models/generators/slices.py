@@ -52,13 +52,16 @@ class DiffusionCodes(LatentModel):
             `decode(q, x_T, steps)`, for slices x and x_T (B, 1, H, W).
         size: height and width of a slice.
         steps: of the inversion and of the decoding.
+        bfloat16: run the networks in bfloat16 (torch.autocast), which is faster; states, codes and
+            images keep their dtype.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], steps: int):
+    def __init__(self, model: nn.Module, size: tuple[int, int], steps: int, bfloat16: bool = False):
         super().__init__()
         check_count("steps", steps)
         self.model, self.size, self.steps = model, (size[0], size[1]), steps
-        settings = torch.tensor([*self.size, steps])
+        self.bfloat16 = bfloat16
+        settings = torch.tensor([*self.size, steps, int(bfloat16)])
         self.register_buffer("settings", settings)  # enters the hash of an explainer's settings
 
     @property
@@ -81,24 +84,30 @@ class DiffusionCodes(LatentModel):
     def encode_semantic(self, x: Tensor) -> Tensor:
         """Return the semantic codes q of x (B, S, H, W), (B, S * d), without an inversion."""
         model: Any = self.model
-        parts = [model.encode(x0) for x0 in split_slices(x).split(SLICES_PER_BATCH)]
+        with self._precision(x):
+            parts = [model.encode(x0) for x0 in split_slices(x).split(SLICES_PER_BATCH)]
         return torch.cat(parts).view(len(x), -1)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes (B, S, d + H * W) of x (B, S, H, W) in [0, 1]."""
         model: Any = self.model
         parts = []
-        for x0 in split_slices(x).split(SLICES_PER_BATCH):
-            q = model.encode(x0)
-            parts.append(torch.cat([q, model.invert(x0, q, self.steps).flatten(1)], 1))
+        with self._precision(x):
+            for x0 in split_slices(x).split(SLICES_PER_BATCH):
+                q = model.encode(x0)
+                parts.append(torch.cat([q, model.invert(x0, q, self.steps).flatten(1)], 1))
         return torch.cat(parts).unflatten(0, x.shape[:2])
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the patients (B, S, H, W) of codes z (B, S, d + H * W)."""
         model: Any = self.model
         codes, parts = z.flatten(0, 1), []
-        for code in codes.split(SLICES_PER_BATCH):
-            q, noise = code[:, : -self.n_noise], code[:, -self.n_noise :].detach()
-            noise = noise.unflatten(1, (1, *self.size))
-            parts.append(model.decode(q, noise, self.steps)[:, 0])
+        with self._precision(z):
+            for code in codes.split(SLICES_PER_BATCH):
+                q, noise = code[:, : -self.n_noise], code[:, -self.n_noise :].detach()
+                noise = noise.unflatten(1, (1, *self.size))
+                parts.append(model.decode(q, noise, self.steps)[:, 0])
         return torch.cat(parts).unflatten(0, z.shape[:2])
+
+    def _precision(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bfloat16)
