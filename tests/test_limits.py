@@ -19,6 +19,7 @@ NAMES = (
     "04_exaggeration_faces",
     "05_exaggeration_radiographs",
     "09_diffexplainer_ct",
+    "12_your_own_model",
 )
 
 
