@@ -31,6 +31,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = [("progression.js", {"defer": "defer"})]
@@ -105,6 +106,12 @@ def prepare_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
     lines[:] = out
 
 
+def name_by_text(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any):
+    """Let folded cells be named by their visible text: MyST-NB gives them another name."""
+    if "body" in context:
+        context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
+
+
 def setup(app: Sphinx) -> None:
     """Register the formulas, the docstrings, and the files that are no pages."""
     app.add_html_math_renderer(
@@ -113,4 +120,5 @@ def setup(app: Sphinx) -> None:
     app.connect(
         "autodoc-process-docstring", prepare_docstring, priority=400
     )  # before napoleon's 500
+    app.connect("html-page-context", name_by_text)
     app.config.html_extra_path = [str(Path(app.srcdir) / "extra")]
