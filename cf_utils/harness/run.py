@@ -53,14 +53,14 @@ def run_workflow(wanted: Sequence[str], options: Options) -> int:
         if options.dry_run:
             return _run_snakemake(command, descriptor)
         before, status = _modification_times(plan), 0
-        if (pending := find_pending(command, names)) is not None:
-            progress = terminal.Progress(pending, plan, options.cores or 1)
-            progress.announce()
-            try:
+        progress = terminal.Progress(names, plan, options.cores or 1)
+        try:
+            if (pending := find_pending(command, names)) is not None:
+                progress.announce(pending)
                 status = _run_snakemake(command, descriptor, progress)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(progress.say_stopped()) from None
-            progress.finish(status)
+                progress.finish(status)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(progress.say_stopped()) from None
         problem = _write_report(options.profile) if status else None
         unchanged = status == 0 and _modification_times(plan) == before
         return summarise(names, options.profile, status, unchanged, problem)

@@ -61,7 +61,7 @@ class Progress:
     """Prints a line for each notebook that ends while the workflow runs.
 
     Args:
-        names: the notebooks that will run.
+        names: the notebooks that may run.
         plan: of `plan.make_plan`.
         cores: CPU cores that the jobs share.
     """
@@ -81,8 +81,9 @@ class Progress:
         """Seconds since the start."""
         return time.time() - self._began
 
-    def announce(self) -> None:
+    def announce(self, names: Sequence[str]) -> None:
         """Say how many notebooks will run, and for how long, as far as durations are recorded."""
+        self.names = list(names)
         times = {name: recorded_seconds(self.profile, name) for name in self.names}
         known = [seconds for seconds in times.values() if seconds is not None]
         new = [name[:2] for name, seconds in times.items() if seconds is None]
