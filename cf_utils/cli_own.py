@@ -46,7 +46,9 @@ Method = Annotated[
         "NAME",
     ),
 ]
-Prior = Annotated[str, _opt("Diffusion model, for ace, dime and fastdime.", METHOD, "NAME|PATH")]
+Prior = Annotated[
+    str, _opt("Diffusion model for ace, dime, fastdime; autoencoder for cem.", METHOD, "NAME|PATH")
+]
 Target = Annotated[str, _opt("Wanted class; other: the second most probable.", METHOD, "CLASS")]
 Tau = Annotated[float | None, _opt("Wanted probability of it.", METHOD, "P")]
 Number = Annotated[int | None, _opt("Most items (16 images, 100 rows).", METHOD, "N", "--n", "-n")]

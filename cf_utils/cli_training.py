@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-OWN = "cf train prior"
+OWN = "cf train prior, cf train autoencoder"
 Names = list[str] | None
 Data = Annotated[str, Option(help="Folder with official data sets.", metavar="DIR")]
 Seed = Annotated[int, Option(help="Seed of all random draws.", metavar="N")]
@@ -29,7 +29,7 @@ def train(
     ] = False,
     list_all: Annotated[bool, Option("--list", help="List the checkpoints.")] = False,
     images: Annotated[
-        str, Option(help="Your own images, for prior.", metavar="DIR", rich_help_panel=OWN)
+        str, Option(help="Your own images.", metavar="DIR", rich_help_panel=OWN)
     ] = "",
     size: Annotated[
         int, Option(help="Side of the square images.", metavar="N", rich_help_panel=OWN)
@@ -51,6 +51,8 @@ def train(
 
     cf train prior --images photos --size 64
 
+    cf train autoencoder --images photos --size 64
+
     torchrun --nproc-per-node 4 -m cf_utils.cli train celeba_ddpm --data /data
     """
     from cf_utils.training.recipes import session
@@ -58,10 +60,10 @@ def train(
     if list_all:
         print("\n".join(session.list_checkpoints()))
         return
-    if images or names == ["prior"]:
-        from cf_utils.training import own_prior
+    if images or names in (["prior"], ["autoencoder"]):
+        from cf_utils.training import own_session
 
-        own_prior.run(names or (), images, size, channels, steps, seed, resume, out)
+        own_session.run(names or (), images, size, channels, steps, seed, resume, out)
         return
     session.train(names or (), data, seed, resume, out, calibrate, fine_tune)
 

@@ -16,6 +16,14 @@ from cf_utils.training.recipes.diffusion import measure_denoising
 from tests.conftest import make_net
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_sampling_steps():
+    """Sample in 10 passes instead of 50; the known models here are exact at any number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_prior, "SAMPLING", "10")
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """40 grey images of 8 x 8: a bright bar at one of eight places."""

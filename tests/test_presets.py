@@ -88,6 +88,7 @@ DESCRIPTIONS = {
     ("gradual", "images", None): "ec24a8928679",
     ("wachter", "images", None): "4888bfe48dcf",
     ("cem", "images", None): "d0a5c80d9e9b",
+    ("cem", "images", "autoencoder"): "7d48c310bc28",
     ("ace", "images", None): "302d8fc48ce9",
     ("dime", "images", None): "ba20ad4c3d4b",
     ("fastdime", "images", None): "2685f10c1e95",

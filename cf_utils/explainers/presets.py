@@ -186,6 +186,10 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
             {"steps": 50, "tries": 5, "gamma": 10.0},
         ),
         ("images", None): ("by hand: no autoencoder", {"steps": 50, "tries": 5, "gamma": 0.0}),
+        ("images", "autoencoder"): (
+            "by hand: as for digits",
+            {"steps": 50, "tries": 5, "gamma": 10.0, "autoencoder": REQUIRED},
+        ),
         **_for_tables(None, "by hand: no autoencoder", CEM_TABLES | {"gamma": 0.0}),
         **_for_tables(
             "autoencoder",

@@ -13,32 +13,46 @@ from cf_utils.explainers.shared.prototypes import average_by_class
 from cf_utils.harness.own_case import Case, Options
 from cf_utils.models import checkpoints
 from cf_utils.models.classifiers import predict
+from cf_utils.models.generators.autoencoder import AutoEncoder
 
 METHODS = {
     "images": ("wachter", "gradual", "cem", "ace", "dime", "fastdime"),
     "table": ("growing_spheres", "lore", "gradual", "wachter", "cem"),
 }
-WITH_PRIOR = ("ace", "dime", "fastdime")
+WITH_PRIOR = ("ace", "dime", "fastdime")  # a diffusion model; cem may have an autoencoder
 BLOCKS = 7  # along each side of an image, for gradual construction
 
 
 def choose(options: Options) -> presets.Preset:
     """Return the settings of the chosen method, or of the default one for the kind of data.
 
-    Raises ValueError for a method that does not fit the data, or an unknown setting.
+    Raises ValueError for a method that does not fit the data, an unknown setting, or a prior that
+    the method does not take.
     """
     kind = options.kind
     method = options.method or METHODS[kind][0]
     check_choice("method", method, METHODS[kind])
-    preset = presets.get(method, kind, variant(method, kind))
+    if options.prior and not takes_prior(method, kind):
+        raise ValueError(f"--prior: got {options.prior!r}, but {method} takes none for {kind}")
+    preset = presets.get(method, kind, variant(method, kind, options.prior))
     known = [f.name for f in dataclasses.fields(preset.explainer) if f.kw_only]
     for name in options.settings:
         check_choice("setting", name, known)
     return preset
 
 
-def variant(method: str, kind: str) -> str | None:
-    """Return the variant of a method's settings that keeps constraints, where it has its own."""
+def takes_prior(method: str, kind: str) -> bool:
+    """Return whether a method can use a generative model of such data."""
+    return method in WITH_PRIOR or (method, kind) == ("cem", "images")
+
+
+def variant(method: str, kind: str, prior: str = "") -> str | None:
+    """Return the variant of a method's settings, where it has one.
+
+    It keeps constraints, or uses an autoencoder if `prior` names one.
+    """
+    if method == "cem" and prior:
+        return "autoencoder"
     return "constrained" if (method, kind) == ("gradual", "table") else None
 
 
@@ -62,15 +76,18 @@ def build(case: Case) -> Explainer:
             changes["mad"] = median_absolute_deviation(case.train)
     if method in WITH_PRIOR:
         changes["prior"] = load_prior(case.options)
+    elif case.options.prior:
+        changes["autoencoder"] = load_prior(case.options)
     if case.options.tau is not None:
         changes["tau"] = case.options.tau
     return preset.build(*parts, **(changes | dict(case.options.settings)))
 
 
 def load_prior(options: Options) -> Any:
-    """Load the diffusion model that `--prior` names: a shipped checkpoint, or a path without end.
+    """Load the model that `--prior` names: a shipped checkpoint, or a path with or without ending.
 
-    Raises ValueError without a name, FileNotFoundError if there is none of that name.
+    It is an autoencoder for cem and a diffusion model for all others. Raises ValueError without a
+    name or for another model, FileNotFoundError if there is none of that name.
     """
     if not options.prior:
         raise ValueError(
@@ -81,7 +98,14 @@ def load_prior(options: Options) -> Any:
     folder = path.parent if path.with_suffix(".json").is_file() else None
     name = path.stem if folder else options.prior
     device = pick_device(options.device)
-    return checkpoints.load(name, device, kind="diffusion", folder=folder).model
+    kind = "autoencoder" if options.method == "cem" else "diffusion"
+    model = checkpoints.load(name, device, kind=kind, folder=folder).model
+    if kind == "autoencoder" and not isinstance(model, AutoEncoder):
+        raise ValueError(
+            f"--prior: got {options.prior!r}, a {type(model).__name__}, expected an AutoEncoder; "
+            "train one with `cf train autoencoder --images DIR --size N`"
+        )
+    return model
 
 
 def _make_prototypes(case: Case) -> Any:

@@ -254,7 +254,7 @@ def _other_ranges(case: Case) -> Iterator[tuple[str, nn.Module | None]]:
 
 def _check_prior(case: Case) -> list[Finding]:
     """Check that the images have the size and channels that the prior was trained on."""
-    if case.options.method not in own_methods.WITH_PRIOR:
+    if case.options.method not in own_methods.WITH_PRIOR and not case.options.prior:
         return []
     try:
         prior = own_methods.load_prior(case.options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +9,20 @@ import torch
 from torch import Tensor
 
 from cf_utils import core
-from cf_utils.datasets import own_images
-from cf_utils.harness import folders
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card, hash_data
 from cf_utils.models.generators import diffusion
+from cf_utils.training.own_split import split_images
 from cf_utils.training.recipes.base import round_weights
 from cf_utils.training.recipes.diffusion import Round, fit_rounds, measure_denoising
 from cf_utils.training.recipes.renders import StoredImages
 
 NAME = "prior"
 BATCH = 16
-LEAST = 32  # images
-SHARE = 0.1  # of the images that are held out; at most `MOST_HELD_OUT`
-MOST_HELD_OUT = 256
 N_SAMPLES, SAMPLING = 16, "50"  # drawn for the card, in that many passes
 FILTER, FILTER_STEPS = "33", 5  # of ACE's settings for images
 HALF = 0.5  # share of the noise that may be left where the prior counts as able to remove it
 UNLIKE, COPIES = 1.3, 0.5  # bounds of the ratio of distances, see `measure_samples`
-
-
-def run(
-    names: Sequence[str],
-    images: str,
-    size: int,
-    channels: int | None,
-    steps: int,
-    seed: int,
-    resume: str,
-    out: str,
-) -> None:
-    """Train the prior, write it to `out` (default: results/run/own), and print its card.
-
-    Raises ValueError that names the option.
-    """
-    if list(names) != [NAME] or not images:
-        raise ValueError(f"--images: expected with exactly the name {NAME!r}, and {NAME!r} with it")
-    folder = Path(out) if out else folders.root() / "own"
-    card = train(images, size, channels, steps, seed, Path(resume) if resume else None, folder)
-    for ability in ("can", "cannot"):
-        for sentence in card.quality[ability]:
-            print(f"{ability:7}{sentence}")
-    print(folder / f"{NAME}.safetensors")
 
 
 def train(
@@ -78,13 +49,8 @@ def train(
         raise ValueError(
             f"--size: got {size}, expected a multiple of 4 such as {size // 4 * 4 + 4}"
         )
-    data = own_images.load(images, size, channels)
-    if len(data) < LEAST:
-        raise ValueError(f"--images: got {len(data)} images, expected at least {LEAST}")
     core.seed_everything(seed)
-    order = core.draw_rows(len(data), len(data), seed)
-    n_test = min(max(round(SHARE * len(data)), BATCH // 2), MOST_HELD_OUT)
-    x, held_out = (data.take(rows).in_memory().x for rows in (order[n_test:], order[:n_test]))
+    x, held_out = split_images(images, size, channels, seed)
     unshuffle = 2 if size % 8 == 0 else 1
     changes = {"size": (size, size), "channels": x.shape[1], "unshuffle": unshuffle, "blocks": 1}
     model = diffusion.build(prediction="v", **changes)
