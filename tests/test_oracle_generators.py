@@ -454,12 +454,12 @@ def test_fine_tuning_refuses_what_it_cannot_do(shipped, quick):
 # shipped checkpoints
 
 
-@pytest.mark.parametrize("name", ["faces_oracle", "radiographs_oracle", "roads_oracle"])
+@pytest.mark.parametrize("name", ["faces_oracle", "lung_ct_oracle", "radiographs_oracle", "roads_oracle"])
 def test_the_nulls_in_a_card_are_those_of_the_generators_that_ship(name):
     if not checkpoints.exists(name):
         pytest.skip(f"{name} is not shipped yet")
     card = checkpoints.read_card(name)
-    stale = zero_edits.list_stale(card, worlds.get(name.split("_")[0]))
+    stale = zero_edits.list_stale(card, worlds.of_checkpoint(name))
     if stale:
         pytest.skip(f"other generators ship now: {stale}; run `cf train {name} --calibrate`")
     for row in card.quality.get("null_per_generator", {}).values():
