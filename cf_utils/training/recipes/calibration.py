@@ -30,7 +30,7 @@ from cf_utils.training.recipes.zero_edits import (
 )
 from cf_utils.worlds import Factors, Label, World
 
-N_SLOW = 100  # images that pass through a slow generator
+N_SLOW = 40  # images that pass through a slow generator
 
 
 def read_bytes(model: FactorOracle, x: Tensor) -> Tensor:

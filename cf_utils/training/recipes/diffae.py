@@ -22,7 +22,7 @@ from cf_utils.models.generators.slices import split_slices
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import StoredImages, render_bytes
+from cf_utils.training.recipes.renders import StoredImages, describe_data, render_bytes
 
 
 def fit_autoencoder(
@@ -88,11 +88,9 @@ def train_autoencoder(
     x = render_bytes(world.sample(n, "train", seed=seed))
     model, log, settings = fit_autoencoder(x, arguments, seed, folder, epochs, norm)
     card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": f"train ({n:,} renders of {world.channels} slices, independent)",
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(
+            world, f"train ({n:,} renders of {world.channels} slices, independent)"
+        ),
         "architecture": {"class": "DiffusionAutoencoder", "arguments": arguments},
         "settings": settings,
     }

@@ -31,7 +31,7 @@ from cf_utils.training.exaggeration import Disturbance, Round, Weights
 from cf_utils.training.exaggeration_quality import measure_quality
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.multi_label import LABELS, SHORT_HAIR_SMILES
-from cf_utils.training.recipes.renders import Renders, render_bytes
+from cf_utils.training.recipes.renders import Renders, describe_data, render_bytes
 from cf_utils.training.recipes.zero_edits import load_two_classes
 from cf_utils.worlds import Factors, Graph, World
 
@@ -110,11 +110,7 @@ def train_gan(
         gan, f, data, rounds, batch_size=BATCH, seed=seed, folder=folder, settings=source
     )
     card = {
-        "data": {
-            "name": f"{world.name} (embedded)",
-            "split": f"train ({n:,} renders, {variant}{middle})",
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(world, f"train ({n:,} renders, {variant}{middle})"),
         "architecture": {"class": "ConditionalGAN", "arguments": build},
         "classes": one.classes,
         "settings": source | {"batch_size": BATCH, **exaggeration.describe_rounds(rounds)},

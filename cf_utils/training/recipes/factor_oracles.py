@@ -35,7 +35,12 @@ from cf_utils.training.recipes.oracle_stages import (
     make_losses,
     prepare_third_stage,
 )
-from cf_utils.training.recipes.renders import Renders, StoredImages, channel_argument
+from cf_utils.training.recipes.renders import (
+    Renders,
+    StoredImages,
+    channel_argument,
+    describe_data,
+)
 from cf_utils.training.recipes.zero_edits import SIGMAS, find_prior, render_zero_edits
 from cf_utils.worlds import World
 
@@ -93,11 +98,7 @@ def train_oracle(
         logs += fine_tune_members(model, world, settings, seed, folder)
     log = add_logs({}, logs, epochs + hard_epochs + (third["epochs"] if third else 0))
     card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": describe_split(settings, seed),
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(world, describe_split(settings, seed)),
         "architecture": {"class": "FactorOracle", "arguments": arguments},
         "settings": settings,
     }

@@ -19,7 +19,12 @@ from cf_utils.models.image_classifiers import SmallDenseNet
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import Renders, predict_bytes, render_bytes
+from cf_utils.training.recipes.renders import (
+    Renders,
+    describe_data,
+    predict_bytes,
+    render_bytes,
+)
 from cf_utils.training.recipes.world_classifiers import SMALL, measure_uses, train_classifier
 from cf_utils.worlds import Graph, World
 
@@ -55,11 +60,7 @@ def train_labels(
         settings=settings,
     )
     card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": f"train ({n:,} renders, independent)",
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(world, f"train ({n:,} renders, independent)"),
         "architecture": {"class": "SmallDenseNet", "arguments": arguments},
         "classes": list(labels),
         "settings": settings | {"augmentation": "shift by 3, mirror"},

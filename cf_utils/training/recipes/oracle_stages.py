@@ -102,9 +102,10 @@ def make_losses(
 def describe_third_stage(world: World, tuning: Tuning = TUNING) -> Settings | None:
     """Return the settings of the third stage, or None if no GAN or autoencoder ships.
 
-    They name the generators with the hashes of their weights.
+    They name the generators with the hashes of their weights. A diffusion autoencoder is left out:
+    its zero edits are slow, and closer to the image than the camera noise.
     """
-    generators = list_generators(world)
+    generators = [name for name in list_generators(world) if not is_slow(name)]
     if not set(generators) - {find_prior(world)}:
         return None
     return {
@@ -144,14 +145,12 @@ def prepare_third_stage(
 def deal_rows(world: World, third: Settings) -> dict[str, Tensor]:
     """Return, per generator, the rows of the fresh renders that pass through it, int64.
 
-    GANs share the first `n_each` rows, and so do autoencoders; the prior and diffusion autoencoders
-    take the first `n_prior`.
+    GANs share the first `n_each` rows, and so do autoencoders; the prior takes the first `n_prior`.
     """
     prior, out = find_prior(world), {}
     kinds: dict[str, list[str]] = {}
     for name in third["generators"]:
-        slow = name == prior or is_slow(name)
-        kind = "prior" if slow else checkpoints.read_card(name).architecture["class"]
+        kind = "prior" if name == prior else checkpoints.read_card(name).architecture["class"]
         kinds.setdefault(kind, []).append(name)
     for kind, same in kinds.items():
         n = third["n_prior"] if kind == "prior" else third["n_each"]

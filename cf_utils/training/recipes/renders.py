@@ -26,6 +26,15 @@ def channel_argument(world: World) -> dict[str, int]:
     return {} if world.channels == 3 else {"channels": world.channels}
 
 
+def describe_data(world: World, split: str) -> dict[str, str]:
+    """Return the entry `data` of a model card for renders; `split` says in words which."""
+    return {
+        "name": f"{world.name} (embedded)",
+        "split": split,
+        "world_sha256": world.sha256(),
+    }
+
+
 def render_bytes(factors: Factors) -> Tensor:
     """Return renders as uint8 (N, C, H, W).
 

@@ -20,7 +20,7 @@ from cf_utils.models.generators.slices import split_slices
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import StoredImages, render_bytes
+from cf_utils.training.recipes.renders import StoredImages, describe_data, render_bytes
 
 WIDTHS = (16, 32, 64, 112, 112)  # 1.1 million parameters
 
@@ -85,22 +85,22 @@ def train_vae(
         settings=settings,
     )
     card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": f"train ({n:,} renders, independent)",
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(world, f"train ({n:,} renders, independent)"),
         "architecture": {"class": "VAE", "arguments": arguments},
         "settings": settings,
     }
 
     def measure(model: vae.VAE) -> dict[str, Any]:
         x = render(500 // world.channels if sliced else 500, "test").float() / 255
-        with torch.no_grad():
-            decibels = torch.cat([psnr(model(part), part) for part in x.split(100)])
-        return {**vae.measure_quality(model, x), "psnr": decibels.mean().item()}
+        return {**vae.measure_quality(model, x), "psnr": measure_psnr(model, x)}
 
     return Trained(model.cpu(), card, log, measure)
+
+
+@torch.no_grad()
+def measure_psnr(model: nn.Module, x: Tensor, batch_size: int = 100) -> float:
+    """Return the mean PSNR in dB of the reconstructions of x (N, C, H, W) in [0, 1]."""
+    return torch.cat([psnr(model(part), part) for part in x.split(batch_size)]).mean().item()
 
 
 @recipe("faces_vae", embedded=True)

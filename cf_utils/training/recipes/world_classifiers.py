@@ -26,6 +26,7 @@ from cf_utils.training.recipes.renders import (
     Renders,
     channel_argument,
     concatenate,
+    describe_data,
     move_each_factor,
     predict_bytes,
     render_bytes,
@@ -120,11 +121,7 @@ def train_classifier(
         settings=settings,
     )
     card = {
-        "data": {
-            "name": f"{name} (embedded)",
-            "split": f"train ({n:,} renders, {variant})",
-            "world_sha256": world.sha256(),
-        },
+        "data": describe_data(world, f"train ({n:,} renders, {variant})"),
         "architecture": {"class": "SmallDenseNet", "arguments": arguments},
         "classes": world.label(label).classes,
         "settings": settings,
