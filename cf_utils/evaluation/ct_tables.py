@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from cf_utils.core import Counterfactuals
+from cf_utils.core import Counterfactuals, device_of
 from cf_utils.evaluation.metrics import voxels
 from cf_utils.evaluation.metrics.alignment import measure_alignment
 from cf_utils.evaluation.metrics.decision import paired_difference
 from cf_utils.evaluation.metrics.manipulation import is_observable, measure_manipulation
-from cf_utils.evaluation.metrics.reconstruction import measure_reconstruction
+from cf_utils.evaluation.metrics.reconstruction import measure_reconstruction, psnr
 from cf_utils.evaluation.reconstructions import measure_rows
 from cf_utils.models.agent import Agent
 from cf_utils.models.classifiers import predict
@@ -36,6 +37,7 @@ MANIPULATION = {  # name of a metric -> its entry in `manipulation_row`
     "monotone": "monotone",
     "reached": "reached",
     "observable": "observable",
+    "undecided_reached": "undecided_reached",
 }
 BODY = 0.42  # value of -500 HU in the lung window, between air and fat
 
@@ -72,7 +74,8 @@ def alignment_table(
     agents: Mapping[str, Agent], codes: DiffusionCodes, classifier: nn.Module, x: Tensor
 ) -> pd.DataFrame:
     """Table 1: agreement of each agent with the black box on patients x, one row per objective."""
-    q, logits = codes.encode_semantic(x), predict(classifier, x)
+    q = codes.encode_semantic(x.to(device_of(codes.model, x.device))).to(x.device)
+    logits = predict(classifier, x)
     found = {name: measure_alignment(predict(agent, q), logits) for name, agent in agents.items()}
     return pd.DataFrame(found).T.astype({"n": int})
 
@@ -82,14 +85,17 @@ def manipulation_row(
 ) -> dict[str, float | int]:
     """Return `Manipulation.summary`, and the share of changes that can be seen above the noise.
 
+    The change is that from the reconstruction, over the same patients as the other shares.
+
     cfs: with paths in equal steps of alpha; noise_sd: of the images, (B,), None leaves the share
     out.
     """
-    found = measure_manipulation(classifier, cfs).summary()
+    measured = measure_manipulation(classifier, cfs)
     if noise_sd is None or cfs.path is None:
-        return found
+        return measured.summary()
     seen = is_observable(cfs.counterfactual - cfs.path[:, 1], noise_sd)
-    return found | {"observable": seen.double().mean().item()}
+    searched = ~measured.moved.isnan().cpu()
+    return measured.summary() | {"observable": seen[searched].double().mean().item()}
 
 
 def localisation_table(
@@ -101,10 +107,14 @@ def localisation_table(
     map's auprc (`ahead`) with its 95 % interval over the same patients (`low`, `high`); `note` says
     why a map is missing.
 
-    Args: maps (B, S, H, W) or a reason; truth, within: bool (B, S, H, W).
+    Args: maps (B, S, H, W) or a reason; truth, within: bool (B, S, H, W). Raises ValueError if the
+    first map is missing.
     """
+    first = next(iter(maps))
+    if isinstance(maps[first], str):
+        raise ValueError(f"maps: got a reason for {first!r}, expected a map, the first is ours")
     found = voxels.compare_maps(maps, truth, within)
-    ours = found[next(iter(maps))]["auprc"]
+    ours = found[first]["auprc"]
     rows: dict[str, dict[str, Any]] = {}
     for name, of in maps.items():
         if isinstance(of, str):
@@ -119,15 +129,42 @@ def localisation_table(
 
 
 def chance(truth: Tensor, within: Tensor) -> float:
-    """Return the share of true voxels, the AUPRC of a map by chance; both bool (B, S, H, W)."""
-    return truth[within].double().mean().item()
+    """Return the mean AUPRC of a map by chance: the share of true voxels of each patient with one.
+
+    Args: truth, within: bool (B, S, H, W).
+    """
+    share = (truth & within).flatten(1).sum(1).double() / within.flatten(1).sum(1)
+    return share[share > 0].mean().item()
 
 
 def segment_body(x: Tensor) -> Tensor:
     """Return the body, all that lies inside its skin, bool like x (B, S, H, W)."""
     above = (x > BODY).cpu().numpy()
     filled = [[ndimage.binary_fill_holes(plane) for plane in item] for item in above]
-    return torch.tensor(filled).view(x.shape)
+    return torch.from_numpy(np.array(filled)).to(x.device).view(x.shape)
+
+
+def air_share(x: Tensor) -> Tensor:
+    """Return the share of pixels inside the body that hold air, (B,): below -500 HU."""
+    body = segment_body(x)
+    return (body & (x < BODY)).flatten(1).sum(1).double() / body.flatten(1).sum(1)
+
+
+def other_less_own(x: Tensor, other_code: Tensor) -> float:
+    """Return by how many dB row D is closer to the patient whose code it has than to its own one.
+
+    Args: other_code: row D of `reconstruct_patients` (1, B, S, H, W), with the next patient's code.
+    """
+    y = other_code[0]
+    return (psnr(x.roll(-1, 0), y) - psnr(x, y)).mean().item()
+
+
+def change_inside(changes: Mapping[str, Tensor], lungs: Tensor) -> dict[str, float]:
+    """Return each map's mean signed change in the lungs, in its own units.
+
+    Args: changes (B, S, H, W); lungs bool like them.
+    """
+    return {name: change[lungs].double().mean().item() for name, change in changes.items()}
 
 
 def body_overlap(x: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -11,11 +11,23 @@ from torch import Tensor
 
 from cf_utils.core import Counterfactuals, Explainer
 from cf_utils.evaluation.baselines import baseline_rows
-from cf_utils.evaluation.ct_tables import alignment_table, body_overlap
+from cf_utils.evaluation.ct_tables import (
+    alignment_table,
+    body_overlap,
+    chance,
+    change_inside,
+    localisation_table,
+)
+from cf_utils.evaluation.metrics import voxels
+from cf_utils.evaluation.slice_attributions import attribution_maps
 from cf_utils.evaluation.truth.table import truth_table
-from cf_utils.harness.ct_cases import CTCase
+from cf_utils.explainers.diffexplainer import DIRECTIONS, difference_maps
+from cf_utils.harness.ct_cases import CTCase, render_atlas
+from cf_utils.harness.results import Run
 from cf_utils.models.classifiers import predict
 
+REFERENCES = ("random", "edges", "atlas")  # maps that know nothing of the black box
+UNDRAWN = REFERENCES[:2]  # in Fig. 3
 CAUSES = ("extent", "emphysema", "airway")  # factors that a black box may look at
 
 
@@ -34,7 +46,7 @@ def prove(
         found: per method, explanations of the patients `rows` of the case. The first one sets the
             score that the true change must reach.
         methods: what explained them, for their zero edits.
-        tau: probability that PGD must reach.
+        tau: wanted probability of the true change, see `baselines.baseline_rows`.
     """
     if case.truth is None or case.oracle is None:
         return pd.DataFrame()
@@ -54,6 +66,121 @@ def prove(
     )
     overlap = {k: body_overlap(c.query, c.counterfactual).mean().item() for k, c in found.items()}
     return table.assign(body_overlap=pd.Series(overlap))
+
+
+def explain_undecided(
+    run: Run, case: CTCase, hard: CTCase, tau: float, seed: int, steps: int
+) -> dict[str, float]:
+    """Return per direction the share of undecided patients that reach tau for both classes."""
+    methods = case.methods(tau, seed, steps, path_by="amount", path_steps=1)
+    x, ids, found = hard.data.x, hard.data.ids, {}
+    for name in DIRECTIONS:
+        ways = [
+            run.explain(
+                f"undecided_{name}_{c}",
+                methods[name],
+                case.classifier,
+                x,
+                torch.full((len(x),), c),
+                ids,
+            )
+            for c in (0, 1)
+        ]
+        reached = torch.stack([way.reached for way in ways if way is not None])
+        found[name] = reached.all(0).double().mean().item()
+    return found
+
+
+class Maps(NamedTuple):
+    """Maps of patients judged "class 1", whose explanations are towards class 0."""
+
+    rows: Tensor  # (B,) int64, of the case's patients
+    found: dict[str, Counterfactuals]  # method -> explanations
+    changes: dict[str, Tensor]  # method -> difference map in HU, signed (B, S, H, W)
+    amounts: dict[str, Tensor | str]  # method -> map (B, S, H, W) >= 0, or why there is none
+    disease: Tensor  # bool (B, S, H, W), true voxels; none for an official case
+
+    def panels(self, n: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return images, truth and maps (n, H, W): the slice of each patient with most disease."""
+        level = self.disease.flatten(2).sum(2).argmax(1)[:n]
+        at = torch.arange(len(level))
+        maps = {k: self.changes.get(k, m) for k, m in self.amounts.items() if k not in UNDRAWN}
+        drawn = {k: m[at, level] for k, m in maps.items() if isinstance(m, Tensor)}
+        image = next(iter(self.found.values())).query
+        return image[at, level], self.disease[at, level], drawn
+
+
+def collect_maps(
+    run: Run,
+    case: CTCase,
+    methods: Mapping[str, Explainer],
+    both: Mapping[str, Counterfactuals],
+    n: int,
+    n_atlas: int,
+    seed: int,
+) -> Maps:
+    """Return the maps of all methods for the first n patients that are judged "class 1".
+
+    Args:
+        methods: of `CTCase.methods`; latent shift is run here.
+        both: explanations of all patients towards the other class, by the agent's two directions.
+        n_atlas: training patients whose disease gives the atlas.
+    """
+    rows = (next(iter(both.values())).source == 1).nonzero()[:n, 0]
+    data, f = case.data.take(rows), case.classifier
+    target = torch.zeros(len(rows), dtype=torch.int64)
+    found = {k: cfs.select(rows) for k, cfs in both.items()}
+    for name, method in methods.items():
+        if name not in found:
+            cfs = run.explain(name, method, f, data.x, target, data.ids)
+            found |= {name: cfs} if cfs is not None else {}
+    changes = {k: difference_maps(cfs) for k, cfs in found.items()}
+    amounts: dict[str, Tensor | str] = {k: change.abs() for k, change in changes.items()}
+    amounts |= attribution_maps(f, f.layer, data.x, 1 - target)
+    disease = torch.zeros_like(data.x, dtype=torch.bool)
+    if case.truth is not None:
+        disease = case.masks["disease"][rows]
+        amounts |= voxels.reference_maps(data.x, data.ids, render_atlas(n_atlas, seed), seed)
+    return Maps(rows, found, changes, amounts, disease)
+
+
+def locate(case: CTCase, seen: Maps, seed: int) -> pd.DataFrame:
+    """Return `localisation_table` inside the body; empty without a truth.
+
+    The first map is the gradient's. `HU in lungs` is the mean signed change of difference maps, and
+    the row "by chance" the AUPRC of a map that knows nothing.
+    """
+    if case.truth is None:
+        return pd.DataFrame()
+    body, lungs = (case.masks[name][seen.rows] for name in ("body", "lungs"))
+    table = localisation_table(seen.amounts, seen.disease, body, seed)
+    table["HU in lungs"] = pd.Series(change_inside(seen.changes, lungs))
+    by_chance = {"auprc": chance(seen.disease, body), "n": len(seen.rows), "note": ""}
+    return pd.concat([table, pd.DataFrame([by_chance], index=["by chance"])])
+
+
+def best_maps(located: pd.DataFrame) -> dict[str, float]:
+    """Return the AUPRCs of `locate` that metrics.json holds; empty for an empty table."""
+    if located.empty:
+        return {}
+    rivals = located.auprc.drop([*DIRECTIONS, *REFERENCES, "by chance"])
+    named = {"_pattern": "pattern", "_atlas": "atlas", "": "gradient"}
+    found = {f"localisation_auprc{end}": located.auprc[name] for end, name in named.items()}
+    return found | {"localisation_auprc_best_rival": rivals.max()}
+
+
+def compare_directions(
+    methods: Mapping[str, Any], x: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Return the gradient and the pattern of each patient towards class 1, (B, S * d), and cosines.
+
+    Cosines: the least of two patients' gradients, and the mean of gradient and pattern.
+    """
+    target = torch.ones(len(x), dtype=torch.int64)
+    filters, patterns = (methods[name].directions(x, target) for name in DIRECTIONS)
+    same = torch.cosine_similarity(filters, filters[:1]).min().item()
+    between = torch.cosine_similarity(filters, patterns).mean().item()
+    return filters, patterns, {"cosine_patients": same, "cosine_pattern": between}
 
 
 class Crossed(NamedTuple):

@@ -123,7 +123,8 @@ def rendered_case(
     mortality = _build(data, "mortality", "lung_ct_agent", device)
     if undecided:
         data = take_undecided(mortality.classifier, n, site, seed)
-        mortality = dataclasses.replace(mortality, **_describe(data))
+        truth = dataclasses.replace(mortality.truth, factors=data.factors)
+        mortality = dataclasses.replace(mortality, **_describe(data), truth=truth)
     if not checkpoints.exists(f"{WORLD}_emphysema"):
         return mortality
     second = _build(data, "emphysema", "lung_ct_emphysema_agent", device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -52,13 +52,13 @@ def both_ways(
         names: of the classes.
         scale: values of x per HU, to convert the change.
     """
-    fig, axes = _axes(2, len(up) + 1, 1.35)
+    fig, axes = _axes(2, len(up) + 1, 2.0)
     for line, states, p, name in zip(axes, (up, down), scores[::-1], names[::-1], strict=True):
         for ax, state, value in zip(line, states, p, strict=False):
             show(ax, state[None])
             ax.set_title(f"{value:.2f}", fontsize=9)
         draw_change(line[-1], (states[-1] - states[0]) / scale)
-        line[-1].set_title("change", fontsize=9)
+        line[-1].set_title(f"change, ±{SCALE:g} HU", fontsize=9)
         line[0].set_ylabel(f"→ {name}", fontsize=9)
     return fig
 
@@ -95,32 +95,39 @@ def change_grid(
 
 
 def map_grid(
-    images: Tensor, truth: Tensor, maps: Mapping[str, Tensor | str], signed: Sequence[str] = ()
+    images: Tensor,
+    truth: Tensor,
+    maps: Mapping[str, Tensor | str],
+    signed: Collection[str] = (),
+    columns: int = 6,
 ) -> Figure:
-    """Draw slices with their true voxels, and every method's map of them (Fig. 3).
+    """Draw slices, and every method's map of them (Fig. 3), with the true voxels outlined.
 
     Args:
-        images (B, H, W); truth bool (B, H, W), outlined.
+        images (B, H, W); truth bool (B, H, W).
         maps: method -> (B, H, W) or the reason why there is none, which is left out. Each is drawn
             from 0 to its own 99.5 % quantile; those in `signed` from minus that, in red and blue.
+        columns: panels in a line; an image takes as many lines as it needs.
     """
     drawn = {name: m for name, m in maps.items() if isinstance(m, Tensor)}
-    fig, axes = _axes(len(images), 1 + len(drawn), 1.3)
-    for i, line in enumerate(axes):
-        show(line[0], images[i][None])
-        draw_outline(line[0], truth[i])
-        for ax, (name, m) in zip(line[1:], drawn.items(), strict=True):
+    columns = min(columns, 1 + len(drawn))
+    lines = -(-(1 + len(drawn)) // columns)
+    fig, axes = _axes(lines * len(images), columns, 1.6)
+    for i, image in enumerate(images):
+        panels = [ax for line in axes[i * lines : (i + 1) * lines] for ax in line]
+        show(panels[0], image[None])
+        panels[0].set_title("query", fontsize=9)
+        draw_outline(panels[0], truth[i])
+        for ax, (name, m) in zip(panels[1:], drawn.items(), strict=False):
             high = max(float(torch.quantile(m[i].abs().float().flatten(), 0.995)), 1e-12)
             style = ("RdBu_r", -high) if name in signed else ("magma", 0.0)
             ax.imshow(m[i].detach().cpu().numpy(), cmap=style[0], vmin=style[1], vmax=high)
             ax.set(xticks=[], yticks=[])
-            ax.set_title(_wrap(name) if i == 0 else "", fontsize=9)
-    axes[0, 0].set_title("query, truth", fontsize=9)
+            ax.set_title(name.replace("_", " "), fontsize=9)
+            draw_outline(ax, truth[i])
+        for ax in panels[1 + len(drawn) :]:
+            ax.axis("off")
     return fig
-
-
-def _wrap(name: str) -> str:
-    return name.replace("_", " ").replace(" ", "\n", 1)
 
 
 def _axes(rows: int, columns: int, panel: float) -> tuple[Figure, list[list[Axes]]]:

@@ -1,6 +1,8 @@
-"""Answers to the exercise of notebook 09."""
+"""Answers to the exercises of notebook 09."""
 
 from __future__ import annotations
+
+import torch
 
 
 def _step(below, D, a_below, a):
@@ -13,7 +15,20 @@ def _scaled(below, D, a_below, a):
     return k * below + ((1 - a) ** 0.5 - k * (1 - a_below) ** 0.5) * D
 
 
-RIGHT = {"9.1": ((_step,), (_scaled,))}
+def _covariance_times_filter(codes, w):
+    return torch.cov(codes.T) @ w
+
+
+def _by_loop(codes, w):
+    s = codes @ w
+    away = s - s.mean()
+    return torch.stack([(c * away).sum() / (len(s) - 1) for c in codes.T])
+
+
+RIGHT = {
+    "9.1": ((_step,), (_scaled,)),
+    "9.2": ((_covariance_times_filter,), (_by_loop,)),
+}
 WRONG = {
     "9.1": {
         "Eq. 1 forwards": (lambda below, D, a_below, a: _step(below, D, a, a_below),),
@@ -28,5 +43,11 @@ WRONG = {
                 (a / a_below) ** 0.5 * (below - (1 - a_below) ** 0.5 * D) + (1 - a_below) ** 0.5 * D
             ),
         ),
+    },
+    "9.2": {
+        "the filter": (lambda codes, w: w,),
+        "variances times the filter": (lambda codes, w: codes.var(0) * w,),
+        "not centred": (lambda codes, w: codes.T @ (codes @ w) / (len(codes) - 1),),
+        "the mean, not N - 1": (lambda codes, w: torch.cov(codes.T, correction=0) @ w,),
     },
 }

@@ -60,7 +60,7 @@ class DiffusionCodes(LatentModel):
         super().__init__()
         check_count("steps", steps)
         self.model, self.size, self.steps = model, (size[0], size[1]), steps
-        self.bfloat16 = bfloat16
+        self.in_bfloat16 = bfloat16
         settings = torch.tensor([*self.size, steps, int(bfloat16)])
         self.register_buffer("settings", settings)  # enters the hash of an explainer's settings
 
@@ -110,4 +110,4 @@ class DiffusionCodes(LatentModel):
         return torch.cat(parts).unflatten(0, z.shape[:2])
 
     def _precision(self, like: Tensor) -> torch.autocast:
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.in_bfloat16)
