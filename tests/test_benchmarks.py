@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cf_utils.core.files import ROOT
+from cf_utils.worlds import lung_ct_scan
 
 FIGURES = {
     "ace": {
@@ -23,6 +24,13 @@ FIGURES = {
         "flip_rate",
         "flip_rate_early",
         "peak_mib",
+    },
+    "diffexplainer": {
+        "overhead",
+        "speedup_batch",
+        "max_abs_difference",
+        "seconds_a_patient",
+        "predictor_passes_a_patient",
     },
     "exaggeration": {
         "training_overhead",
@@ -64,6 +72,10 @@ LIMITS = {  # figure -> lowest and highest value; all figures are finite and at 
         "unet_passes_an_image": (3 * 5 + 5, 3 * 5 + 5),  # the attack's and the refinement's
         "peak_mib_checkpoint": (1, math.inf),
     },
+    "diffexplainer": {
+        "predictor_passes_a_patient": (4 * 2 * (4 + 1), math.inf),  # inversion, one decoding
+        "psnr_steps_4": (1, 99),
+    },
     "exaggeration": {"max_abs_difference": (0, 1e-4)},
     "gradual": {"max_abs_difference": (0, 1e-9), "passes_overhead": (2 * 20 + 1, math.inf)},
     "layout": {"max_abs_difference": (0, 1e-4)},
@@ -78,6 +90,8 @@ def test_every_benchmark_is_tested():
 
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path):
+    if name == "diffexplainer" and not lung_ct_scan.exists():
+        pytest.skip(f"no scan: run {lung_ct_scan.HOW}")
     out = tmp_path / "out.json"
     command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
