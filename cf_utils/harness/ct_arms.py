@@ -196,9 +196,10 @@ def cross_examine(
 ) -> Crossed:
     """Explain the first n patients that both black boxes put into class 0.
 
-    Columns of the table: the mean change of each cause as the oracle reads it, against the
-    reconstruction; `reached`, the share of patients that reached tau; n; and `agent_auc`, the
-    agent's AUC for the decisions of its black box on `images` (N, S, H, W).
+    Columns of the table: mean changes against the reconstruction, of each cause that the oracle
+    reads reliably, and of the probability that either black box gives to its class 1; `reached`,
+    the share of patients that reached tau; n; and `agent_auc`, the agent's AUC for the decisions of
+    its black box on `images` (N, S, H, W).
 
     Raises ValueError for a case without a second black box or an oracle, or without such patients.
     """
@@ -225,8 +226,13 @@ def cross_examine(
 
 
 def _moves(case: CTCase, cfs: Counterfactuals) -> dict[str, float]:
-    """Return the mean change of each cause, as the oracle reads it, against the reconstruction."""
-    assert cfs.path is not None
-    change = case.oracle.read(cfs.counterfactual)[0] - case.oracle.read(cfs.path[:, 1])[0]
-    at = {name: case.oracle.names.index(name) for name in CAUSES}
-    return {name: change[:, k].mean().item() for name, k in at.items()}
+    """Return the mean change of the reliably read causes and of both scores."""
+    assert cfs.path is not None and case.second is not None
+    before, after = cfs.path[:, 1], cfs.counterfactual
+    change = case.oracle.read(after)[0] - case.oracle.read(before)[0]
+    at = {name: case.oracle.names.index(name) for name in CAUSES if name in case.readable}
+    found = {name: change[:, k].mean().item() for name, k in at.items()}
+    for name, f in (("p mortality", case.classifier), ("p emphysema", case.second.classifier)):
+        p = [predict(f, x).softmax(1)[:, 1] for x in (before, after)]
+        found[name] = (p[1] - p[0]).double().mean().item()
+    return found
