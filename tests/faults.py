@@ -1469,4 +1469,42 @@ FAULTS: dict[str, Fault] = {
         "held_out",
         ("tests/test_own_autoencoder.py::test_the_card_of_known_models",),
     ),
+    "localisation: rivals ahead of ours": Fault(
+        "cf_utils/evaluation/ct_tables.py",
+        "localisation_table",
+        "paired_difference(ours, values['auprc'], seed=seed)",
+        "paired_difference(values['auprc'], ours, seed=seed)",
+        ("tests/test_ct_tables.py::test_localisation_by_hand",),
+    ),
+    "bodies without their lungs": Fault(
+        "cf_utils/evaluation/ct_tables.py",
+        "segment_body",
+        "ndimage.binary_fill_holes(plane)",
+        "plane",
+        (
+            "tests/test_ct_tables.py::test_the_body_holds",
+            "tests/test_ct_tables.py::test_the_overlap",
+        ),
+    ),
+    "changes are seen against the query": Fault(
+        "cf_utils/evaluation/ct_tables.py",
+        "manipulation_row",
+        "cfs.path[:, 1]",
+        "cfs.query",
+        ("tests/test_ct_tables.py::test_changes_are_seen",),
+    ),
+    "an undecided case keeps the factors of others": Fault(
+        "cf_utils/harness/ct_cases.py",
+        "rendered_case",
+        "dataclasses.replace(mortality.truth, factors=data.factors)",
+        "mortality.truth",
+        ("tests/test_ct_cases.py::test_an_undecided_case",),
+    ),
+    "the second black box is explained by the first agent": Fault(
+        "cf_utils/harness/ct_arms.py",
+        "cross_examine",
+        "box.methods",
+        "case.methods",
+        ("tests/test_ct_cases.py::test_two_black_boxes",),
+    ),
 }
