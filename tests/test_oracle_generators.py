@@ -454,7 +454,9 @@ def test_fine_tuning_refuses_what_it_cannot_do(shipped, quick):
 # shipped checkpoints
 
 
-@pytest.mark.parametrize("name", ["faces_oracle", "lung_ct_oracle", "radiographs_oracle", "roads_oracle"])
+@pytest.mark.parametrize(
+    "name", ["faces_oracle", "lung_ct_oracle", "radiographs_oracle", "roads_oracle"]
+)
 def test_the_nulls_in_a_card_are_those_of_the_generators_that_ship(name):
     if not checkpoints.exists(name):
         pytest.skip(f"{name} is not shipped yet")

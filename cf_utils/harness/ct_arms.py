@@ -155,7 +155,8 @@ def locate(case: CTCase, seen: Maps, seed: int) -> pd.DataFrame:
     body, lungs = (case.masks[name][seen.rows] for name in ("body", "lungs"))
     table = localisation_table(seen.amounts, seen.disease, body, seed)
     table["HU in lungs"] = pd.Series(change_inside(seen.changes, lungs))
-    by_chance = {"auprc": chance(seen.disease, body), "n": len(seen.rows), "note": ""}
+    n = int(seen.disease.flatten(1).any(1).sum())
+    by_chance = {"auprc": chance(seen.disease, body), "n": n, "note": ""}
     return pd.concat([table, pd.DataFrame([by_chance], index=["by chance"])])
 
 

@@ -126,7 +126,8 @@ class Progress:
             total = f"{done} of {count(len(self.names))} done in {say_duration(self.seconds)}"
             print(total, flush=True)
         if status and not self.ended:
-            lines = log_path(self.profile).read_text(errors="replace").splitlines()
+            path = log_path(self.profile)
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
             print("\n".join(lines[-TAIL:]), file=sys.stderr)
 
     def say_stopped(self) -> str:
