@@ -104,9 +104,9 @@ class Run:
     def metrics(self, **named: float | int | None) -> None:
         """Collect numbers by name; None and numbers that are not finite become null in the file.
 
-        A name may be given again with the same value, and with another one where a person runs the
-        cells. Raises ValueError for another value elsewhere, for a reserved name, and for a value
-        that is not one number.
+        A repeated name must have the same value, except in a kernel that a person plays in, where
+        the new value replaces the old one. Raises ValueError otherwise, for a reserved name, and
+        for a value that is not one number.
         """
         for name, value in named.items():
             if name in RESERVED:
