@@ -102,7 +102,7 @@ def tune(
 def ablation(
     names: Annotated[Names, Argument(help="Settings (default: all).", metavar="NAME")] = None,
     seeds: Annotated[int, Option(help="Number of seeds.", metavar="N")] = 2,
-    epochs: Annotated[int, Option(help="Of each training.", metavar="N")] = 4,
+    epochs: Annotated[int, Option(help="Of each training.", metavar="N")] = 3,
     resume: Annotated[str, Option(help="Keep training states here.", metavar="DIR")] = "",
     out: Annotated[str, Option(help="Record (default: in results/tuning).", metavar="FILE")] = "",
     list_all: Annotated[bool, Option("--list", help="List the settings.")] = False,

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from cf_utils import worlds
 from cf_utils.core import files
+from cf_utils.models import checkpoints
+from cf_utils.models.classifiers import OneOutput, predict
 from cf_utils.training import ablation
 from cf_utils.training.exaggeration import Weights
 
@@ -48,3 +51,19 @@ def test_a_record_is_written_per_training_and_never_mixed(tmp_path, monkeypatch)
         ablation.run(["paper"], [0], **(size | {"epochs": 2}))
     with pytest.raises(ValueError, match="names: got"):
         ablation.run(["lambda"], [0], **size)
+
+
+def test_a_brief_training_without_reconstruction_lets_the_copy_forget_the_person():
+    gan, _ = checkpoints.load("faces_smile_gan", kind="gan")
+    f = OneOutput(checkpoints.load("faces_smile_causal").model).eval()
+    before = {k: v.clone() for k, v in gan.state_dict().items()}
+    x = worlds.get("faces").render(worlds.get("faces").sample(16, "test"))
+    own = gan.bin_of(predict(f, x).softmax(1)[:, 1])
+    errors = {}
+    for rec in (100.0, 0.0):
+        new = ablation.train_briefly(gan, f, Weights(rec=rec), steps=4)
+        assert new is not gan and not new.training
+        with torch.no_grad():
+            errors[rec] = (new(x, own) - x).abs().mean().item()
+    assert errors[0.0] > 1.3 * errors[100.0]
+    assert all(torch.equal(v, before[k]) for k, v in gan.state_dict().items())

@@ -7,6 +7,7 @@ encoder see the images enlarged to 64 x 64 pixels, the size that they were train
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from cf_utils import core, worlds
 from cf_utils.core import files
@@ -26,14 +28,18 @@ from cf_utils.models import checkpoints
 from cf_utils.models.classifiers import OneOutput
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.weights import channels_last
+from cf_utils.training import loop
 from cf_utils.training.balanced import BalancedImages, classifier_outputs
-from cf_utils.training.exaggeration import Round, Weights, fit_rounds
+from cf_utils.training.exaggeration import Objective, Round, Weights, fit_rounds, joint_parts
 from cf_utils.training.progress import report
 from cf_utils.training.recipes.exaggeration import sample_near
 from cf_utils.training.recipes.renders import StoredImages, render_bytes
+from cf_utils.training.running_statistics import update_statistics
 
 STEPS = (0.0, 1.0, 10.0, 100.0)  # values of Table 6
 PER_EPOCH, BATCH = 6400, 16
+EMA = 0.99  # of the weights: the trainings are too short for an average over 1,000 steps
+SMALL = {"widths": (16, 32, 64), "blocks": 4, "critic": 8, "critic_blocks": 4}  # of the GAN
 
 
 class Enlarged(nn.Module):
@@ -69,7 +75,7 @@ def halve(x: Tensor) -> Tensor:
 def run(
     names: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1),
-    epochs: int = 4,
+    epochs: int = 3,
     n: int = 12_000,
     n_test: int = 256,
     folder: Path | None = None,
@@ -91,7 +97,8 @@ def run(
     settings = list_settings()
     if unknown := set(names) - settings.keys():
         raise ValueError(f"names: got {sorted(unknown)}, expected some of {tuple(settings)}")
-    size = {"epochs": epochs, "n": n, "n_test": n_test, "size": 32, "batch_size": BATCH}
+    size = {"epochs": epochs, "n": n, "n_test": n_test, "size": 32, "batch_size": BATCH, "ema": EMA}
+    size |= {k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.items()}
     record = files.read_json(out) if out.exists() else {"settings": size, "rows": []}
     if record["settings"] != size:
         raise ValueError(f"out: {out} holds {record['settings']}, got {size}; pass another file")
@@ -121,12 +128,31 @@ def train_setting(
     x = halve(render_bytes(sample_near(worlds.get("faces"), "smile", 0.5, n, "independent", seed)))
     data = BalancedImages(StoredImages(x), classifier_outputs(f, x), 10, PER_EPOCH)
     core.seed_everything(seed)
-    gan = channels_last(ConditionalGAN(size=32, blocks=4, critic_blocks=4))
+    gan = channels_last(ConditionalGAN(size=32, **SMALL))
     warm = folder and folder / f"warm-up-{seed}"
-    fit_rounds(gan, f, data, [Round(epochs, None)], batch_size=BATCH, seed=seed, folder=warm)
+    common: dict[str, Any] = {"batch_size": BATCH, "ema": EMA}
+    fit_rounds(gan, f, data, [Round(epochs, None)], seed=seed, folder=warm, **common)
     rounds = [Round(epochs, weights, lr=4e-4)]
-    fit_rounds(gan, f, data, rounds, batch_size=BATCH, seed=seed + 7, folder=own)
+    fit_rounds(gan, f, data, rounds, seed=seed + 7, folder=own, **common)
     return gan.eval()
+
+
+def train_briefly(
+    gan: ConditionalGAN, f: nn.Module, weights: Weights, steps: int = 16, seed: int = 0
+) -> ConditionalGAN:
+    """Return a copy of a GAN of rendered faces, trained on for a few steps with other weights.
+
+    gan: for images (B, 3, 64, 64). f: the classifier that it explains. weights: of Eq. 9.
+    """
+    new, device = copy.deepcopy(gan), next(gan.parameters()).device
+    x = render_bytes(worlds.get("faces").sample(steps * BATCH, "train", seed=seed))
+    p = classifier_outputs(f, x.to(device)).cpu()
+    data = TensorDataset(x.float() / 255, p)
+    loop.fit(
+        Objective(new, f, weights), data, joint_parts(1e-3), epochs=1, batch_size=BATCH, seed=seed
+    )
+    update_statistics(new, data, seed, n=len(x))
+    return new
 
 
 def measure(gan: ConditionalGAN, f: nn.Module, n: int) -> dict[str, Any]:

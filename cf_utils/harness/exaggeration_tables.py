@@ -1,0 +1,116 @@
+"""Tables 1, 2 and 5 of progressive exaggeration: its rivals, and the paper's values beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cf_utils.core import Explainer
+from cf_utils.evaluation.metrics import response
+from cf_utils.evaluation.progression_rivals import Comparison, compare_methods
+from cf_utils.explainers.exaggeration import Progression
+from cf_utils.harness import results
+from cf_utils.harness.exaggeration_cases import ExaggerationCase
+from cf_utils.viz.progressions import progression_grid
+
+RIVALS = ("xgem", "latent_shift")  # they search in the latent space of the case's VAE
+TOLD = ("fid_embedded", "fva_embedded", "lsc_method", "lsc_common")  # kept in metrics.json
+
+
+def progress_rivals(
+    case: ExaggerationCase,
+    methods: Mapping[str, Explainer],
+    shown: Progression,
+    n: int,
+    batch_size: int = 16,
+) -> dict[str, Tensor]:
+    """Return per method the images (n, K, C, H, W) that were asked for the same outputs.
+
+    Args:
+        methods: of `case.methods`; rivals that the case lacks are left out.
+        shown: the progression of exaggeration, whose expected outputs the rivals search for.
+        n: number of queries, the first ones.
+    """
+    found = {"exaggeration": shown.images[:n]}
+    device = next(case.gan.parameters()).device
+    x, wanted = (part[:n].split(batch_size) for part in (shown.query, shown.expected.float()))
+    for name in (k for k in RIVALS if k in methods):
+        rival = methods[name]
+        found[name] = torch.cat(
+            [
+                rival.progression(case.classifier, some.to(device), outputs).images
+                for some, outputs in zip(x, wanted, strict=True)
+            ]
+        )
+    return found
+
+
+def draw_rivals(
+    case: ExaggerationCase, shown: Progression, progressed: Mapping[str, Tensor], row: int = 0
+) -> Figure:
+    """Draw the progression of one query, one row per method, with the classifier's outputs."""
+    images = torch.stack([found[row] for found in progressed.values()])
+    outputs = torch.stack([response.respond(case.classifier, strip) for strip in images])
+    rows = [row] * len(images)
+    return progression_grid(
+        shown.query[rows], images, shown.source[rows], outputs, names=list(progressed)
+    )
+
+
+def compare_rivals(
+    case: ExaggerationCase,
+    methods: Mapping[str, Explainer],
+    progressed: Mapping[str, Tensor],
+    seed: int = 0,
+) -> Comparison:
+    """Return `compare_methods` for the images of `progress_rivals`."""
+    n = len(progressed["exaggeration"])
+    x = case.data.x[:n]
+    encoders = {k: case.gan if k == "exaggeration" else case.vae for k in progressed}
+    return compare_methods(
+        x,
+        progressed,
+        case.classifier,
+        case.real,
+        encoders=encoders,
+        unchanged={k: methods[k].zero_edit(x) for k in progressed},
+        face=case.face,
+        seed=seed,
+        official=case.official,
+        device=next(case.gan.parameters()).device,
+    )
+
+
+def name_metrics(compared: Comparison) -> dict[str, float]:
+    """Return the entries of metrics.json: those of a rival end with its name."""
+    methods = compared.values.columns.drop(["n", "note"])
+    return {
+        row + ("" if k == "exaggeration" else f"_{k}"): compared.values.loc[row, k]
+        for k in methods
+        for row in compared.values.index.intersection(list(TOLD))
+    }
+
+
+def paper_beside_ours(
+    case: ExaggerationCase, compared: Comparison, task: str = "smiling"
+) -> pd.DataFrame:
+    """Tables 1 and 2 of the paper beside ours: one row per metric, n last; shares in [0, 1]."""
+    end = "" if case.official else "_embedded"
+    rows = {
+        "FID_overall": f"fid{end}",
+        "FID_present": f"fid{end}_present",
+        "FID_absent": f"fid{end}_absent",
+        "latent_space_closeness": "lsc_method",
+        "face_verification_accuracy": f"fva{end}",
+    }
+    paper = results.reported("progressive-exaggeration")
+    paper = paper.query("table in ('Table 1', 'Table 2') and task == @task")
+    wide = paper.pivot(index="metric", columns="method", values="value").loc[list(rows)]
+    wide.loc[["latent_space_closeness", "face_verification_accuracy"]] /= 100  # printed in per cent
+    ours = compared.values.reindex(list(rows.values())).set_axis(list(rows))
+    methods = ours.drop(columns=["n", "note"])
+    return wide.add_prefix("paper, ").join(methods.add_prefix(f"{case.dataset}, ")).assign(n=ours.n)

@@ -1,0 +1,61 @@
+"""Rivals of progressive exaggeration and the paper's tables, on four rendered faces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from cf_utils.harness import exaggeration_cases, exaggeration_tables, results
+
+
+@pytest.fixture(scope="module")
+def case():
+    return exaggeration_cases.rendered_case("faces", "smile", 4, 24)
+
+
+@pytest.fixture(scope="module")
+def methods(case):
+    return case.methods(tau=0.95, seed=0)
+
+
+@pytest.fixture(scope="module")
+def shown(case, methods):
+    return methods["exaggeration"].progress(case.classifier, case.data.x)
+
+
+def test_rivals_search_for_the_outputs_that_exaggeration_was_asked_for(case, methods, shown):
+    some = {k: methods[k] for k in ("exaggeration", "latent_shift")}
+    found = exaggeration_tables.progress_rivals(case, some, shown, n=3, batch_size=2)
+    assert list(found) == ["exaggeration", "latent_shift"]
+    torch.testing.assert_close(found["exaggeration"], shown.images[:3])
+    direct = methods["latent_shift"].progression(
+        case.classifier, case.data.x[:3], shown.expected[:3].float()
+    )
+    torch.testing.assert_close(found["latent_shift"], direct.images, atol=1e-4, rtol=0)
+    figure = exaggeration_tables.draw_rivals(case, shown, found, row=2)
+    axes = figure.axes
+    assert len(axes) == 2 * (1 + case.gan.bins)
+    assert axes[1].get_title() == f"{shown.actual[2, 0]:.2f}"
+    plt.close(figure)
+
+
+def test_the_table_holds_the_papers_values_beside_ours(case, methods, shown):
+    progressed = {"exaggeration": shown.images, "xgem": shown.images.flip(1)}
+    compared = exaggeration_tables.compare_rivals(case, methods, progressed)
+    told = exaggeration_tables.name_metrics(compared)
+    assert told["fva_embedded_xgem"] == compared.values.xgem["fva_embedded"]
+    assert told["lsc_method"] == compared.values.exaggeration["lsc_method"]
+    table = exaggeration_tables.paper_beside_ours(case, compared)
+    printed = results.reported("progressive-exaggeration")
+    printed = printed[
+        (printed["table"].isin(["Table 1", "Table 2"])) & (printed["task"] == "smiling")
+    ]
+    fva = printed[printed["metric"] == "face_verification_accuracy"].set_index("method").value
+    for method, value in fva.items():
+        ours = table.loc["face_verification_accuracy", f"paper, {method}"]
+        assert ours == pytest.approx(value / 100)
+    fid = printed[printed["metric"] == "FID_overall"].set_index("method").value
+    assert table.loc["FID_overall", f"paper, {fid.index[0]}"] == pytest.approx(fid.iloc[0])
+    assert table.loc["face_verification_accuracy", "faces, xgem"] == told["fva_embedded_xgem"]
+    assert table.columns[-1] == "n" and table.n["FID_overall"] > 0
