@@ -71,7 +71,10 @@ def prove(
 def explain_undecided(
     run: Run, case: CTCase, hard: CTCase, tau: float, seed: int, steps: int
 ) -> dict[str, float]:
-    """Return per direction the share of undecided patients that reach tau for both classes."""
+    """Return per direction the share of undecided patients that reach tau for both classes.
+
+    A direction whose explanations this shard computes only in part is left out.
+    """
     methods = case.methods(tau, seed, steps, path_by="amount", path_steps=1)
     x, ids, found = hard.data.x, hard.data.ids, {}
     for name in DIRECTIONS:
@@ -86,8 +89,9 @@ def explain_undecided(
             )
             for c in (0, 1)
         ]
-        reached = torch.stack([way.reached for way in ways if way is not None])
-        found[name] = reached.all(0).double().mean().item()
+        reached = [way.reached for way in ways if way is not None]
+        if len(reached) == len(ways):
+            found[name] = torch.stack(reached).all(0).double().mean().item()
     return found
 
 
