@@ -194,7 +194,7 @@ def train_agent(
     objective: str,
     seed: int,
     folder: Path | None,
-    n: int = 3000,
+    n: int = 9000,
     epochs: int = 40,
     join: str = "concat",
 ) -> Trained:
