@@ -1542,4 +1542,32 @@ FAULTS: dict[str, Fault] = {
         "shown.actual.float()",
         ("tests/test_exaggeration_tables.py::test_rivals",),
     ),
+    "prior: an undone attack is counted over all images": Fault(
+        "cf_utils/evaluation/diffusion_prior.py",
+        "attack_table",
+        "back[flipped].double()",
+        "back.double()",
+        ("tests/test_diffusion_prior.py::test_an_undone_attack",),
+    ),
+    "prior: survival is measured without centring": Fault(
+        "cf_utils/evaluation/diffusion_prior.py",
+        "survival_table",
+        "before = before - before.mean(0)",
+        "pass",
+        ("tests/test_diffusion_prior.py::test_a_factor_survives",),
+    ),
+    "prior: the fixed variance is the other bound": Fault(
+        "cf_utils/evaluation/diffusion_prior.py",
+        "fix_variance",
+        "schedule.linear(len(prior.schedule), bound)",
+        "schedule.linear(len(prior.schedule))",
+        ("tests/test_diffusion_prior.py::test_a_fixed_variance",),
+    ),
+    "prior: survival is averaged over unreadable factors, too": Fault(
+        "cf_utils/harness/prior_arms.py",
+        "measure_survival",
+        "oracle_columns.factor_of(name) in readable",
+        "True",
+        ("tests/test_diffusion_prior.py::test_survival_is_averaged",),
+    ),
 }

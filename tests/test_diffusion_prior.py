@@ -15,6 +15,7 @@ from torch import nn
 from cf_utils.evaluation import diffusion_prior
 from cf_utils.evaluation.baselines import PGD
 from cf_utils.evaluation.metrics import features, image
+from cf_utils.explainers.reference import ace as reference
 from cf_utils.harness import prior_arms
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
@@ -25,10 +26,10 @@ SIDE = 16
 
 
 class Unet(nn.Module):
-    """Predicts a tenth of z as the noise, and a variance at its upper bound."""
+    """Predicts a tenth of z as the noise, and a variance between its bounds."""
 
     def forward(self, z, t):
-        return SimpleNamespace(sample=torch.cat([z / 10, torch.ones_like(z)], 1))
+        return SimpleNamespace(sample=torch.cat([z / 10, z.tanh()], 1))
 
 
 class Mean(nn.Module):
@@ -112,6 +113,15 @@ def test_a_fixed_variance_is_the_bound_that_was_asked_for(prior, bound, which):
     torch.testing.assert_close(added, sd.expand_as(z), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(chain.step(z, k), learned.step(z, k))  # the same mean
     assert chain.schedule.t == learned.schedule.t
+
+
+@pytest.mark.parametrize("k", [0, 1, 7])
+def test_the_printed_step_is_the_chains(prior, k):
+    chain, z = prior.chain("10"), rand(2, 3, SIDE, SIDE) - 0.5
+    noise = rand(2, 3, SIDE, SIDE, seed=1)
+    mean, variance, _ = reference.denoising_step(prior, chain.schedule, z, k)
+    expected = mean + variance.sqrt() * noise if k else mean
+    torch.testing.assert_close(chain.step(z, k, noise), expected.float())
 
 
 # ---------------------------------------------------------------- tables

@@ -18,6 +18,7 @@ NAMES = (
     "03_gradual_credit",
     "04_exaggeration_faces",
     "05_exaggeration_radiographs",
+    "06_diffusion_prior",
     "09_diffexplainer_ct",
     "12_your_own_model",
 )
