@@ -6,6 +6,7 @@ of the paper's tables is there, with its value or with the name of the file that
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 from torch import nn
 
 from cf_utils.core import files
-from cf_utils.harness import cases
+from cf_utils.harness import cases, road_cases
 from cf_utils.models import checkpoints, image_classifiers, pretrained
 from cf_utils.models.cards import Card
 from cf_utils.models.generators import diffusion
@@ -69,9 +70,6 @@ CUT = {
     "08_ace_roads": {
         "n_images": 4,
         "iterations": 2,
-        "n_noise": 2,
-        "n_dime": 1,
-        "dime_steps": 2,
         "device": "cpu",
     },
     "06_diffusion_prior": {
@@ -219,8 +217,11 @@ def test_each_column_of_the_papers_tables_has_its_value_or_names_a_missing_file(
     ],
 )
 def test_notebook_08_runs_on_each_official_data_set(
-    request, small_networks, tmp_path, dataset, label, which, n
+    request, small_networks, tmp_path, monkeypatch, dataset, label, which, n
 ):
+    tiny = {"n_noise": 2, "n_dime": 1, "dime_steps": 2}
+    small = dataclasses.replace(road_cases.SIZES["paper"], **tiny)
+    monkeypatch.setitem(road_cases.SIZES, "paper", small)
     root = request.getfixturevalue("pairs" if dataset == "imagenet" else "scenes")
     metrics, found = run_paper_profile(
         "08_ace_roads", tmp_path, data_root=str(root), dataset=dataset, label=label
