@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 
 from cf_utils.core import files
-from cf_utils.harness import cases, road_cases
+from cf_utils.harness import ace_cases, cases, road_cases
 from cf_utils.models import checkpoints, image_classifiers, pretrained
 from cf_utils.models.cards import Card
 from cf_utils.models.generators import diffusion
@@ -57,14 +57,6 @@ CUT = {
     "07_ace_faces": {
         "n_images": 4,
         "iterations": 2,
-        "dime_steps": 3,
-        "n_variants": 1,
-        "n_steps": 1,
-        "n_dime": 1,
-        "n_fast": 1,
-        "n_diverse": 1,
-        "n_seeds": 2,
-        "batch": 4,
         "device": "cpu",
     },
     "08_ace_roads": {
@@ -109,6 +101,20 @@ def execute(name: str, **parameters) -> dict:
     return space
 
 
+TINY_SIZES = ace_cases.Sizes(
+    batch=4,
+    n_linked=1,
+    n_shortcut=1,
+    n_variants=1,
+    variant_steps=1,
+    n_dime=1,
+    dime_steps=3,
+    n_fastdime=1,
+    n_null=1,
+    n_diverse=1,
+    n_seeds=2,
+    n_fresh=4,
+)
 SIZES = {"celeba": (128, 128), "celebahq": (256, 256), "bdd": (256, 512), "imagenet": (256, 256)}
 
 
@@ -168,8 +174,9 @@ def run_paper_profile(name: str, folder, **changes) -> tuple[dict, Path]:
     ("dataset", "which", "n"), [("celeba", "table1", 4), ("celebahq", "table2", 2)]
 )
 def test_each_column_of_the_papers_tables_has_its_value_or_names_a_missing_file(
-    request, small_networks, tmp_path, dataset, which, n
+    request, small_networks, tmp_path, monkeypatch, dataset, which, n
 ):
+    monkeypatch.setitem(ace_cases.SIZES, "paper", TINY_SIZES)
     root = request.getfixturevalue({"celeba": "faces", "celebahq": "hq"}[dataset])
     if dataset == "celeba":
         (root / "celeba" / "list_eval_partition.txt").write_text(
