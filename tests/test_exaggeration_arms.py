@@ -53,6 +53,8 @@ def test_an_official_case_has_neither_arms_nor_truth():
     object.__setattr__(empty, "truth", None)
     assert exaggeration_arms.bias_arms(empty) == {}
     assert exaggeration_arms.prove(empty, {}, {}, torch.zeros(0), 0.9).empty
+    shard = {**found, "xgem": None}  # not all of its batches are there
+    assert exaggeration_arms.prove(case, shard, methods, target, tau).empty
 
 
 class Pull(torch.nn.Module):
