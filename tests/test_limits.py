@@ -11,17 +11,7 @@ import pytest
 from cf_utils.core.files import ROOT
 
 CELLS, LINES, WORDS, PARAMETERS, BEFORE_QUESTION = 45, 12, 120, 10, 10
-NAMES = (
-    "00_start_here",
-    "01_gradual_mnist",
-    "02_gradual_imdb",
-    "03_gradual_credit",
-    "04_exaggeration_faces",
-    "05_exaggeration_radiographs",
-    "06_diffusion_prior",
-    "09_diffexplainer_ct",
-    "12_your_own_model",
-)
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(params=NAMES)
