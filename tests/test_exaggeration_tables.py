@@ -59,3 +59,12 @@ def test_the_table_holds_the_papers_values_beside_ours(case, methods, shown):
     assert table.loc["FID_overall", f"paper, {fid.index[0]}"] == pytest.approx(fid.iloc[0])
     assert table.loc["face_verification_accuracy", "faces, xgem"] == told["fva_embedded_xgem"]
     assert table.columns[-1] == "n" and table.n["FID_overall"] > 0
+
+
+def test_the_committed_ablation_has_the_ten_settings_of_the_paper():
+    table, curves = exaggeration_tables.read_ablation("f")
+    assert len(table) == 10 and table["paper, FVA"].notna().all()
+    assert list(curves) == ["f = 0", "f = 1", "f = 10", "f = 100"]
+    slopes = {name: (actual[0, -1] - actual[0, 0]).item() for name, (_, actual) in curves.items()}
+    assert abs(slopes["f = 0"]) < 0.1 < 0.5 < slopes["f = 1"] < slopes["f = 100"]
+    assert table.FVA["1,1,0"] < table.FVA["1,1,1"] < table.FVA["1,1,100"]

@@ -134,6 +134,20 @@ def rendered_case(
     )
 
 
+def load_faces(
+    root: str,
+    label: str,
+    n: int,
+    n_real: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ExaggerationCase:
+    """Return `celeba_case` of the official files in `root`, or rendered faces if it is empty."""
+    if root:
+        return celeba_case(root, label, n, n_real, device=device)
+    return rendered_case("faces", label, n, n_real, seed=seed, device=device)
+
+
 def celeba_case(
     root: str, label: str, n: int, n_real: int, device: torch.device | str = "cpu"
 ) -> ExaggerationCase:

@@ -13,7 +13,7 @@ from cf_utils.core import Explainer
 from cf_utils.evaluation.metrics import response
 from cf_utils.evaluation.progression_rivals import Comparison, compare_methods
 from cf_utils.explainers.exaggeration import Progression
-from cf_utils.harness import results
+from cf_utils.harness import ablation_record, results
 from cf_utils.harness.exaggeration_cases import ExaggerationCase
 from cf_utils.viz.progressions import progression_grid
 
@@ -114,3 +114,12 @@ def paper_beside_ours(
     ours = compared.values.reindex(list(rows.values())).set_axis(list(rows))
     methods = ours.drop(columns=["n", "note"])
     return wide.add_prefix("paper, ").join(methods.add_prefix(f"{case.dataset}, ")).assign(n=ours.n)
+
+
+def read_ablation(changed: str) -> tuple[pd.DataFrame, dict[str, tuple[Tensor, Tensor]]]:
+    """Return Table 6 and the curves of Fig. 12 from the committed record of `cf ablation`.
+
+    changed: the weight of Fig. 12, see `ablation_record.ablation_curves`.
+    """
+    record = ablation_record.read_ablation()
+    return ablation_record.ablation_table(record), ablation_record.ablation_curves(record, changed)
