@@ -21,7 +21,7 @@ from cf_utils.explainers import presets
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
 from cf_utils.explainers.xgem import XGEM
-from cf_utils.harness import cases
+from cf_utils.harness import ablation_record, cases
 from cf_utils.models import checkpoints
 from cf_utils.models.cards import Card
 from cf_utils.models.checkpoints import Loaded
@@ -44,7 +44,7 @@ from cf_utils.training.tuning.tuner import Tuner, tune
 from tests.stripes import LOW, SPAN, STRIPES, TOY, USES, Perfect, Stripe, data
 
 WITH_PRIOR = [name for name, method in METHODS.items() if method.generator == "prior"]
-RECORDS = sorted((files.ROOT / "results" / "tuning").glob("*.json"))
+RECORDS = sorted(set((files.ROOT / "results" / "tuning").glob("*.json")) - {ablation_record.RECORD})
 
 
 def rows(*measured, items=None):
