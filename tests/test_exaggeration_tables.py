@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -46,6 +48,8 @@ def test_the_table_holds_the_papers_values_beside_ours(case, methods, shown):
     told = exaggeration_tables.name_metrics(compared)
     assert told["fva_embedded_xgem"] == compared.values.xgem["fva_embedded"]
     assert told["lsc_method"] == compared.values.exaggeration["lsc_method"]
+    poor = compared._replace(values=compared.values.drop(index="fva_embedded"))
+    assert math.isnan(exaggeration_tables.name_metrics(poor)["fva_embedded_xgem"])
     table = exaggeration_tables.paper_beside_ours(case, compared)
     printed = results.reported("progressive-exaggeration")
     printed = printed[

@@ -86,12 +86,12 @@ def compare_rivals(
 
 
 def name_metrics(compared: Comparison) -> dict[str, float]:
-    """Return the entries of metrics.json: those of a rival end with its name."""
+    """Return the entries of metrics.json: a rival's end with its name; NaN if not measured."""
     methods = compared.values.columns.drop(["n", "note"])
     return {
-        row + ("" if k == "exaggeration" else f"_{k}"): compared.values.loc[row, k]
+        row + ("" if k == "exaggeration" else f"_{k}"): value
         for k in methods
-        for row in compared.values.index.intersection(list(TOLD))
+        for row, value in compared.values[k].reindex(list(TOLD)).items()
     }
 
 
