@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cf_utils.core import Counterfactuals, Explainer
+from cf_utils.core import Counterfactuals
 from cf_utils.evaluation.metrics import decision, features, image
 from cf_utils.evaluation.truth import displacement, localization
 from cf_utils.explainers.ace import ACE
 from cf_utils.harness import results
+from cf_utils.harness.ace_arms import explain_first
 from cf_utils.harness.cases import Case
 from cf_utils.harness.results import Run
 from cf_utils.harness.road_cases import RoadCase, second_driver
 from cf_utils.harness.road_truth import Known, chain_of, is_followed, renders
-from cf_utils.models.classifiers import predict
 from cf_utils.models.generators.diffusion import noise_of
 
 OURS = "gradient descent (ours)"
@@ -33,15 +33,6 @@ PRINTED = {  # label of an ImageNet case -> the paper's name of the pair in Tabl
 }
 ROADS = {"bdd": "BDD-OIA", "bdd100k": "BDD100k"}  # data set -> the paper's name of it in Table 3
 TAGS = {OURS: "descent", "signed steps": "signed", "BDD's script": "script", "DiME": "dime"}
-
-
-def explain_first(
-    run: Run, name: str, method: Explainer, case: Case, batch: int, n: int | None = None
-) -> Counterfactuals | None:
-    """Explain the first n images of a case (None: all) towards the other class."""
-    x, ids = case.data.x[:n], case.data.ids[:n]
-    target = 1 - predict(case.classifier, x, batch).argmax(1)
-    return run.explain(name, method, case.classifier, x, target, ids, batch_size=batch)
 
 
 def explain_rivals(run: Run, case: RoadCase, explain: ACE, seed: int) -> dict[str, Counterfactuals]:
