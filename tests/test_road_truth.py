@@ -368,7 +368,7 @@ def test_the_second_driver_looks_at_the_right_car(solved, monkeypatch):
 def test_figures_name_rows_and_mark_failures():
     x = torch.rand(4, 3, 4, 8)
     cfs = make_result(x, 1 - x, torch.tensor([1, 0, 1, 0]), [True, True, False, True])
-    with pytest.raises(ValueError, match="cfs: got explanations without masks"):
+    with pytest.raises(ValueError, match="cfs: got a result without masks"):
         scenes.masks(cfs)
     cfs = replace(cfs, mask=torch.ones(4, 3, 4, 8, dtype=torch.bool))
     fig = scenes.explanation_grid(cfs, ("go", "stop"), n=3)

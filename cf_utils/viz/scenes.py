@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cf_utils.core import Counterfactuals
+from cf_utils.viz.ace import draw_masks as masks
 from cf_utils.viz.plots import show
 
 PANEL = 1.75  # width of an image in inches
@@ -47,13 +48,6 @@ def scene_grid(
     for ax, title in zip(axes[0], titles, strict=False):
         ax.set_title(title, fontsize=8)
     return fig
-
-
-def masks(cfs: Counterfactuals) -> Tensor:
-    """Return the masks of explanations as images (B, 3, H, W), 1 where a pixel may change."""
-    if cfs.mask is None:
-        raise ValueError("cfs: got explanations without masks, expected those of ACE")
-    return cfs.mask[:, :1].expand(-1, 3, -1, -1).float()
 
 
 def explanation_grid(cfs: Counterfactuals, names: Sequence[str], n: int = 6) -> Figure:
