@@ -336,6 +336,31 @@ def test_the_text_of_a_docstring_is_escaped_outside_of_code(configuration):
     assert lines == [r"\|x\| is \*not\* `*bold*`, a_b and c\_ are names."]
 
 
+def warnings_of(text: str) -> list[str]:
+    """Return what docutils reports about a text in reStructuredText."""
+    from docutils.core import publish_doctree
+    from docutils.nodes import system_message
+
+    settings = {"report_level": 5, "halt_level": 6, "default_role": "literal"}
+    tree = publish_doctree(text, settings_overrides=settings)
+    return [node.astext() for node in tree.findall(system_message)] + tree.parse_messages
+
+
+def test_lists_and_described_names_of_a_docstring_are_lists_without_warnings(configuration):
+    text = (
+        "Decisions:\n* one goes\n  on and *on*\n* two\nThen text.\n\n"
+        "Text.\nrole: of a `Part`s\nkind, shares: a longer text that goes\n    on\n"
+    )
+    lines = text.splitlines()
+    assert warnings_of(text)
+    configuration.prepare_docstring(None, "", "", None, None, lines)
+    assert warnings_of("\n".join(lines)) == []
+    assert [line for line in lines if line.startswith("*")] == [
+        "* one goes", "* two", "* `role`: of a `Part`\\ s", "* `kind, shares`: a longer text that goes",
+    ]  # fmt: skip
+    assert r"  on and \*on\*" in lines and "Then text." in lines and "  on" in lines
+
+
 def test_a_formula_becomes_mathml_of_its_kind(configuration):
     block, inline = (configuration.to_mathml(r"\frac{a}{b}", block=b) for b in (True, False))
     assert 'display="block"' in block and "<mfrac>" in block and 'display="block"' not in inline

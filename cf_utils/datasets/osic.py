@@ -1,15 +1,15 @@
 """OSIC Pulmonary Fibrosis Progression: a chest CT and repeated measurements of lung function.
 
 Layout (Kaggle): <root>/osic-pulmonary-fibrosis-progression (or osic, or <root> itself), with
-- `train.csv`: Patient, Weeks (from the CT), FVC (ml), Percent, Age, Sex, SmokingStatus,
-- `train/<Patient>/<n>.dcm`: one series per patient.
+* `train.csv`: Patient, Weeks (from the CT), FVC (ml), Percent, Age, Sex, SmokingStatus,
+* `train/<Patient>/<n>.dcm`: one series per patient.
 Kaggle's `test/` repeats patients of `train/` and is not read.
 
 Neither file says who died. The label is one of
-- "decline": the forced vital capacity (FVC) falls by 10 % or more within a year. Such a fall
+* "decline": the forced vital capacity (FVC) falls by 10 % or more within a year. Such a fall
   predicts death in pulmonary fibrosis (Richeldi et al., Thorax 2012). Each patient's fall is that
   of a least-squares line through the visits of the first 60 weeks.
-- "mortality": death within a year of the CT, the paper's label, from an own `mortality.csv` beside
+* "mortality": death within a year of the CT, the paper's label, from an own `mortality.csv` beside
   `train.csv`: Patient, Weeks (from the CT to death or last contact), Died (0 or 1). A patient who
   left earlier and alive has no label.
 

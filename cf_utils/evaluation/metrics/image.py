@@ -76,6 +76,7 @@ def sfid(
     the official script makes one unseeded split and prints its two directions.
 
     Args: query, counterfactual: features of the same N items; valid (N,) bool, default all.
+
     Returns:
         sfid or sfid_embedded; `_sd`, its standard deviation over splits; `_floor`, the value if
         each counterfactual is replaced by its query; n_real and n_fake, mean sizes of a half; and
