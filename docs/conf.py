@@ -56,7 +56,12 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # otherwise pages with widgets load two scripts from another host
 html_math_renderer = "mathml"
-suppress_warnings = ["myst.header", "misc.highlighting_failure", "ref.python"]
+suppress_warnings = [
+    "myst.header",
+    "misc.highlighting_failure",
+    "ref.python",  # a field's type may name several objects
+    "autoapi.python_import_resolution",  # of constants that one statement assigns
+]
 
 autoapi_dirs = [str(ROOT / "cf_utils")]
 autoapi_root = "api"

@@ -42,8 +42,7 @@ UNIT = (170.0, 139.0)  # mm per unit of x and y; y is stretched, as a person who
 ANGLES = tuple(0.01745 * k for k in range(-5, 6))  # tangents of the projections, 1 degree apart
 REACH = (1.32, -1.20, 1.40)  # largest |x|, smallest and largest y of a table
 MM = 0.001 * VOXEL / PAIR  # from the sums in a layer to millimetres of water
-BONE = 3.5  # weight of bone in radiographs
-BLUR = 0.28  # half width of the blur, in units
+BONE, BLUR = 3.5, 0.28  # weight of bone in radiographs; half width of the blur, in units
 
 
 def make(pip: Sequence[str] = ()) -> Path:
