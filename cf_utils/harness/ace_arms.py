@@ -17,11 +17,11 @@ from cf_utils.core import Counterfactuals, Explainer, Ids, describe
 from cf_utils.explainers import presets
 from cf_utils.explainers.ace import ACE
 from cf_utils.explainers.dime import DiME
+from cf_utils.harness import cases
 from cf_utils.harness.ace_cases import FaceCase
 from cf_utils.harness.cases import Case
 from cf_utils.harness.results import Run
 from cf_utils.models.classifiers import predict
-from cf_utils.models.generators.diffusion import noise_of
 
 Found = dict[str, Counterfactuals]
 STAGES = {"Pre-CE": "pre", "FR-CE": "fr", "F-CE": "f"}  # of Table 5, besides ACE itself
@@ -217,14 +217,7 @@ def filter_images(
         chain: spacing and steps.
         stream: of the noise.
     """
-    spacing, steps = chain
-    if case.prior is None:
-        raise ValueError("case: got one without a prior, expected a diffusion model")
-    walk, parts = case.prior.chain(spacing), [x[:0]]
-    for at in range(0, len(x), case.sizes.batch):
-        part, own = x[at : at + case.sizes.batch], ids[at : at + case.sizes.batch]
-        parts.append(walk.filter(part, steps, noise_of(seed, own, part, stream)))
-    return torch.cat(parts)
+    return cases.filter_images(case.prior, x, ids, chain, seed, stream, case.sizes.batch)
 
 
 def _present(found: Mapping[str, Counterfactuals | None]) -> Found:

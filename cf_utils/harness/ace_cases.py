@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from cf_utils import core
 from cf_utils.core.choices import check_choice
 from cf_utils.datasets import celeba, rendered
 from cf_utils.datasets.base import InMemory
@@ -64,16 +63,6 @@ class FaceCase(Case):
     face: nn.Module | None = None  # identity encoder with a threshold
     attributes: Any = None  # independent reader of all labels, with `names`
     oracle: Any = None  # of the world's factors
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the networks."""
-        return core.device_of(self.classifier, torch.device("cpu"))
-
-    @property
-    def official(self) -> bool:
-        """Whether the faces are photographs, of which no factor is known."""
-        return self.truth is None
 
     @property
     def of_attributes(self) -> Case:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cf_utils import worlds
+from cf_utils import core, worlds
 from cf_utils.datasets import bdd, celeba, celebahq, imagenet_pairs, rendered
 from cf_utils.datasets.base import InMemory
 from cf_utils.evaluation.metrics import perceptual
@@ -23,7 +23,7 @@ from cf_utils.evaluation.metrics.attributes import correlations
 from cf_utils.models import checkpoints, classifiers, image_classifiers, pretrained
 from cf_utils.models.cards import Card
 from cf_utils.models.generators import guided_diffusion
-from cf_utils.models.generators.diffusion import DDPM
+from cf_utils.models.generators.diffusion import DDPM, noise_of
 
 ATTRIBUTES = {"smile": "Smiling", "age": "Young"}  # label of a case -> attribute of the data
 SPLITS = {  # the splits that ACE's code explains
@@ -61,6 +61,44 @@ class Case:
     correlations: Tensor | None = None
     attribute: int | None = None
     perceptual: nn.Module | None = None  # DiME's perceptual term, if its weights are present
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return core.device_of(self.classifier, torch.device("cpu"))
+
+    @property
+    def official(self) -> bool:
+        """Whether the images are photographs, of which no factor is known."""
+        return self.truth is None
+
+
+@torch.no_grad()
+def filter_images(
+    prior: DDPM | None,
+    x: Tensor,
+    ids: core.Ids,
+    chain: tuple[str | None, int],
+    seed: int,
+    stream: str,
+    batch: int,
+) -> Tensor:
+    """Return F_tau of images (B, C, H, W) with nothing attacked, each with its own noise.
+
+    Args:
+        chain: spacing and steps.
+        seed, stream: of the noise.
+        batch: images at once.
+
+    Raises ValueError without a prior.
+    """
+    if prior is None:
+        raise ValueError("case: got one without a prior, expected a diffusion model")
+    walk, parts = prior.chain(chain[0]), [x[:0]]
+    for at in range(0, len(x), batch):
+        part, own = x[at : at + batch], ids[at : at + batch]
+        parts.append(walk.filter(part, chain[1], noise_of(seed, own, part, stream)))
+    return torch.cat(parts)
 
 
 def rendered_case(

@@ -27,7 +27,6 @@ from cf_utils.explainers.dime import DiME
 from cf_utils.harness import cases
 from cf_utils.harness.cases import Case
 from cf_utils.models import checkpoints, classifiers, encoders, oracle_columns
-from cf_utils.models.generators.diffusion import noise_of
 from cf_utils.worlds import Factors
 
 DRAWN = 12  # renders that are drawn beyond the wanted ones, so that every kind of scene occurs
@@ -62,16 +61,6 @@ class RoadCase(Case):
 
     label: str
     sizes: Sizes
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the networks."""
-        return core.device_of(self.classifier, torch.device("cpu"))
-
-    @property
-    def official(self) -> bool:
-        """Whether the images are photographs, of which no factor is known."""
-        return self.truth is None
 
     @cached_property
     def accuracy(self) -> float:
@@ -145,7 +134,6 @@ class RoadCase(Case):
         """Return the classifier's decisions on images x (B, C, H, W), int64 (B,)."""
         return classifiers.predict(self.classifier, x, self.sizes.batch).argmax(1)
 
-    @torch.no_grad()
     def filter(
         self, x: Tensor, ids: core.Ids, chain: tuple[str | None, int], seed: int, stream="look"
     ) -> Tensor:
@@ -155,14 +143,7 @@ class RoadCase(Case):
             chain: spacing and steps.
             seed, stream: of the noise.
         """
-        if self.prior is None:
-            raise ValueError("case: got one without a prior, expected a diffusion model")
-        walk, size, parts = self.prior.chain(chain[0]), self.sizes.batch, [x[:0]]
-        for at in range(0, len(x), size):
-            part = x[at : at + size]
-            noise = noise_of(seed, ids[at : at + size], part, stream)
-            parts.append(walk.filter(part, chain[1], noise))
-        return torch.cat(parts)
+        return cases.filter_images(self.prior, x, ids, chain, seed, stream, self.sizes.batch)
 
     def null(self, chain: tuple[str | None, int], seed: int, n: int | None = None) -> Tensor:
         """Return `displacement.null_sd` of the oracle (K,) for F_tau of n fresh renders.
