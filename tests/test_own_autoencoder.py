@@ -89,12 +89,16 @@ def test_the_preflight_asks_for_the_size_of_the_autoencoder(folder, trained):
     [
         ({"prior": "mnist_aae"}, "a AdversarialAutoencoder, expected an AutoEncoder"),
         ({"prior": "faces_ddpm"}, "expected kind 'autoencoder'"),
+        (
+            {"prior": "there/mine.safetensors"},
+            "--prior: .* there/mine.json is missing: weights need",
+        ),
         ({"method": "wachter"}, "--prior: got .* wachter takes none for images"),
     ],
 )
 def test_another_model_is_refused(folder, trained, changes, message):
     given = options(folder, trained, **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         own_methods.choose(given)
         own_methods.load_prior(given)
 

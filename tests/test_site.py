@@ -356,8 +356,11 @@ def test_lists_and_described_names_of_a_docstring_are_lists_without_warnings(con
     configuration.prepare_docstring(None, "", "", None, None, lines)
     assert warnings_of("\n".join(lines)) == []
     assert [line for line in lines if line.startswith("*")] == [
-        "* one goes", "* two", "* `role`: of a `Part`\\ s", "* `kind, shares`: a longer text that goes",
-    ]  # fmt: skip
+        "* one goes",
+        "* two",
+        "* `role`: of a `Part`\\ s",
+        "* `kind, shares`: a longer text that goes",
+    ]
     assert r"  on and \*on\*" in lines and "Then text." in lines and "  on" in lines
 
 

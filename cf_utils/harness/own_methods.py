@@ -95,7 +95,13 @@ def load_prior(options: Options) -> Any:
             "train one with `cf train prior --images DIR --size N`"
         )
     path = Path(options.prior)
-    folder = path.parent if path.with_suffix(".json").is_file() else None
+    card = path.with_suffix(".json")
+    folder = path.parent if card.is_file() else None
+    if folder is None and (path.suffix == ".safetensors" or len(path.parts) > 1):
+        raise FileNotFoundError(
+            f"--prior: got {options.prior!r}, but {card} is missing: weights need their card "
+            "beside them, as `cf train prior` writes both"
+        )
     name = path.stem if folder else options.prior
     device = pick_device(options.device)
     kind = "autoencoder" if options.method == "cem" else "diffusion"

@@ -181,8 +181,9 @@ def _not_found(name: str, path: Path, folder: Path | None) -> str:
     known = names(folder=folder)
     near = nearest(name, known)
     hint = f"did you mean {near!r}? " if near else ""
+    listed = f"Checkpoints there: {known}" if len(known) <= 12 else "`cf train --list` names all"
     return (
-        f"name: got {name!r}, but {path} is missing; {hint}Checkpoints there: {known}. "
+        f"name: got {name!r}, but {path} is missing; {hint}{listed}. "
         f"`cf train {name}` makes a missing one, if it has a recipe"
     )
 
