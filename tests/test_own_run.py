@@ -19,6 +19,7 @@ from cf_utils.harness import own_case, own_methods, own_report, own_run, preflig
 from cf_utils.harness.own_case import Options
 from cf_utils.models import own
 from cf_utils.models.classifiers import predict
+from cf_utils.viz import plots
 
 HERE = "tests.test_own_run:"
 NAMES = ("dark", "light", "middle")  # classes of the images, by their mean
@@ -386,6 +387,19 @@ def make_changes():
         score=torch.ones(5), valid=valid, reached=valid, reason=("",) * 5, ids=torch.arange(5),
         settings={}, seed=0, seconds=torch.zeros(5), n_forward=none, n_backward=none,
     )  # fmt: skip
+
+
+def test_the_gallery_names_short_classes_and_numbers_long_ones():
+    none = torch.zeros(2, dtype=torch.int64)
+    cfs = Counterfactuals(
+        query=torch.zeros(2, 1, 8, 8), counterfactual=torch.ones(2, 1, 8, 8), target=none + 1,
+        source=none, score=torch.ones(2), valid=none == 0, reached=none == 0, reason=("",) * 2,
+        ids=torch.arange(2), settings={}, seed=0, seconds=torch.zeros(2), n_forward=none,
+        n_backward=none,
+    )  # fmt: skip
+    title = lambda *names: plots.grid(cfs, names=names).axes[0].get_title()  # noqa: E731
+    assert (title(), title("cat", "dog")) == ("0 → 1", "cat\n→ dog")
+    assert title("cat", "a dog with a long name") == "0 → 1"
 
 
 # ---------------------------------------------------------------- command line

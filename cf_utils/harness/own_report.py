@@ -81,8 +81,8 @@ def draw_gallery(case: Case, cfs: Counterfactuals) -> list[tuple[str, Figure]]:
         else:
             shown = count_shown(len(cfs))
             pages = [range(k, min(k + PER_PAGE, shown)) for k in range(0, shown, PER_PAGE)]
-            caption = _CAPTION_IMAGES + _list_classes(case)
-            figures = [(caption, plots.grid(cfs, rows=list(page))) for page in pages]
+            caption, names = _CAPTION_IMAGES + _list_classes(case), case.class_names
+            figures = [(caption, plots.grid(cfs, rows=list(page), names=names)) for page in pages]
     for _, figure in figures:
         plt.close(figure)
     return figures

@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 from cf_utils.core import Counterfactuals
 
 FAILED = "#c0392b"  # colour of failures
+LONGEST = 14  # characters of a class name that fit over a panel
 
 
 def show(ax: Axes, image: Tensor, low: float = 0.0, high: float = 1.0) -> None:
@@ -41,11 +42,16 @@ def frame(ax: Axes, colour: str) -> None:
         side.set(visible=True, color=colour, linewidth=2.5)
 
 
-def grid(cfs: Counterfactuals, n: int = 8, rows: Sequence[int] | None = None) -> Figure:
+def grid(
+    cfs: Counterfactuals,
+    n: int = 8,
+    rows: Sequence[int] | None = None,
+    names: Sequence[str] = (),
+) -> Figure:
     """Draw query, counterfactual and signed change of n items, one per column.
 
     A red border marks counterfactuals that did not reach the target. `rows`: items to draw, default
-    the first n.
+    the first n. `names`: of the classes; their numbers are shown if there are none, or long ones.
     """
     rows = list(range(min(n, len(cfs)))) if rows is None else list(rows)
     scale = max(float((cfs.counterfactual - cfs.query)[rows].abs().sum(1).max()), 1e-6)
@@ -57,13 +63,21 @@ def grid(cfs: Counterfactuals, n: int = 8, rows: Sequence[int] | None = None) ->
         show(column[0], cfs.query[i])
         show(column[1], cfs.counterfactual[i])
         show_change(column[2], cfs.query[i], cfs.counterfactual[i], scale)
-        column[0].set_title(f"{int(cfs.source[i])} → {int(cfs.target[i])}", fontsize=10)
+        column[0].set_title(_name_change(cfs, i, names), fontsize=10)
         if not cfs.reached[i]:
             frame(column[1], FAILED)
     labels = ("query", "counterfactual", f"change\n(±{scale:.2g})")
     for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label, fontsize=9)
     return fig
+
+
+def _name_change(cfs: Counterfactuals, i: int, names: Sequence[str]) -> str:
+    """Return "old → new" of item i, with names on two lines if all of them fit over a panel."""
+    old, new = int(cfs.source[i]), int(cfs.target[i])
+    if names and max(map(len, names)) <= LONGEST:
+        return f"{names[old]}\n→ {names[new]}"
+    return f"{old} → {new}"
 
 
 def methods_grid(
