@@ -44,8 +44,8 @@ def test_a_setting_is_the_mean_of_its_seeds_beside_the_papers_row():
 
 def test_a_curve_holds_the_seeds_of_one_value_and_leaves_other_weights_out():
     curves = ablation_record.ablation_curves(RECORD, "rec")
-    assert list(curves) == ["rec = 0", "rec = 100"]
-    expected, actual = curves["rec = 100"]
+    assert list(curves) == ["λ_rec = 0", "λ_rec = 100"]
+    expected, actual = curves["λ_rec = 100"]
     assert expected.shape == actual.shape == (2, 2) and actual[0].tolist() == pytest.approx(
         [0.2, 0.8]
     )

@@ -41,6 +41,14 @@ def test_rows_have_labels_titles_and_blanks():
     assert grid(viz.draw_rows({"many": x}), 1).shape == (1, viz.MOST)
 
 
+def test_rows_of_explanations_mark_those_that_are_not_valid():
+    cfs = dataclasses.replace(move(make_case()), valid=torch.tensor([True, False, True, True]))
+    axes = grid(viz.draw_rows({"query": cfs.query, "ACE": cfs}), 2)
+    assert shown(axes[1, 1]) == pytest.approx(cfs.counterfactual[1].permute(1, 2, 0).numpy())
+    red = [ax.spines["left"].get_edgecolor()[0] > 0.5 for ax in axes.flat]
+    assert red == [k == 5 for k in range(8)]
+
+
 def test_titles_name_the_target_and_failures():
     case = make_case()
     cfs = dataclasses.replace(move(case), valid=torch.tensor([True, False, True, True]))
@@ -76,7 +84,7 @@ def test_the_factors_that_moved_most_are_on_top():
     assert labels[:3] == ["f0", "f14", "f13"] and len(labels) == viz.N_FACTORS
     assert ax.yaxis_inverted() and "15 of 46" in ax.get_xlabel()
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert legend == ["one", "two"]
+    assert legend == ["one (n ≤ 3)", "two"]
 
 
 def test_a_threshold_pastes_what_changed_most():

@@ -59,6 +59,8 @@ def test_bins_are_summarised_by_mean_and_quantiles_and_empty_ones_left_out():
     diagonal, line = fig.axes[0].lines
     assert np.allclose(line.get_ydata(), mean) and np.allclose(diagonal.get_ydata(), [0, 1])
     assert "n = 40" in fig.axes[0].get_legend_handles_labels()[1][0]
+    of_networks = progressions.response_curves({"f": (expected, actual)}, rows="networks").axes[0]
+    assert of_networks.get_legend_handles_labels()[1] == ["f (40 networks)"]
 
 
 def test_the_flip_matrix_frames_the_explained_attribute():

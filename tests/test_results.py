@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -185,6 +186,19 @@ def test_a_heavy_figure_is_reduced_below_the_limit_and_stays_a_png(run):
     run.figure("noise", noisy(), caption=CAPTION)
     content = (run.folder / "figures" / "noise.png").read_bytes()
     assert content[:4] == b"\x89PNG" and 20_000 < len(content) <= figures.MAX_BYTES
+
+
+@pytest.mark.parametrize("tint", [(1, 1, 1), (1, 0.8, 0.6)])
+def test_a_palette_holds_the_colour_of_a_lamp_of_nine_pixels(tint):
+    rng, lamp = np.random.default_rng(0), (0.1, 0.9, 0.2)
+    asphalt = np.linspace(0.2, 0.8, 900)[None, :, None] + rng.normal(0, 0.04, (500, 900, 3))
+    picture = np.clip(asphalt * np.array(tint), 0, 1)
+    picture[200:203, 300:303] = lamp
+    image = Image.fromarray((255 * picture).round().astype(np.uint8))
+    content = figures._reduce(image, 1.0, 256, 10**9)
+    reduced = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) / 255
+    assert np.abs(reduced[201, 301] - lamp).max() < 0.1
+    assert np.abs(reduced - picture).mean() < 0.03
 
 
 def test_a_figure_that_cannot_be_reduced_below_the_limit_is_refused(run, monkeypatch):

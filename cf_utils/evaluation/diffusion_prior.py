@@ -181,4 +181,5 @@ def kid_table(encoder: nn.Module, real: Tensor, sets: Mapping[str, Tensor]) -> p
     rows = {FLOOR: image.kid(others.take(first), others.take(second))}
     for name, images in sets.items():
         rows[name] = image.kid(others, features.extract(encoder, images))
-    return pd.DataFrame(rows).T
+    whole = ["n_real", "n_fake"]
+    return pd.DataFrame(rows).T.drop(columns="subsets").astype(dict.fromkeys(whole, int))

@@ -19,6 +19,7 @@ COLUMNS = {  # of the record -> (column, metric of Table 6, factor of its printe
     "lsc_method": ("LSC", "latent_space_closeness", 0.01),
     "fva_embedded": ("FVA", "face_verification_accuracy", 0.01),
 }
+SYMBOLS = {"cgan": "λ_cGAN", "f": "λ_f", "rec": "λ_rec"}
 RESPONSE = {"rank_correlation": "rank correlation, f", "rank_correlation_judge": "judge"}
 
 
@@ -72,7 +73,7 @@ def ablation_curves(record: Mapping[str, Any], changed: str) -> dict[str, tuple[
         raise ValueError(f"changed: got {changed!r}, expected cgan, f or rec")
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(kept, key=lambda r: r["weights"][changed]):
-        curves.setdefault(f"{changed} = {row['weights'][changed]:g}", []).append(row)
+        curves.setdefault(f"{SYMBOLS[changed]} = {row['weights'][changed]:g}", []).append(row)
     return {
         name: (
             torch.tensor([row["expected"] for row in rows]),

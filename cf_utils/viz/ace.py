@@ -22,12 +22,16 @@ N_FACTORS = 12  # bars of the figure of moved factors
 
 
 def draw_rows(
-    rows: Mapping[str, Tensor], titles: Sequence[str] = (), scale: float = 1.15, most: int = MOST
+    rows: Mapping[str, Tensor | Counterfactuals],
+    titles: Sequence[str] = (),
+    scale: float = 1.15,
+    most: int = MOST,
 ) -> Figure:
     """Draw rows of images below one another.
 
     Args:
-        rows: label -> images (N, C, H, W); a row may have fewer images than the first one.
+        rows: label -> images (N, C, H, W); a row may have fewer images than the first one. Of
+            explanations, the counterfactuals are drawn, with a red border where they are not valid.
         titles: of the first columns.
         scale: side of an image in inches.
         most: columns that are drawn.
@@ -37,8 +41,12 @@ def draw_rows(
     fig, axes = plt.subplots(
         len(rows), n, figsize=size, dpi=100, squeeze=False, layout="constrained"
     )
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
+    for line, (label, row) in zip(axes, rows.items(), strict=True):
+        images = row.counterfactual if isinstance(row, Counterfactuals) else row
         line[0].set_ylabel(label, fontsize=8)
+        if isinstance(row, Counterfactuals):
+            for k in (~row.valid[:n]).nonzero().flatten().tolist():
+                plots.frame(line[k], plots.FAILED)
         for ax, image in zip(line, images, strict=False):
             plots.show(ax, image)
         for ax in line[len(images) :]:
@@ -76,13 +84,15 @@ def plot_moved(table: pd.DataFrame, n_factors: int) -> Figure:
     """Plot in which share of explanations each factor moved, for the factors that moved most.
 
     Args:
-        table: factor x classifier; columns that begin with "n, " are not drawn.
+        table: factor x classifier; columns that begin with "n, " hold the numbers of explanations.
         n_factors: number of factors of the world.
     """
     shares = table[[name for name in table.columns if not name.startswith("n, ")]]
+    numbers = {k: f"{k} (n ≤ {table['n, ' + k].max():.0f})" for k in shares if "n, " + k in table}
     top = shares.loc[shares.max(axis=1).sort_values(ascending=False).index[:N_FACTORS]]
     fig, ax = plt.subplots(figsize=(6, 3.6), dpi=100, layout="constrained")
-    top.plot.barh(ax=ax, color=sns.color_palette("colorblind", shares.shape[1]))
+    colours = sns.color_palette("colorblind", shares.shape[1])
+    top.rename(columns=numbers).plot.barh(ax=ax, color=colours)
     ax.set(xlabel=f"share of explanations that move it ({len(table)} of {n_factors} are readable)")
     ax.invert_yaxis()
     sns.despine(fig)

@@ -75,26 +75,32 @@ def draw_outline(ax: Axes, mask: Tensor) -> None:
 
 
 def response_curves(
-    curves: Mapping[str, tuple[Tensor, Tensor]], label: str = "", bins: int = 10
+    curves: Mapping[str, tuple[Tensor, Tensor]], label: str = "", bins: int = 10, rows: str = ""
 ) -> Figure:
     """Draw the actual against the expected response (Figs. 3, 11 and 12).
 
     A line shows the mean, a band the quantiles from 5 to 95 %, over the queries of each bin of the
     expected response. The dashed diagonal is a perfect response.
 
-    Args: curves: name -> (expected, actual), both (B, K); label: name of class 1.
+    Args:
+        curves: name -> (expected, actual), both (B, K).
+        label: name of class 1.
+        rows: what the B rows are, if they are no queries, such as "networks".
     """
     fig, ax = plt.subplots(figsize=(4.2, 3.8), dpi=100, layout="constrained")
     ax.plot([0, 1], [0, 1], "--", color="#999999", linewidth=1, zorder=1)
     for (name, (expected, actual)), colour in zip(curves.items(), _colours(curves), strict=True):
         at, mean, low, high = summarise_by_bin(expected, actual, bins)
         ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(at, mean, "o-", color=colour, markersize=4, label=f"{name} (n = {len(expected)})")
+        ax.plot(at, mean, "o-", color=colour, markersize=4)
+        count = f"{len(expected)} {rows}" if rows else f"n = {len(expected)}"
+        ax.lines[-1].set_label(f"{name} ({count})")
     what = f" for {label}" if label else ""
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.set_xlabel(f"expected response f(x) + δ{what}")
     ax.set_ylabel(r"actual response f(x$_δ$)")
-    ax.legend(fontsize=8, loc="upper left", title="mean, 5–95 %", title_fontsize=8)
+    title = f"mean of {rows}" if rows else "mean, 5–95 %"
+    ax.legend(fontsize=8, loc="upper left", title=title, title_fontsize=8)
     return fig
 
 
