@@ -19,7 +19,8 @@ from cf_utils.explainers.reference.ace import denoise, denoising_step
 from cf_utils.explainers.shared.diffusion import NAN_PRIOR
 from cf_utils.explainers.shared.inpaint import change_mask, inpaint
 from cf_utils.models.generators import diffusion
-from tests.test_ace import stored_result
+from tests import test_ace
+from tests.test_ace import IDS, stored_result
 
 QUICK = {
     "spacing": "25",
@@ -30,20 +31,13 @@ QUICK = {
     "warm_up": 2,
     "refine": ("25", 3),
 }
-IDS = torch.tensor([11, 3, 7, 20, 5])
 
 
-class Linear(nn.Module):
-    """z_1 - z_0 = sharp * w.(x - 0.5), with w = +-1 per pixel value."""
+class Linear(test_ace.Linear):
+    """The classifier of test_ace, for images of 8 x 8 pixels."""
 
     def __init__(self, sharp=0.05, size=8):
-        super().__init__()
-        gen = torch.Generator().manual_seed(1)
-        self.w = torch.randn(3, size, size, generator=gen).sign().double() * sharp
-
-    def forward(self, x):
-        z = (self.w * (x - 0.5)).flatten(1).sum(1)
-        return torch.stack([torch.zeros_like(z), z], 1)
+        super().__init__(sharp, size)
 
 
 class Constant(nn.Module):
