@@ -193,11 +193,12 @@ def test_a_palette_holds_the_colour_of_a_lamp_of_nine_pixels(tint):
     rng, lamp = np.random.default_rng(0), (0.1, 0.9, 0.2)
     asphalt = np.linspace(0.2, 0.8, 900)[None, :, None] + rng.normal(0, 0.04, (500, 900, 3))
     picture = np.clip(asphalt * np.array(tint), 0, 1)
-    picture[200:203, 300:303] = lamp
+    picture[200:203, 300:303], picture[:, :40] = lamp, 1
     image = Image.fromarray((255 * picture).round().astype(np.uint8))
     content = figures._reduce(image, 1.0, 256, 10**9)
     reduced = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) / 255
     assert np.abs(reduced[201, 301] - lamp).max() < 0.1
+    assert (reduced[:, :40] == 1).all()  # white paper stays white
     assert np.abs(reduced - picture).mean() < 0.03
 
 

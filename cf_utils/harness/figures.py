@@ -59,12 +59,18 @@ def _find_palette(image: Image.Image, colours: int) -> Image.Image:
     """Return an image with a palette in which rare colours have their share.
 
     Colours, in steps of 8, count by the cube root of their number of pixels. By the number itself,
-    the lamps of a road would lose their colour to the asphalt.
+    the lamps of a road would lose their colour to the asphalt. Colours of over 1 % of the pixels,
+    such as the paper's white, stay exactly as they are.
     """
     pixels = np.asarray(image).reshape(-1, 3)
+    exact, counts = np.unique(pixels, axis=0, return_counts=True)
+    common = exact[counts > len(pixels) / 100][: colours // 4]
     _, first, counts = np.unique(pixels >> 3, axis=0, return_index=True, return_counts=True)
     weighed = np.repeat(pixels[first], np.ceil(np.cbrt(counts)).astype(int), axis=0)
-    return Image.fromarray(weighed[None]).quantize(colours, kmeans=2)
+    others = Image.fromarray(weighed[None]).quantize(colours - len(common), kmeans=2)
+    found = Image.new("P", (1, 1))
+    found.putpalette([*common.flatten().tolist(), *(others.getpalette() or [])])
+    return found
 
 
 def check_caption(caption: str) -> str:
