@@ -50,27 +50,31 @@ def _reduce(image: Image.Image, scale: float, colours: int, limit: int) -> bytes
     if quick.tell() > limit:  # the better palette takes a second and weighs more
         return None
     buffer = io.BytesIO()
-    reduced = image.quantize(palette=_find_palette(image, colours), dither=Image.Dither.NONE)
-    reduced.save(buffer, "PNG", optimize=True)
+    _quantise(image, colours).save(buffer, "PNG", optimize=True)
     return buffer.getvalue() if buffer.tell() <= limit else None
 
 
-def _find_palette(image: Image.Image, colours: int) -> Image.Image:
-    """Return an image with a palette in which rare colours have their share.
+def _quantise(image: Image.Image, colours: int) -> Image.Image:
+    """Return the image with a palette in which rare colours have their share.
 
     Colours, in steps of 8, count by the cube root of their number of pixels. By the number itself,
     the lamps of a road would lose their colour to the asphalt. Colours of over 1 % of the pixels,
     such as the paper's white, stay exactly as they are.
     """
-    pixels = np.asarray(image).reshape(-1, 3)
-    exact, counts = np.unique(pixels, axis=0, return_counts=True)
-    common = exact[counts > len(pixels) / 100][: colours // 4]
-    _, first, counts = np.unique(pixels >> 3, axis=0, return_index=True, return_counts=True)
-    weighed = np.repeat(pixels[first], np.ceil(np.cbrt(counts)).astype(int), axis=0)
+    pixels = np.asarray(image)
+    exact, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    common = exact[counts > counts.sum() / 100][: colours // 4]
+    _, first, counts = np.unique(
+        pixels.reshape(-1, 3) >> 3, axis=0, return_index=True, return_counts=True
+    )
+    weighed = np.repeat(pixels.reshape(-1, 3)[first], np.ceil(np.cbrt(counts)).astype(int), axis=0)
     others = Image.fromarray(weighed[None]).quantize(colours - len(common), kmeans=2)
-    found = Image.new("P", (1, 1))
-    found.putpalette([*common.flatten().tolist(), *(others.getpalette() or [])])
-    return found
+    indices = np.array(image.quantize(palette=others, dither=Image.Dither.NONE)) + len(common)
+    for k, colour in enumerate(common):
+        indices[(pixels == colour).all(-1)] = k
+    reduced = Image.fromarray(indices.astype(np.uint8), "P")
+    reduced.putpalette([*common.flatten().tolist(), *(others.getpalette() or [])])
+    return reduced
 
 
 def check_caption(caption: str) -> str:
