@@ -135,12 +135,15 @@ def test_prototypes_of_the_explained_classifier_score_above_tau():
     assert prototypes.softmax(1).diagonal().min() >= 0.999  # measured 0.99999
 
 
-def test_an_unknown_checkpoint_lists_what_ships():
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"mnist_cnm.*did you mean 'mnist_cnn'.*\['.*cf train mnist_cnm",
-    ):
+def test_an_unknown_checkpoint_names_the_nearest_and_lists_a_few(tmp_path):
+    message = (
+        r"mnist_cnm.*did you mean 'mnist_cnn'.*`cf train --list` names all.*cf train mnist_cnm"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
         checkpoints.load("mnist_cnm")
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"Checkpoints there: \['mine'\]"):
+        checkpoints.load("other", folder=tmp_path)
 
 
 def test_lrp_on_the_shipped_network_has_a_small_delta():

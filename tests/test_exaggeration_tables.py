@@ -68,7 +68,8 @@ def test_the_table_holds_the_papers_values_beside_ours(case, methods, shown):
 def test_the_committed_ablation_has_the_ten_settings_of_the_paper():
     table, curves = exaggeration_tables.read_ablation("f")
     assert len(table) == 10 and table["paper, FVA"].notna().all()
-    assert list(curves) == ["f = 0", "f = 1", "f = 10", "f = 100"]
+    assert (table.seeds == 2).all()
+    assert list(curves) == ["λ_f = 0", "λ_f = 1", "λ_f = 10", "λ_f = 100"]
     slopes = {name: (actual[0, -1] - actual[0, 0]).item() for name, (_, actual) in curves.items()}
-    assert abs(slopes["f = 0"]) < 0.1 < 0.5 < slopes["f = 1"] < slopes["f = 100"]
+    assert abs(slopes["λ_f = 0"]) < 0.1 < 0.5 < slopes["λ_f = 1"] < slopes["λ_f = 100"]
     assert table.FVA["1,1,0"] < table.FVA["1,1,1"] < table.FVA["1,1,100"]
