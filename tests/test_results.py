@@ -202,6 +202,13 @@ def test_a_palette_holds_the_colour_of_a_lamp_of_nine_pixels(tint):
     assert np.abs(reduced - picture).mean() < 0.03
 
 
+def test_a_palette_keeps_the_levels_of_a_grey_image():
+    grey = np.linspace(0, 255, 300).round().astype(np.uint8)[None, :, None]
+    image = Image.fromarray(np.broadcast_to(grey, (200, 300, 3)).copy())
+    reduced = Image.open(io.BytesIO(figures._reduce(image, 1.0, 256, 10**9))).convert("RGB")
+    assert np.abs(np.asarray(reduced).astype(int) - np.asarray(image)).max() <= 1
+
+
 def test_a_figure_that_cannot_be_reduced_below_the_limit_is_refused(run, monkeypatch):
     monkeypatch.setattr(figures, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match=r"figure: got .* do not fit in 100 bytes"):

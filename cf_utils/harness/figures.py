@@ -10,6 +10,7 @@ import IPython
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.spatial import KDTree
 
 CAPTION_LENGTH = (20, 160)  # characters
 
@@ -57,24 +58,32 @@ def _reduce(image: Image.Image, scale: float, colours: int, limit: int) -> bytes
 def _quantise(image: Image.Image, colours: int) -> Image.Image:
     """Return the image with a palette in which rare colours have their share.
 
-    Colours, in steps of 8, count by the cube root of their number of pixels. By the number itself,
-    the lamps of a road would lose their colour to the asphalt. Colours of over 1 % of the pixels,
-    such as the paper's white, stay exactly as they are.
+    Colours count by the cube root of their number of pixels. By the number itself, the lamps of a
+    road would lose their colour to the asphalt. Colours are in steps of 8, or of less if there are
+    few, as in a grey image. Those of over 1 % of the pixels, such as white, stay exactly as they
+    are.
     """
-    pixels = np.asarray(image)
-    exact, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-    common = exact[counts > counts.sum() / 100][: colours // 4]
-    _, first, counts = np.unique(
-        pixels.reshape(-1, 3) >> 3, axis=0, return_index=True, return_counts=True
-    )
-    weighed = np.repeat(pixels.reshape(-1, 3)[first], np.ceil(np.cbrt(counts)).astype(int), axis=0)
-    others = Image.fromarray(weighed[None]).quantize(colours - len(common), kmeans=2)
-    indices = np.array(image.quantize(palette=others, dither=Image.Dither.NONE)) + len(common)
-    for k, colour in enumerate(common):
-        indices[(pixels == colour).all(-1)] = k
-    reduced = Image.fromarray(indices.astype(np.uint8), "P")
-    reduced.putpalette([*common.flatten().tolist(), *(others.getpalette() or [])])
+    pixels = np.asarray(image).reshape(-1, 3)
+    exact, inverse, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    common = exact if len(exact) <= colours else exact[counts > len(pixels) / 100][: colours // 4]
+    palette = np.concatenate([common, _find_palette(pixels, colours - len(common))])
+    nearest = KDTree(palette).query(exact)[1].astype(np.uint8)
+    reduced = Image.fromarray(nearest[inverse].reshape(image.height, image.width))
+    reduced.putpalette(palette.flatten().tolist())
     return reduced
+
+
+def _find_palette(pixels: np.ndarray, colours: int) -> np.ndarray:
+    """Return at most `colours` colours (P, 3) for pixels (N, 3), by the rule of `_quantise`."""
+    if colours == 0:
+        return pixels[:0]
+    for bits in (3, 2, 1, 0):
+        _, first, counts = np.unique(pixels >> bits, axis=0, return_index=True, return_counts=True)
+        if len(first) >= 4 * colours:
+            break
+    weighed = np.repeat(pixels[first], np.ceil(np.cbrt(counts)).astype(int), axis=0)
+    found = Image.fromarray(weighed[None]).quantize(colours, kmeans=2)
+    return np.array(found.getpalette(), dtype=np.uint8).reshape(-1, 3)[:colours]
 
 
 def check_caption(caption: str) -> str:
