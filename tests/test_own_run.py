@@ -399,7 +399,7 @@ def test_the_gallery_names_short_classes_and_numbers_long_ones():
     )  # fmt: skip
     title = lambda *names: plots.grid(cfs, names=names).axes[0].get_title()  # noqa: E731
     assert (title(), title("cat", "dog")) == ("0 → 1", "cat\n→ dog")
-    assert title("cat", "a dog with a long name") == "0 → 1"
+    assert title("cat", "a dog with a long name") == title("cat") == "0 → 1"
 
 
 # ---------------------------------------------------------------- command line

@@ -37,7 +37,7 @@ def show_change(ax: Axes, before: Tensor, after: Tensor, scale: float) -> None:
 
 
 def frame(ax: Axes, colour: str) -> None:
-    """Give a panel a coloured border, to mark it without covering it."""
+    """Draw a coloured border around the panel `ax`, which marks it without covering it."""
     for side in ax.spines.values():
         side.set(visible=True, color=colour, linewidth=2.5)
 
@@ -73,9 +73,9 @@ def grid(
 
 
 def _name_change(cfs: Counterfactuals, i: int, names: Sequence[str]) -> str:
-    """Return "old → new" of item i, with names on two lines if all of them fit over a panel."""
+    """Return "old → new" of item i, with names on two lines if both are known and all fit."""
     old, new = int(cfs.source[i]), int(cfs.target[i])
-    if names and max(map(len, names)) <= LONGEST:
+    if max(old, new) < len(names) and max(map(len, names)) <= LONGEST:
         return f"{names[old]}\n→ {names[new]}"
     return f"{old} → {new}"
 
