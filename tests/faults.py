@@ -1252,6 +1252,13 @@ FAULTS: dict[str, Fault] = {
         "(held_out, held_out)",
         ("tests/test_own_prior.py::test_the_card_of_a_perfect_denoiser",),
     ),
+    "half-written tables of a killed run kept": Fault(
+        "cf_utils/harness/results.py",
+        "Run.finish",
+        'self.folder.glob("tables/*.csv*")',
+        'self.folder.glob("tables/*.csv")',
+        ("tests/test_results.py::test_finish_removes_what_only",),
+    ),
     "a person's failed claim raises": Fault(
         "cf_utils/harness/results.py",
         "Run._report_failure",

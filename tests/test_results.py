@@ -293,13 +293,17 @@ def test_a_table_keeps_its_index_unless_it_holds_row_numbers(run):
     assert (run.folder / "tables" / "b.csv").read_text() == "v\n1.5\n"
 
 
-def test_finish_removes_tables_that_only_an_earlier_run_wrote(run):
+def test_finish_removes_what_only_an_earlier_run_wrote(run):
     run.table("old", pd.DataFrame({"v": [1]}))
+    run.figure("old", noisy(1), caption=CAPTION)
     run.finish()
+    for path in ("tables/new.csv", "tables/old.csv", "figures/old.png"):  # of a run that was killed
+        (run.folder / f"{path}.part-host-1-0a").touch()
     again = results.Run("01_tiny", profile="demo", seed=0, data="embedded")
     again.table("new", pd.DataFrame({"v": [1]}))
     again.finish()
     assert [p.name for p in (run.folder / "tables").iterdir()] == ["new.csv"]
+    assert not list((run.folder / "figures").iterdir())
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x"])

@@ -176,8 +176,9 @@ class Run:
         """Write metrics.json, claims.json, figures.json and checkpoints.json; return the metrics.
 
         figures.json lists name and caption of each figure, in the order in which they were made.
-        Figures and tables that only an earlier run wrote are removed. A notebook that was not
-        started by the runner leaves no parameters.json: its parameters are unknown.
+        Figures and tables that only an earlier run wrote are removed, also half-written ones of a
+        run that was killed. A notebook that was not started by the runner leaves no
+        parameters.json: its parameters are unknown.
         """
         metrics = self._all_metrics()
         self.check_owner()
@@ -188,9 +189,9 @@ class Run:
         captions = [{"name": name, "caption": text} for name, text in self._captions.items()]
         files.write_json(self.folder / "figures.json", captions)
         files.write_json(self.folder / "checkpoints.json", checkpoints.loaded())
-        for path in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
+        for path in [*self.folder.glob("figures/*.png*"), *self.folder.glob("tables/*.csv*")]:
             if path not in self._written:
-                path.unlink()
+                path.unlink(missing_ok=True)
         self.check_owner()
         files.write_json(self.folder / "metrics.json", metrics)
         return metrics
