@@ -1542,6 +1542,20 @@ FAULTS: dict[str, Fault] = {
         "gan",
         ("tests/test_ablation.py::test_a_brief_training",),
     ),
+    "the renderer asked for the GAN's answers": Fault(
+        "cf_utils/harness/exaggeration_tables.py",
+        "render_truth",
+        "shown.expected",
+        "shown.actual",
+        ("tests/test_exaggeration_tables.py::test_the_renderer_gives",),
+    ),
+    "the renderer's column is the GAN's": Fault(
+        "cf_utils/harness/exaggeration_tables.py",
+        "compare_with_renderer",
+        "ceiling.value",
+        "table.value",
+        ("tests/test_exaggeration_tables.py::test_the_renderer_gives",),
+    ),
     "rivals search for the answers instead of the questions": Fault(
         "cf_utils/harness/exaggeration_tables.py",
         "progress_rivals",

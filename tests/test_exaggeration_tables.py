@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from matplotlib import pyplot as plt
 
+from cf_utils.evaluation.truth import true_progressions
 from cf_utils.harness import exaggeration_cases, exaggeration_tables, results
 
 
@@ -40,6 +42,33 @@ def test_rivals_search_for_the_outputs_that_exaggeration_was_asked_for(case, met
     assert len(axes) == 2 * (1 + case.gan.bins)
     assert axes[1].get_title() == f"{shown.actual[2, 0]:.2f}"
     plt.close(figure)
+
+
+def test_the_renderer_gives_the_outputs_that_were_asked_for(case, shown):
+    """It moves the smile and nothing else."""
+    truth = exaggeration_tables.render_truth(case, shown)
+    factors = case.data.factors
+    at = true_progressions.find_values(factors, case.classifier, shown.expected, "smile")
+    for k in (0, 4, 9):
+        image = factors.world.render(factors.move("smile", at[:, k].float()))
+        torch.testing.assert_close(truth["renderer"][:, k], image)
+    table = exaggeration_tables.compare_with_renderer(case, shown, truth)
+    assert list(table) == ["value", "renderer", "n", "note"]
+    assert table.renderer["rank_correlation"] > 0.98 > table.value["rank_correlation"]
+    assert table.renderer["response_error"] < 0.02 < table.value["response_error"]
+    assert table.renderer["rank_correlation_within_judge"] > 0.95
+    told = exaggeration_tables.name_responses(table, "smile")
+    assert told["monotone"] == table.value["monotone"]
+    assert told["smile_monotone_renderer"] == table.renderer["smile_monotone"]
+
+
+def test_photographs_have_no_renderer(case, shown):
+    photographs = replace(case, truth=None, oracle=None, judges={})
+    assert exaggeration_tables.render_truth(photographs, shown) == {}
+    table = exaggeration_tables.compare_with_renderer(photographs, shown, {})
+    told = exaggeration_tables.name_responses(table, "smile")
+    assert not any(key.endswith("_renderer") for key in told)
+    assert math.isnan(told["smile_monotone"]) and told["response_error"] > 0
 
 
 def test_the_table_holds_the_papers_values_beside_ours(case, methods, shown):

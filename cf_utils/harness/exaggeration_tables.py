@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cf_utils.core import Explainer
+from cf_utils.evaluation import progressions
 from cf_utils.evaluation.metrics import response
 from cf_utils.evaluation.progression_rivals import Comparison, compare_methods
+from cf_utils.evaluation.truth import true_progressions
 from cf_utils.explainers.exaggeration import Progression
 from cf_utils.harness import ablation_record, results
 from cf_utils.harness.exaggeration_cases import ExaggerationCase
@@ -19,6 +21,63 @@ from cf_utils.viz.progressions import progression_grid
 
 RIVALS = ("xgem", "latent_shift")  # they search in the latent space of the case's VAE
 TOLD = ("fid_embedded", "fva_embedded", "lsc_method", "lsc_common")  # kept in metrics.json
+RESPONSES = (  # of `compare_with_renderer`, kept in metrics.json
+    "rank_correlation",
+    "response_error",
+    "monotone",
+    "rank_correlation_judge",
+    "rank_correlation_within_judge",
+    "response_error_judge",
+)
+
+
+def render_truth(case: ExaggerationCase, shown: Progression) -> dict[str, Tensor]:
+    """Return {"renderer": images (B, K, C, H, W)}: the same queries, changed by the renderer.
+
+    It moves the label's factor, and nothing else, to where the classifier gives each output that
+    the progression asks for. Photographs have no renderer; the dict is empty.
+    """
+    if case.truth is None:
+        return {}
+    found = true_progressions.render_progression(
+        case.truth.factors, case.classifier, shown.expected, case.factor
+    )
+    return {"renderer": found.images}
+
+
+def compare_with_renderer(
+    case: ExaggerationCase, shown: Progression, truth: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """Return `progressions.compatibility_table` of a progression.
+
+    Each entry of `truth` (see `render_truth`) adds a column with the values for its images: those
+    of an explanation that changes the label's cause exactly as far as the classifier needs.
+    """
+    table, *ceilings = (
+        progressions.compatibility_table(
+            (shown.query, images), case.classifier, case.judges, case.quantities
+        )
+        for images in (shown.images, *truth.values())
+    )
+    for name, ceiling in zip(truth, ceilings, strict=True):
+        table.insert(1, name, ceiling.value)
+    return table
+
+
+def name_responses(table: pd.DataFrame, factor: str) -> dict[str, float]:
+    """Return entries of metrics.json from `compare_with_renderer`.
+
+    Those of the renderer end with "_renderer". Rows that were not measured are NaN.
+
+    factor: whose monotone share is kept, too.
+    """
+    rows = [*RESPONSES, f"{factor}_monotone"]
+    found = table.drop(columns=["n", "note"]).reindex(rows)
+    return {
+        row + ("" if column == "value" else f"_{column}"): value
+        for column in found
+        for row, value in found[column].items()
+    }
 
 
 def progress_rivals(
