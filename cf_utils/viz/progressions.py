@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +18,7 @@ from cf_utils.viz.plots import show
 
 OUTLINE = "#f1c40f"  # of a mask, visible on grey and on colour
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#666666")
+MARKERS = "os^Dv*P"  # of curves, in the order of `COLOURS`
 
 
 def progression_grid(
@@ -87,20 +89,22 @@ def response_curves(
         label: name of class 1.
         rows: what the B rows are, if they are no queries, such as "networks".
     """
-    fig, ax = plt.subplots(figsize=(4.2, 3.8), dpi=100, layout="constrained")
+    height = 4.0 + 0.18 * len(curves)  # inches, with the legend
+    fig, ax = plt.subplots(figsize=(4.2, height), dpi=100, layout="constrained")
     ax.plot([0, 1], [0, 1], "--", color="#999999", linewidth=1, zorder=1)
-    for (name, (expected, actual)), colour in zip(curves.items(), _colours(curves), strict=True):
+    colours = zip(curves.items(), _colours(curves), strict=True)
+    for ((name, (expected, actual)), colour), mark in zip(colours, cycle(MARKERS), strict=False):
         at, mean, low, high = summarise_by_bin(expected, actual, bins)
-        ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(at, mean, "o-", color=colour, markersize=4)
+        ax.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+        ax.plot(at, mean, f"{mark}-", color=colour, markersize=4.5)
         count = f"{len(expected)} {rows}" if rows else f"n = {len(expected)}"
         ax.lines[-1].set_label(f"{name} ({count})")
     what = f" for {label}" if label else ""
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.set_xlabel(f"expected response f(x) + δ{what}")
     ax.set_ylabel(r"actual response f(x$_δ$)")
-    title = f"mean of {rows}" if rows else "mean, 5–95 %"
-    ax.legend(fontsize=8, loc="upper left", title=title, title_fontsize=8)
+    title = f"mean of {rows}" if rows else "mean, and quantiles from 5 to 95 %"
+    fig.legend(fontsize=9, loc="outside lower center", title=title, title_fontsize=9)
     return fig
 
 
