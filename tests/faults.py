@@ -236,8 +236,29 @@ FAULTS: dict[str, Fault] = {
         "self.disturb(x_delta.detach())",
         ("tests/test_exaggeration_training.py",),
     ),
-    "running statistics of the cycle's passes": Fault(
+    "the discriminator sees real images undisturbed": Fault(
         "cf_utils/training/exaggeration.py",
+        "Objective.criticise",
+        "self.disturb_critic(images)",
+        "torch.cat([x, self.disturb_critic(fake)])",
+        ("tests/test_exaggeration_training.py::test_the_discriminator_sees",),
+    ),
+    "the generator's step shows undisturbed images": Fault(
+        "cf_utils/training/exaggeration.py",
+        "Objective.terms",
+        "self.disturb_critic(x_delta)",
+        "x_delta",
+        ("tests/test_exaggeration_training.py::test_the_discriminator_sees",),
+    ),
+    "a round forgets the discriminator's disturbance": Fault(
+        "cf_utils/training/exaggeration_rounds.py",
+        "Round.objective",
+        "self.disturb_critic",
+        "Disturbance()",
+        ("tests/test_exaggeration_training.py::test_a_card_states",),
+    ),
+    "running statistics of the cycle's passes": Fault(
+        "cf_utils/training/exaggeration_rounds.py",
         "fit_rounds",
         "update_statistics(gan, data, seed)",
         "pass",

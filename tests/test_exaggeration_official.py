@@ -7,7 +7,8 @@ import torch
 
 from cf_utils.datasets import celeba, chexpert
 from cf_utils.models import checkpoints
-from cf_utils.training.exaggeration import Round, Weights
+from cf_utils.training.exaggeration import Weights
+from cf_utils.training.exaggeration_rounds import Round
 from cf_utils.training.recipes import exaggeration_official as official
 from cf_utils.training.recipes import make, photographs
 from cf_utils.training.recipes.base import Trained

@@ -11,6 +11,7 @@ from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.training import exaggeration as ex
 from cf_utils.training import loop
 from cf_utils.training.balanced import BalancedImages, classifier_outputs
+from cf_utils.training.exaggeration_rounds import Round, describe_rounds, fit_rounds
 from cf_utils.training.recipes.renders import StoredImages
 from cf_utils.training.running_statistics import update_statistics
 
@@ -126,6 +127,40 @@ def test_the_classifier_sees_noise_of_up_to_the_given_deviation():
     torch.testing.assert_close(ex.Disturbance()(x), x, rtol=0, atol=0)
 
 
+def test_the_discriminator_sees_real_and_generated_images_disturbed_alike():
+    """In its own step and in the generator's. The other terms see them undisturbed."""
+    blank = Round(1, disturb_critic=ex.Disturbance(shift=5)).objective(
+        make_gan(), make_classifier()
+    )
+    blank.disturb_critic = torch.zeros_like  # every image is black
+    blank.low_precision = False
+    plain = make_objective()
+    x, p = batch()
+    own, black = plain.gan.bin_of(p), torch.zeros_like(x)
+    found = []
+    for objective in (blank, plain):
+        objective.eval()
+        torch.manual_seed(4)
+        found.append(objective.terms(x, p, own))
+    for term in ("f", "rec", "cyc"):
+        torch.testing.assert_close(found[0][term], found[1][term])
+    fake, wanted = blank._fake
+    assert fake.std() > 0.01
+    score = blank.gan.criticise(black, wanted)
+    torch.testing.assert_close(found[0]["cgan"], ex.generator_loss(score))
+    assert (found[0]["cgan"] - found[1]["cgan"]).abs() > 1e-4
+    real = blank.gan.criticise(black, own)
+    torch.testing.assert_close(blank.criticise(x, p, own), ex.discriminator_loss(real, score))
+
+
+def test_a_card_states_the_disturbance_of_the_discriminator_only_where_there_is_one():
+    disturbed = Round(2, disturb_critic=ex.Disturbance(shift=3, noise=0.2))
+    plain, coarse = describe_rounds([Round(1, None), disturbed])["rounds"]
+    assert "disturb_critic" not in plain and plain["weights"] == "reconstruction"
+    assert coarse["disturb_critic"] == {"shift": 3, "noise": 0.2}
+    assert disturbed.objective(make_gan(), make_classifier()).disturb_critic.noise == 0.2
+
+
 def test_reconstruction_uses_the_own_bin_and_the_cycle_returns_to_it():
     """Eqs. 5 and 6: both decode with c_f(x, 0); the cycle starts from x_delta."""
     objective = make_objective()
@@ -203,7 +238,7 @@ def test_the_discriminator_keeps_its_own_weights_and_spectral_norms():
     x = (torch.rand(64, 1, 16, 16) * 255).byte()
     data = BalancedImages(StoredImages(x), torch.rand(64), 10, 64, empty="skip")
     gan, before = make_gan(), make_gan()
-    ex.fit_rounds(gan, make_classifier(), data, [ex.Round(1, lr=1e-2)], batch_size=16, ema=0.999)
+    fit_rounds(gan, make_classifier(), data, [Round(1, lr=1e-2)], batch_size=16, ema=0.999)
     for layer in gan.discriminator.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2) < 2
@@ -317,7 +352,7 @@ def test_a_training_ends_with_fresh_running_statistics():
     x = (torch.rand(64, 1, 16, 16) * 255).byte()
     data = BalancedImages(StoredImages(x), torch.rand(64), 10, 64, empty="skip")
     gan = make_gan()
-    ex.fit_rounds(gan, make_classifier(), data, [ex.Round(1, lr=1e-3)], batch_size=16, seed=2)
+    fit_rounds(gan, make_classifier(), data, [Round(1, lr=1e-3)], batch_size=16, seed=2)
     ended = {k: v.clone() for k, v in gan.named_buffers()}
     update_statistics(gan, data, seed=2)
     for name, value in gan.named_buffers():

@@ -30,7 +30,8 @@ from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.weights import channels_last
 from cf_utils.training import loop
 from cf_utils.training.balanced import BalancedImages, classifier_outputs
-from cf_utils.training.exaggeration import Objective, Round, Weights, fit_rounds, joint_parts
+from cf_utils.training.exaggeration import Objective, Weights, joint_parts
+from cf_utils.training.exaggeration_rounds import Round, fit_rounds
 from cf_utils.training.progress import report
 from cf_utils.training.recipes.exaggeration import sample_near
 from cf_utils.training.recipes.renders import StoredImages, render_bytes

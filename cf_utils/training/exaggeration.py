@@ -10,20 +10,16 @@ uniformly; f(x) + delta is clipped to [0.01, 0.99].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.training import augment, loop
-from cf_utils.training.running_statistics import update_statistics
 
 CLIP = 0.01  # the wanted output lies in [CLIP, 1 - CLIP]
 
@@ -71,10 +67,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Random changes of the images that the classifier sees in its loss term.
+    """Random changes of the images that the classifier, or the discriminator, sees.
 
     Adversarial noise rarely survives them, so the generator has to change what the class depends
-    on. The defaults change nothing, as in the paper.
+    on. A discriminator before which real and generated images are changed alike (Zhao et al.,
+    Differentiable Augmentation, NeurIPS 2020) cannot tell them apart by their finest detail, and
+    judges what is drawn. The defaults change nothing, as in the paper.
 
     shift: largest shift in pixels. noise: largest standard deviation of Gaussian noise.
     """
@@ -99,6 +97,7 @@ class Objective(nn.Module):
         classifier: maps images to logits (B, 2); it stays frozen.
         weights: of the terms of Eq. 9.
         disturb: changes the images that the classifier sees in its loss term.
+        disturb_critic: changes all images that the discriminator sees.
         low_precision: run the GAN in bfloat16 where autocast allows; all losses and the classifier
             stay in float32.
     """
@@ -110,10 +109,12 @@ class Objective(nn.Module):
         weights: Weights = Weights(),
         disturb: Disturbance = Disturbance(),
         low_precision: bool = True,
+        disturb_critic: Disturbance = Disturbance(),
     ):
         super().__init__()
         self.gan, self.classifier = gan, classifier.requires_grad_(False)
-        self.weights, self.disturb, self.low_precision = weights, disturb, low_precision
+        self.weights, self.low_precision = weights, low_precision
+        self.disturb, self.disturb_critic = disturb, disturb_critic
         self._fake: tuple[Tensor, Tensor] | None = None  # x_delta and its bins
 
     def train(self, mode: bool = True) -> Objective:
@@ -146,7 +147,7 @@ class Objective(nn.Module):
         self._fake = x_delta.detach(), wanted
         # Eq. 6: from x_delta back to the query's own bin
         back = gan.decode(gan.encode(x_delta), own).float()
-        critic = gan.criticise(x_delta, wanted).float()
+        critic = gan.criticise(self.disturb_critic(x_delta), wanted).float()
         kl = self.classifier_loss(x_delta, wanted_output(p, own, wanted, gan.bins))
         return {
             "cgan": weights.cgan * generator_loss(critic),
@@ -167,7 +168,8 @@ class Objective(nn.Module):
             raise RuntimeError("criticise: no generated images; call the step 'explain' first")
         fake, wanted = self._fake
         images, bins = torch.cat([x, fake]), torch.cat([own, wanted])
-        real, generated = self.gan.criticise(images, bins).float().chunk(2)
+        scores = self.gan.criticise(self.disturb_critic(images), bins).float()
+        real, generated = scores.chunk(2)
         return discriminator_loss(real, generated)
 
 
@@ -204,88 +206,3 @@ def joint_parts(lr: float = 2e-4, critic: float = 1.0, decay: bool = False) -> l
             **options,
         ),
     ]
-
-
-class Round(NamedTuple):
-    """A stage of the training.
-
-    weights: of Eq. 9; None: reconstruction only. lr: learning rate; None: the paper's, or that of
-    the warm-up. critic: learning rate of the discriminator, relative to that of the generator.
-    disturb: see `Objective`. decay: a one-cycle schedule instead of the paper's constant rate.
-    """
-
-    epochs: int
-    weights: Weights | None = Weights()
-    lr: float | None = None
-    critic: float = 1.0
-    disturb: Disturbance = Disturbance()
-    decay: bool = False
-
-    def parts(self) -> list[loop.Part]:
-        """Return the parts of the training loop."""
-        if self.weights is None:
-            return warm_up_parts(self.lr or 3e-3)
-        return joint_parts(self.lr or 2e-4, self.critic, self.decay)
-
-
-def fit_rounds(
-    gan: ConditionalGAN,
-    classifier: nn.Module,
-    data: Dataset,
-    rounds: Sequence[Round],
-    *,
-    batch_size: int,
-    seed: int = 0,
-    folder: Path | None = None,
-    ema: float = 0.999,
-    workers: int = 0,
-    settings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Train a GAN in place, round by round, and return the log; see `loop.fit` for the arguments.
-
-    Each round ends with the averaged weights, from which the next one starts. The running
-    statistics of batch normalisation are measured anew at the end, see `update_statistics`. A
-    killed training resumes in its round. Raises ValueError if the state in `folder` has other
-    settings.
-    """
-    logs = []
-    for k, stage in enumerate(rounds):
-        log = loop.fit(
-            Objective(gan, classifier, stage.weights or Weights(), stage.disturb),
-            data,
-            stage.parts(),
-            epochs=stage.epochs,
-            batch_size=batch_size,
-            seed=seed + 50 * k,
-            ema=ema,
-            averaged=averaged_part,
-            folder=folder and folder / str(k),
-            workers=workers,
-            settings={
-                "weights": stage.weights and asdict(stage.weights),
-                "disturb": asdict(stage.disturb),
-                **(settings or {}),
-            },
-        )
-        logs.append(log)
-    update_statistics(gan, data, seed)
-    total = {key: sum(log[key] for log in logs) for key in ("seconds", "steps", "epochs")}
-    return total | {"losses": [log["losses"] for log in logs]}
-
-
-def describe_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return the entries of a model card that tell how a GAN was trained."""
-    return {
-        "rounds": [
-            {
-                "epochs": r.epochs,
-                "weights": asdict(r.weights) if r.weights else "reconstruction",
-                "lr": [part.lr for part in r.parts()],
-                "one_cycle": r.parts()[0].schedule,
-                "disturb": asdict(r.disturb),
-            }
-            for r in rounds
-        ],
-        "weights_of_the_paper": asdict(Weights()),
-        "low_precision": "bfloat16",
-    }

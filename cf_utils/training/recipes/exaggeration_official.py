@@ -21,10 +21,10 @@ from cf_utils.models import checkpoints
 from cf_utils.models.classifiers import OneOutput, predict
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.image_classifiers import ImageDenseNet
-from cf_utils.training import exaggeration, loop
+from cf_utils.training import loop
 from cf_utils.training.balanced import BalancedImages
-from cf_utils.training.exaggeration import Round
 from cf_utils.training.exaggeration_quality import measure_quality
+from cf_utils.training.exaggeration_rounds import Round, describe_rounds, fit_rounds
 from cf_utils.training.recipes.base import Trained, recipe
 from cf_utils.training.recipes.photographs import (
     CLASSIFIER,
@@ -64,7 +64,7 @@ def train_gan(
     gan = ConditionalGAN(**arguments)
     data = BalancedImages(train, torch.cat(batches), gan.bins, PER_EPOCH, empty)
     source = {"classifier": classifier, "label": label, "batch_size": BATCH}
-    log = exaggeration.fit_rounds(
+    log = fit_rounds(
         gan,
         f,
         data,
@@ -79,7 +79,7 @@ def train_gan(
         "data": {"name": f"{train.source} (official)", "split": f"train ({len(train):,} images)"},
         "architecture": {"class": "ConditionalGAN", "arguments": arguments},
         "classes": [f"not {label}", label],
-        "settings": source | exaggeration.describe_rounds(ROUNDS),
+        "settings": source | describe_rounds(ROUNDS),
     }
 
     def measure(gan: ConditionalGAN) -> dict[str, Any]:
