@@ -46,7 +46,7 @@ COARSE = Disturbance(shift=3, noise=0.2)  # hides the finest detail from the dis
 NATURAL = Round(8, Weights(2.0, 20.0, 150.0), 4e-4, 1.0, DISTURB, True, COARSE)
 FIRST = (Round(5, None), FOLLOW, FINISH, NATURAL)  # of a network with random weights
 RADIOGRAPHS = (Round(5, None), BALANCE, FINISH, NATURAL._replace(epochs=4))
-NEXT = (NATURAL._replace(epochs=3),)  # of one that starts from another's weights
+NEXT = (FINISH,)  # of one that starts from another's weights
 SHORT = (Round(8, None), Round(2, Weights(0.5, 20.0, 200.0), 6e-4, disturb=DISTURB, decay=True))
 PACEMAKER = ("pacemaker", 0.5)  # what the shortcut classifier of radiographs looks at
 HEART = ("heart_size", 0.5)  # factor of radiographs, and its value at the label's threshold
