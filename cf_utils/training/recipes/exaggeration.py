@@ -7,8 +7,9 @@ Deviations from the paper's training, each also in the model card:
 * The classifier's term has up to twenty times the paper's weight, the adversarial term 0.5 to 5
   times, and reconstruction at the end twice. The classifier sees randomly shifted images with
   noise, so that adversarial noise does not satisfy it.
-* In the last round on radiographs, the discriminator sees shifted images with noise, too. Without
-  them it tells generated images apart by their finest detail, and does not punish a texture.
+* For the shortcut classifier of radiographs, the discriminator sees shifted images with noise, too.
+  Without them it tells generated images apart by their finest detail, and does not punish a
+  texture.
 * The learning rate rises to at most five times the paper's and falls to 0, because these trainings
   are short.
 * Half of the training images have the label's factor moved near its threshold, because the
@@ -43,9 +44,9 @@ FOLLOW = Round(10, Weights(f=20.0), 1e-3, disturb=DISTURB, decay=True)
 BALANCE = Round(10, Weights(cgan=5.0, f=10.0), 6e-4, disturb=DISTURB, decay=True)
 FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
 COARSE = Disturbance(shift=3, noise=0.2)  # hides the finest detail from the discriminator
-NATURAL = Round(8, Weights(2.0, 20.0, 150.0), 4e-4, 1.0, DISTURB, True, COARSE)
+NATURAL = Round(4, Weights(2.0, 20.0, 150.0), 4e-4, 1.0, DISTURB, True, COARSE)
 FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
-RADIOGRAPHS = (Round(5, None), BALANCE, FINISH, NATURAL._replace(epochs=4))
+RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
 NEXT = (FINISH,)  # of one that starts from another's weights
 SHORT = (Round(8, None), Round(2, Weights(0.5, 20.0, 200.0), 6e-4, disturb=DISTURB, decay=True))
 PACEMAKER = ("pacemaker", 0.5)  # what the shortcut classifier of radiographs looks at
@@ -202,7 +203,7 @@ def radiographs_shortcut_gan(root: str, seed: int, folder: Path | None) -> Train
         near=PACEMAKER,
         empty="skip",  # the classifier is never sure that the label is absent
         start="radiographs_cardiomegaly_gan",
-        rounds=(NATURAL._replace(epochs=4),),
+        rounds=(NATURAL,),
     )
 
 
