@@ -44,7 +44,9 @@ FOLLOW = Round(10, Weights(f=20.0), 1e-3, disturb=DISTURB, decay=True)
 BALANCE = Round(10, Weights(cgan=5.0, f=10.0), 6e-4, disturb=DISTURB, decay=True)
 FINISH = Round(4, Weights(0.5, 20.0, 200.0), 4e-4, disturb=DISTURB, decay=True)
 COARSE = Disturbance(shift=3, noise=0.2)  # hides the finest detail from the discriminator
-NATURAL = Round(4, Weights(2.0, 20.0, 150.0), 4e-4, 1.0, DISTURB, True, COARSE)
+NATURAL = Round(
+    4, Weights(2.0, 20.0, 150.0), 4e-4, disturb=DISTURB, decay=True, disturb_critic=COARSE
+)
 FIRST = (Round(5, None), FOLLOW, FINISH)  # of a network with random weights
 RADIOGRAPHS = (Round(5, None), BALANCE, FINISH)
 NEXT = (FINISH,)  # of one that starts from another's weights
