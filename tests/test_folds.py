@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from cf_utils.models.agent import Agent
 from cf_utils.training import loop
 from cf_utils.training.folds import balanced_loss, class_weights, split_folds, train_folds
-from cf_utils.training.recipes import lung_ct
+from cf_utils.training.recipes import distillation
 
 
 def labels(n=57, ones=16):
@@ -120,7 +120,7 @@ def test_training_the_agent_recovers_a_linear_teacher():
     for objective in ("l1", "mse", "kl"):
         agent = Agent(3, 5)
         agent.copy_head(head)
-        part = loop.Part(functools.partial(lung_ct.agent_loss, objective=objective), lr=0.03)
+        part = loop.Part(functools.partial(distillation.agent_loss, objective=objective), lr=0.03)
         loop.fit(agent, TensorDataset(codes, features, logits), [part], epochs=25, batch_size=50)
         divergence = F.kl_div(
             agent(codes).log_softmax(1),
@@ -138,10 +138,10 @@ def test_the_loss_of_a_teacher_shifts_images_and_weighs_classes():
     x, y = torch.rand(6, 4, 16, 16), torch.tensor([0, 0, 0, 0, 1, 1])
     mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     expected = balanced_loss(mean(x), y, torch.tensor([0.75, 1.5]))
-    found = lung_ct.teacher_loss(mean, (x, y), [0.75, 1.5], 3)  # its mean ignores shifts
+    found = distillation.teacher_loss(mean, (x, y), [0.75, 1.5], 3)  # its mean ignores shifts
     torch.testing.assert_close(found, expected)
     corner = nn.Sequential(nn.Flatten(), nn.Linear(4 * 256, 2))
     draws = {
-        round(lung_ct.teacher_loss(corner, (x, y), [0.75, 1.5], 3).item(), 6) for _ in range(9)
+        round(distillation.teacher_loss(corner, (x, y), [0.75, 1.5], 3).item(), 6) for _ in range(9)
     }
     assert len(draws) > 3

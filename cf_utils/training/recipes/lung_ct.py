@@ -6,77 +6,30 @@ All training patients are those of site A; site B is for evaluation only.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
 
 from cf_utils import worlds
 from cf_utils.evaluation.metrics.alignment import auc, confusion, measure_alignment
 from cf_utils.models import checkpoints
-from cf_utils.models.agent import Agent, distillation_loss
-from cf_utils.models.generators.slices import DiffusionCodes
+from cf_utils.models.agent import Agent
 from cf_utils.models.teacher import Teacher
 from cf_utils.models.weights import channels_last
-from cf_utils.training import loop
-from cf_utils.training.folds import balanced_loss, class_weights, train_folds
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.renders import StoredImages, predict_bytes, render_bytes
+from cf_utils.training.recipes.distillation import FOLDS, fit_agent, fit_teacher, read_patients
+from cf_utils.training.recipes.renders import predict_bytes, render_bytes
 from cf_utils.training.recipes.world_classifiers import measure_uses
 from cf_utils.worlds import Factors
 from cf_utils.worlds.lung_ct import mortality_probability
 
 WORLD, AUTOENCODER = "lung_ct", "lung_ct_diffae"
 SITES = ("site_a", "site_b")
-FOLDS = 5
-Loss = Callable[[nn.Module, Any], Tensor]
-
-
-def fit_fold(
-    model: nn.Module,
-    rows: Tensor,
-    folder: Path | None,
-    prepare: Callable[[Tensor], tuple[Dataset, Loss]],
-    settings: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Train a model on the rows of one fold, and return the log.
-
-    prepare: rows -> their data and the loss. settings: epochs, batch_size, lr and others.
-    """
-    data, loss = prepare(rows)
-    return loop.fit(
-        model,
-        data,
-        [loop.Part(loss, lr=settings["lr"])],
-        epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
-        seed=seed,
-        folder=folder,
-        settings=settings,
-    )
 
 
 # ---------------------------------------------------------------- black boxes
-
-
-def teacher_loss(
-    module: nn.Module, batch: Any, weights: Sequence[float], shift: int, bfloat16: bool = False
-) -> Tensor:
-    """Return the class-weighted cross-entropy of images that are shifted by up to `shift` pixels.
-
-    batch: (x, y). weights: one per class. `bfloat16` runs convolutions in bfloat16.
-    """
-    x, y = batch
-    by = torch.randint(-shift, shift + 1, (2,)).tolist()
-    x = x.roll(tuple(by), (2, 3)).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = module(x)
-    return balanced_loss(logits.float(), y, torch.tensor(weights))
 
 
 def train_teacher(
@@ -98,20 +51,10 @@ def train_teacher(
     }
     arguments = {"slices": world.channels}
 
-    def prepare(rows: Tensor) -> tuple[StoredImages, Loss]:
-        weights = class_weights(y[rows]).tolist()
-        loss = functools.partial(teacher_loss, weights=weights, shift=3, bfloat16=True)
-        return StoredImages(x[rows], y[rows]), loss
+    def build() -> Teacher:
+        return channels_last(Teacher(**arguments))
 
-    model, log = train_folds(
-        lambda: channels_last(Teacher(**arguments)),
-        functools.partial(fit_fold, prepare=prepare, settings=settings, seed=seed),
-        lambda model, rows: predict_bytes(model, x[rows]),
-        y,
-        FOLDS,
-        seed,
-        folder,
-    )
+    model, log = fit_teacher(build, x, y, settings, seed, folder, shift=3, bfloat16=True)
     card = _describe(n, seed, settings, "Teacher", arguments)
     card["classes"] = world.label(label).classes
     return Trained(model, card, log, lambda model: measure_teacher(model, label, seed))
@@ -165,30 +108,6 @@ def emphysema(root: str, seed: int, folder: Path | None) -> Trained:
 # ---------------------------------------------------------------- agents
 
 
-def agent_loss(module: nn.Module, batch: Any, objective: str) -> Tensor:
-    """Return `distillation_loss` of a batch (codes, features, logits)."""
-    agent: Any = module
-    return distillation_loss(agent, *batch, objective)
-
-
-@torch.no_grad()
-def read_patients(
-    autoencoder: nn.Module, teacher: Teacher, x: Tensor, batch_size: int = 100
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes (N, S * d), the teacher's features (N, F) and logits (N, 2).
-
-    x: patients uint8 (N, S, H, W). Both models are in eval mode.
-    """
-    codes_of = DiffusionCodes(autoencoder, (x.shape[2], x.shape[3]), steps=1)
-    parts = []
-    for batch in x.split(batch_size):
-        images = batch.float() / 255
-        features = teacher.features(images)
-        parts.append((codes_of.encode_semantic(images), features, teacher.classify(features)))
-    codes, features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    return codes, features, logits
-
-
 def train_agent(
     name: str,
     objective: str,
@@ -198,16 +117,12 @@ def train_agent(
     epochs: int = 40,
     join: str = "concat",
 ) -> Trained:
-    """Train agents of the shipped teacher `name` on folds of n patients, and keep the best one.
-
-    The teacher's decisions take the place of labels.
-    """
+    """Train agents of the shipped teacher `name` on folds of n patients, and keep the best one."""
     teacher = checkpoints.load(name, kind="classifier").model
     autoencoder = checkpoints.load(AUTOENCODER, kind="autoencoder").model
     world = worlds.get(WORLD)
     x = render_bytes(world.sample(n, "train", SITES[0], seed))
-    table = read_patients(autoencoder, teacher, x)
-    codes, features, logits = table
+    table = codes, features, _ = read_patients(autoencoder, teacher, x)
     settings = {"teacher": name, "autoencoder": AUTOENCODER, "objective": objective, "n": n}
     settings |= {"folds": FOLDS, "epochs": epochs, "batch_size": 256, "lr": 1e-2}
     arguments = {
@@ -216,26 +131,7 @@ def train_agent(
         "slices": world.channels,
         "join": join,
     }
-
-    def build() -> Agent:
-        agent = Agent(**arguments)
-        agent.copy_head(teacher.head)
-        agent.set_covariance(codes)
-        return agent
-
-    def prepare(rows: Tensor) -> tuple[TensorDataset, Loss]:
-        loss = functools.partial(agent_loss, objective=objective)
-        return TensorDataset(*(part[rows] for part in table)), loss
-
-    model, log = train_folds(
-        build,
-        functools.partial(fit_fold, prepare=prepare, settings=settings, seed=seed),
-        lambda model, rows: model(codes[rows]).detach(),
-        logits.argmax(1),
-        FOLDS,
-        seed,
-        folder,
-    )
+    model, log = fit_agent(teacher, table, arguments, settings, seed, folder)
     card = _describe(n, seed, settings, "Agent", arguments)
     return Trained(model, card, log, lambda model: measure_agent(model, autoencoder, teacher, seed))
 

@@ -14,26 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from cf_utils.datasets import osic
 from cf_utils.evaluation.metrics.alignment import auc, confusion, measure_alignment
 from cf_utils.models import checkpoints
 from cf_utils.models.agent import Agent
 from cf_utils.models.teacher import Teacher
-from cf_utils.training.folds import class_weights, train_folds
 from cf_utils.training.recipes import diffae
 from cf_utils.training.recipes.base import Trained, recipe
-from cf_utils.training.recipes.lung_ct import (
+from cf_utils.training.recipes.distillation import (
     FOLDS,
-    Loss,
-    agent_loss,
-    fit_fold,
+    fit_agent,
+    fit_teacher,
     read_patients,
-    teacher_loss,
 )
 from cf_utils.training.recipes.photographs import read_batches
-from cf_utils.training.recipes.renders import StoredImages, predict_bytes
+from cf_utils.training.recipes.renders import predict_bytes
 
 SIZE = 256
 AUTOENCODER = {
@@ -78,21 +74,8 @@ def train_teacher(
     """
     x, y = read_split(root, "train", label, size)
     arguments = {"slices": x.shape[1], "network": "densenet121", **arguments}
-
-    def prepare(rows: Tensor) -> tuple[StoredImages, Loss]:
-        weights = class_weights(y[rows]).tolist()
-        loss = functools.partial(teacher_loss, weights=weights, shift=int(BLACK_BOX["shift"]))
-        return StoredImages(x[rows], y[rows]), loss
-
-    model, log = train_folds(
-        lambda: Teacher(**arguments),
-        functools.partial(fit_fold, prepare=prepare, settings=BLACK_BOX, seed=seed),
-        lambda model, rows: predict_bytes(model, x[rows]),
-        y,
-        FOLDS,
-        seed,
-        folder,
-    )
+    build, shift = functools.partial(Teacher, **arguments), int(BLACK_BOX["shift"])
+    model, log = fit_teacher(build, x, y, BLACK_BOX, seed, folder, shift)
     card = _describe(len(x), {"folds": FOLDS, **BLACK_BOX}, "Teacher", arguments)
     card["classes"] = list(osic.CLASSES[label])
 
@@ -114,28 +97,9 @@ def train_agent(label: str, root: str, seed: int, folder: Path | None) -> Traine
     autoencoder = checkpoints.load("osic_diffae", kind="autoencoder").model
     size = autoencoder.size[0]
     x, _ = read_split(root, "train", label, size)
-    table = codes, features, logits = read_patients(autoencoder, teacher, x)
+    table = _, features, _ = read_patients(autoencoder, teacher, x)
     arguments = {"latent": autoencoder.latent, "features": features.shape[1], "slices": x.shape[1]}
-
-    def build() -> Agent:
-        agent = Agent(**arguments)
-        agent.copy_head(teacher.head)
-        agent.set_covariance(codes)
-        return agent
-
-    def prepare(rows: Tensor) -> tuple[TensorDataset, Loss]:
-        loss = functools.partial(agent_loss, objective=str(AGENT["objective"]))
-        return TensorDataset(*(part[rows] for part in table)), loss
-
-    model, log = train_folds(
-        build,
-        functools.partial(fit_fold, prepare=prepare, settings=AGENT, seed=seed),
-        lambda model, rows: model(codes[rows]).detach(),
-        logits.argmax(1),
-        FOLDS,
-        seed,
-        folder,
-    )
+    model, log = fit_agent(teacher, table, arguments, AGENT, seed, folder)
     source = {"teacher": f"osic_{label}", "autoencoder": "osic_diffae", "folds": FOLDS, **AGENT}
 
     @torch.no_grad()
