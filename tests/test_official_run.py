@@ -64,6 +64,13 @@ CUT = {
         "iterations": 2,
         "device": "cpu",
     },
+    "09_diffexplainer_ct": {
+        "n_patients": 4,
+        "n_undecided": 2,
+        "n_rivals": 2,
+        "steps": 2,
+        "device": "cpu",
+    },
     "06_diffusion_prior": {
         "n_samples": 8,
         "sampling": "10",

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from cf_utils.training.recipes import RECIPES
 from cf_utils.training.recipes import osic as recipes
 from cf_utils.training.recipes.renders import predict_bytes
 from tests.ct_files import write_chest
+from tests.test_official_run import run_paper_profile
 
 SMALL = {"network": "small", "growth": 4, "blocks": (1, 1), "first": 8}
 CODES = {"latent": 3, "widths": (16, 16), "encoder_widths": (16, 16), "blocks": 1}
@@ -140,3 +142,17 @@ def test_what_is_missing_or_unknown_is_named(root, networks, tmp_path, monkeypat
     files.write_json(tmp_path / "other.json", {"name": "other"})
     with pytest.raises(FileNotFoundError, match="`cf train osic_diffae` makes"):
         osic_case(root, 2)
+
+
+def test_notebook_09_runs_on_an_osic_tree(root, networks, tmp_path, monkeypatch):
+    monkeypatch.setenv("CF_RESULTS_ROOT", str(tmp_path / "results"))
+    monkeypatch.setenv("CF_HEADLESS", "1")
+    metrics, found = run_paper_profile("09_diffexplainer_ct", tmp_path, data_root=root)
+    assert metrics["data"] == "official" and metrics["n"] == 4
+    assert {"agent_auc", "moved_as_wanted", "undecided_reached"} <= set(metrics)
+    assert not {"observable", "localisation_auprc"} & set(metrics)  # noise and truth are unknown
+    tables = {path.stem: path for path in (found / "tables").glob("*.csv")}
+    moved = pd.read_csv(tables["manipulation"], index_col=0)
+    assert moved.n_undecided.tolist() == [2, 2] and moved.moved.notna().all()
+    beside = pd.read_csv(tables["paper_beside_ours"], index_col=0)
+    assert beside.loc["PSNR", "paper, diffusion autoencoder"] == 35.28 and (beside.n == 4).all()

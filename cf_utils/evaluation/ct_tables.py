@@ -98,6 +98,11 @@ def manipulation_row(
     return measured.summary() | {"observable": seen[searched].double().mean().item()}
 
 
+def name_manipulation(row: Mapping[str, float | int]) -> dict[str, float | int]:
+    """Return the entries of `manipulation_row` under the names of metrics.json, if it has them."""
+    return {name: row[entry] for name, entry in MANIPULATION.items() if entry in row}
+
+
 def localisation_table(
     maps: Mapping[str, Tensor | str], truth: Tensor, within: Tensor, seed: int = 0
 ) -> pd.DataFrame:
