@@ -1056,6 +1056,27 @@ FAULTS: dict[str, Fault] = {
         "cfs.query",
         ("tests/test_diffexplainer.py::test_difference_maps_are_hounsfield_units",),
     ),
+    "lung_ct: ACE's change is measured from a state of its attack": Fault(
+        "cf_utils/harness/ct_arms.py",
+        "collect_maps",
+        "difference_maps(cfs, against=bases[k])",
+        "difference_maps(cfs)",
+        ("tests/test_ct_arms.py::test_the_change_of_a_method_that_pastes",),
+    ),
+    "lung_ct: ACE stops once the target leads at all": Fault(
+        "cf_utils/harness/ct_cases.py",
+        "CTCase.methods",
+        "math.log(tau / (1 - tau))",
+        "0.0",
+        ("tests/test_ct_cases.py::test_all_methods_ask",),
+    ),
+    "lung_ct: only the prior's zero edits give the null": Fault(
+        "cf_utils/training/recipes/calibration.py",
+        "calibrate",
+        "world.name in COMPARED",
+        "False",
+        ("tests/test_oracle_generators.py::test_the_null_is_the_largest_of_all",),
+    ),
     "false position without the Illinois rule": Fault(
         "cf_utils/explainers/shared/false_position.py",
         "refine",

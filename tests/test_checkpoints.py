@@ -143,7 +143,7 @@ def test_a_misspelt_name_gets_a_suggestion(tmp_path):
 
 
 def test_names_are_listed_by_kind():
-    assert set(checkpoints.names("diffusion")) == {"faces_ddpm", "roads_ddpm"}
+    assert set(checkpoints.names("diffusion")) == {"faces_ddpm", "roads_ddpm", "lung_ct_ddpm"}
     assert set(checkpoints.names("autoencoder")) >= {"mnist_aae", "mnist_autoencoder"}
     assert checkpoints.names("segmenter") == ["radiographs_heart_unet"]
     assert checkpoints.names("encoder") == ["faces_identity"]

@@ -88,6 +88,12 @@ def test_a_shard_leaves_out_a_direction_that_it_has_in_part(case, monkeypatch):
     assert list(ct_arms.explain_undecided(Runner(lost[:1]), case, case, 0.6, 0, 2)) == ["pattern"]
 
 
+def explain_all(case):
+    """Explain all patients towards their other class, along the pattern."""
+    source, x = case.classifier(case.data.x).argmax(1), case.data.x
+    return methods_of(case)["pattern"](case.classifier, x, 1 - source, case.data.ids)
+
+
 @pytest.fixture
 def seen(case):
     """Maps of the patients judged "yes", from explanations of all patients."""
@@ -121,6 +127,24 @@ def test_maps_belong_to_the_patients_judged_yes_towards_no(case, seen):
     bare = ct_arms.collect_maps(run, official, {}, both, 3, 5, 0)
     assert not bare.disease.any() and "atlas" not in bare.amounts
     assert ct_arms.locate(official, bare, 0).empty and ct_arms.best_maps(pd.DataFrame()) == {}
+
+
+def test_the_change_of_a_method_that_pastes_is_that_from_the_query(case):
+    explain = methods_of(case)["gradient"]
+
+    class Lossy:
+        """Explains like `explain`, with a path whose reconstruction is not the query."""
+
+        def __call__(self, *args):
+            cfs = explain(*args)
+            return dataclasses.replace(cfs, path=cfs.path + 0.1)
+
+    methods = {"gradient": Lossy(), "ace": Lossy()}
+    found = ct_arms.collect_maps(Runner(), case, methods, {"pattern": explain_all(case)}, 3, 5, 0)
+    for name, base in (("gradient", 0.1), ("ace", 0.0)):
+        cfs = found.found[name]
+        expected = 1200 * (cfs.counterfactual - cfs.query - base)
+        torch.testing.assert_close(found.changes[name], expected, atol=1e-6, rtol=0)
 
 
 def test_panels_show_the_slice_with_most_disease(case, seen):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from pytest import approx
 
 from cf_utils.datasets import rendered
 from cf_utils.datasets.base import InMemory
@@ -21,6 +22,7 @@ from cf_utils.harness.ct_cases import CTCase
 from cf_utils.models import checkpoints
 from cf_utils.models.agent import Agent
 from cf_utils.models.cards import Card
+from cf_utils.models.generators import diffusion
 from cf_utils.models.generators.cgan import ConditionalGAN
 from cf_utils.models.generators.diffae import DiffusionAutoencoder
 from cf_utils.models.generators.slices import DiffusionCodes, SlicedModel
@@ -30,6 +32,7 @@ from cf_utils.worlds import lung_ct
 from tests import stripes
 from tests.slice_models import LinearBlackBox, LinearSlices, S, make_agent, make_patients
 from tests.test_diffexplainer import change_of, odds_of, slope_of
+from tests.test_official_run import TINY
 
 USES = {"extent": {"r": 0.5, "flips": 0.9}}
 BOX = {"growth": 4, "blocks": [1, 1], "first": 8}
@@ -60,6 +63,9 @@ def folder(tmp_path_factory):
         built = {"class": kind.__name__, "arguments": arguments}
         card = Card(architecture=built, quality={"uses": USES})
         checkpoints.save(f"lung_ct_{name}", kind(**arguments).eval(), card, to, half=False)
+    prior = diffusion.build(channels=4, size=(96, 96), **TINY)
+    card = Card(architecture=diffusion.describe_architecture(prior))
+    checkpoints.save("lung_ct_ddpm", prior.eval(), card, to, half=False)
     return to
 
 
@@ -176,7 +182,7 @@ def test_cohorts_are_both_sites_or_the_official_patients(asked):
 def test_all_methods_ask_for_the_same_probability(asked):
     case = ct_cases.rendered_case(2)
     methods = case.methods(0.8, 5, steps=3, path_by="amount")
-    assert list(methods) == ["gradient", "pattern", "latent_shift", "latent_shift_vae"]
+    assert list(methods) == ["gradient", "pattern", "latent_shift", "latent_shift_vae", "ace"]
     assert {(m.tau, m.seed) for m in methods.values()} == {(0.8, 5)}
     for name in ("gradient", "pattern"):
         method = methods[name]
@@ -186,7 +192,11 @@ def test_all_methods_ask_for_the_same_probability(asked):
     codes, of_vae = methods["latent_shift"].model, methods["latent_shift_vae"].model
     assert isinstance(codes, DiffusionCodes) and (codes.size, codes.steps) == ((96, 96), 3)
     assert isinstance(of_vae, SlicedModel) and of_vae.model is case.vae
-    assert "latent_shift_vae" not in dataclasses.replace(case, vae=None).methods(0.8, 5, 3)
+    assert methods["ace"].prior is case.prior and case.prior.channels == 4
+    # the attack ends at p = 0.8: softmax of (0, margin)
+    assert math.exp(methods["ace"].margin) / (1 + math.exp(methods["ace"].margin)) == approx(0.8)
+    bare = dataclasses.replace(case, vae=None, prior=None).methods(0.8, 5, 3)
+    assert list(bare) == ["gradient", "pattern", "latent_shift"]
 
 
 def test_rivals_reconstruct_slices_and_patients(asked):
@@ -264,7 +274,7 @@ def test_the_proof_is_the_truth_table_of_those_patients(striped):
     table = ct_arms.prove(case, found, methods, picked, 0.9)
     data, ours = case.data.take(picked), found["ours"]
     every = found | baselines.baseline_rows(
-        case.classifier, data, ours.target, stripes.USES, ours.score, tau=0.9
+        case.classifier, data, ours.target, stripes.USES, ours.score, eps=ct_arms.PGD_EPS, tau=0.9
     )
     edits = {"ours": Lifted().zero_edit(data.x, data.ids)}
     expected = truth_table(

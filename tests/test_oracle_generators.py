@@ -242,6 +242,22 @@ def test_the_own_null_of_an_oracle_stays_that_of_the_prior(shifts, monkeypatch):
     assert own == pytest.approx(0.05, abs=3e-3)
 
 
+def test_the_null_is_the_largest_of_all_where_several_kinds_are_compared(shifts, monkeypatch):
+    (shifts / "stripes_ddpm.safetensors").write_bytes(b"prior")
+    monkeypatch.setattr(calibration, "COMPARED", (TOY.name,))
+
+    def through_prior(name, factors, x, seed):
+        return ((shift_stripe("shade", 0.03)(x.float() / 255)) * 255).round().byte()
+
+    monkeypatch.setattr(zero_edits, "_pass_through_prior", through_prior)
+    model = Reads()
+    found = calibration.calibrate(model, TOY, seed=0, n=60, n_null=30)
+    assert found["null_by"] == "camera noise, stripes_ddpm, stripes_gan, stripes_vae"
+    assert found["null_by_sha256"] is None
+    assert model.null.tolist() == pytest.approx([0.1, 0.2, 0.05], abs=3e-3)
+    assert zero_edits.list_stale(Card(quality=found), TOY) == []
+
+
 def test_a_card_says_which_generators_it_does_not_know(shifts):
     quality = calibration.calibrate(Reads(), TOY, seed=0, n=60, n_null=30)
     card = Card(quality=quality)

@@ -90,6 +90,7 @@ DESCRIPTIONS = {
     ("cem", "images", None): "d0a5c80d9e9b",
     ("cem", "images", "autoencoder"): "7d48c310bc28",
     ("ace", "images", None): "302d8fc48ce9",
+    ("ace", "lung_ct", None): "302d8fc48ce9",
     ("dime", "images", None): "ba20ad4c3d4b",
     ("fastdime", "images", None): "2685f10c1e95",
 }

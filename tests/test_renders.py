@@ -437,7 +437,7 @@ def test_the_card_of_an_oracle_states_its_recipe(name, monkeypatch):
     assert recipe["hard_epochs"] == card.get("second_stage", {"epochs": 0})["epochs"]
 
 
-@pytest.mark.parametrize("name", keep_shipped(("faces_ddpm", "roads_ddpm")))
+@pytest.mark.parametrize("name", keep_shipped(("faces_ddpm", "roads_ddpm", "lung_ct_ddpm")))
 def test_the_card_of_a_prior_states_its_recipe(name, monkeypatch):
     monkeypatch.setattr(diffusion, "train_prior", lambda *args, **settings: settings)
     recipe = RECIPES[name]("", 0, None)

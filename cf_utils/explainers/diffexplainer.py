@@ -225,15 +225,25 @@ class DiffExplainer(Explainer):
         return ["" if ok else r for r, ok in zip(reasons, reached.tolist(), strict=True)]
 
 
-def difference_maps(cfs: Counterfactuals, window: tuple[float, float] = (-1000.0, 200.0)) -> Tensor:
+def difference_maps(
+    cfs: Counterfactuals,
+    window: tuple[float, float] = (-1000.0, 200.0),
+    against: str = "reconstruction",
+) -> Tensor:
     """Return counterfactual minus reconstruction in Hounsfield units, signed (B, S, H, W).
 
     Positive values are textures that the counterfactual adds. The reconstruction is the second
     state of the path; an item that was not searched has a map of 0.
 
-    window: HU of the values 0 and 1 of x. Raises ValueError for a result without path.
+    Args:
+        window: HU of the values 0 and 1 of x.
+        against: "reconstruction", or "query" for methods that keep most of the query's pixels.
+
+    Raises ValueError for a result without path, unless the query is subtracted.
     """
+    low, high = window
+    if check_choice("against", against, ("reconstruction", "query")) == "query":
+        return (cfs.counterfactual - cfs.query) * (high - low)
     if cfs.path is None:
         raise ValueError("cfs: got a result without path, expected one of DiffExplainer")
-    low, high = window
     return (cfs.counterfactual - cfs.path[:, 1]) * (high - low)

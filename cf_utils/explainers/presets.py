@@ -221,6 +221,7 @@ PRESETS: dict[str, dict[tuple[str, str | None], Entry]] = {
         ),
         ("faces", None): ("tuned: results/tuning/faces_smile_causal_ace.json", ACE_FACES),
         ("images", None): ("by hand: as on faces, not tuned", ACE_FACES),
+        ("lung_ct", None): ("by hand: as on faces, not tuned", ACE_FACES),
         ("roads", None): (
             "by hand: in results/tuning/roads_action_causal_ace.json; the rule chose another",
             {"spacing": "50", "attack": "gd", "lam": 1e-6, "step": 0.3}

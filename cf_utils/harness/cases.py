@@ -53,7 +53,7 @@ class Case:
     dataset: str  # key of `explainers.presets`
     data: InMemory  # the queries x, with labels y and ids
     classifier: nn.Module  # x (B, C, H, W) in [0, 1] -> logits (B, 2)
-    prior: DDPM | None  # None: radiographs have no diffusion model
+    prior: DDPM | None  # None: no diffusion model, as for radiographs
     truth: Truth | None = None  # of a rendered case
     card: Card | None = None  # model card of a shipped classifier
     # For CD: correlations (A,) of the explained attribute with each attribute over the training

@@ -6,6 +6,7 @@ A rendered case holds patients of the world `lung_ct` and the shipped networks.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,8 @@ class CTCase(Case):
 
         "gradient" is DiffExplainer as in the paper, "pattern" follows the agent's pattern instead.
         Latent shift follows the black box's own gradient through the decoder: with the codes of the
-        diffusion autoencoder, and with those of the variational one.
+        diffusion autoencoder, and with those of the variational one. ACE attacks a patient through
+        the diffusion prior, if there is one.
 
         Args:
             tau: probability of the target at which all of them stop.
@@ -88,6 +90,10 @@ class CTCase(Case):
         found["latent_shift"] = shift.build(**common, model=self.codes(steps))
         if self.vae is not None:
             found["latent_shift_vae"] = shift.build(**common, model=SlicedModel(self.vae))
+        if self.prior is not None:
+            margin = math.log(tau / (1 - tau))  # lead of the target's logit at p = tau
+            ace = presets.get("ace", self.dataset)
+            found["ace"] = ace.build(**common, prior=self.prior, margin=margin, bfloat16=True)
         return found
 
     @torch.no_grad()
@@ -174,7 +180,7 @@ def _build(data: rendered.Rendered, label: str, agent: str, device: torch.device
         f"{WORLD} (embedded)",
         WORLD,
         classifier=net.eval(),
-        prior=None,
+        prior=find("ddpm"),
         card=card,
         autoencoder=checkpoints.load(f"{WORLD}_diffae", device).model,
         agents={k: checkpoints.load(v, device, kind="agent").model for k, v in names.items()},

@@ -31,6 +31,7 @@ from cf_utils.training.recipes.zero_edits import (
 from cf_utils.worlds import Factors, Label, World
 
 N_SLOW = 40  # images that pass through a slow generator
+COMPARED = ("lung_ct",)  # worlds that compare a diffusion prior with generators of other kinds
 
 
 def read_bytes(model: FactorOracle, x: Tensor) -> Tensor:
@@ -63,9 +64,10 @@ def calibrate(
     n: renders for slope, centre and sd. n_null: images for the displacement without an edit.
     Buffers are rounded to float16, as they are stored, before anything is measured with them.
 
-    The buffer `null` is that of the diffusion prior. In a world without a prior, it is the largest
-    of camera noise, drawn again, and of all generators, per column. The entry `null_per_generator`
-    holds the null of every shipped generator with the hash of its weights.
+    The buffer `null` is that of the diffusion prior. In a world without a prior, and in those of
+    `COMPARED`, it is the largest of camera noise, drawn again, and of all generators, per column.
+    The entry `null_per_generator` holds the null of every shipped generator with the hash of its
+    weights.
     """
     model.eval()
     fit_slopes(model, world.sample(n, "validation", seed=seed + ORACLE_SEED))
@@ -79,9 +81,10 @@ def calibrate(
     model.sd.copy_((error.sum(0) / count).sqrt())
     r2 = 1 - error.sum(0) / ((value - mean).square() * shown).sum(0)
     few, some = factors.take(slice(0, n_null)), x[:n_null].float() / 255
-    unedited = render_null(few, x, seed)
+    prior = None if world.name in COMPARED else find_prior(world)
+    unedited = render_null(few, some, seed, prior)
     own = displacement.null_sd(model, some, unedited)
-    prior, nulls = find_prior(world), measure_nulls(model, few, some, seed)
+    nulls = measure_nulls(model, few, some, seed)
     if prior is None:
         own = torch.stack([own, *(torch.tensor([*row["null"].values()]) for row in nulls.values())])
         own = own.amax(0)
@@ -109,14 +112,14 @@ def calibrate(
     }
 
 
-def render_null(factors: Factors, x: Tensor, seed: int) -> Tensor:
-    """Render the images of a table once more, with nothing edited, (N, 3, H, W) in [0, 1].
+def render_null(factors: Factors, x: Tensor, seed: int, prior: str | None) -> Tensor:
+    """Render the images of a table once more, with nothing edited, like x (N, C, H, W) in [0, 1].
 
-    They pass through the world's prior; without one, only the camera noise is drawn again.
+    They pass through the prior of that name; with None, only the camera noise is drawn again.
     """
     world = factors.world
-    if find_prior(world):
-        return render_zero_edits(factors, seed).float() / 255
+    if prior is not None:
+        return render_zero_edits(factors, seed, prior).float() / 255
     noise = core.item_noise(seed, factors.ids, x.shape[1:], "another camera")
     clean = world.render(factors, noise=False)
     return (clean + world.noise_sd(factors)[:, None, None, None] * noise).clamp(0, 1)
