@@ -1059,9 +1059,9 @@ FAULTS: dict[str, Fault] = {
     "lung_ct: ACE's change is measured from a state of its attack": Fault(
         "cf_utils/harness/ct_arms.py",
         "collect_maps",
-        "difference_maps(cfs, against=bases[k])",
+        "difference_maps(cfs, zero_edit=edits.get(k))",
         "difference_maps(cfs)",
-        ("tests/test_ct_arms.py::test_the_change_of_a_method_that_pastes",),
+        ("tests/test_ct_arms.py::test_the_change_of_ace",),
     ),
     "lung_ct: ACE stops once the target leads at all": Fault(
         "cf_utils/harness/ct_cases.py",

@@ -129,19 +129,23 @@ def test_maps_belong_to_the_patients_judged_yes_towards_no(case, seen):
     assert ct_arms.locate(official, bare, 0).empty and ct_arms.best_maps(pd.DataFrame()) == {}
 
 
-def test_the_change_of_a_method_that_pastes_is_that_from_the_query(case):
+def test_the_change_of_ace_is_that_from_its_zero_edit(case):
     explain = methods_of(case)["gradient"]
 
     class Lossy:
-        """Explains like `explain`, with a path whose reconstruction is not the query."""
+        """Explains like `explain`, with a path and a zero edit that are not the query."""
 
         def __call__(self, *args):
             cfs = explain(*args)
             return dataclasses.replace(cfs, path=cfs.path + 0.1)
 
+        def zero_edit(self, x, ids):
+            return x + 0.3
+
     methods = {"gradient": Lossy(), "ace": Lossy()}
-    found = ct_arms.collect_maps(Runner(), case, methods, {"pattern": explain_all(case)}, 3, 5, 0)
-    for name, base in (("gradient", 0.1), ("ace", 0.0)):
+    both = {"pattern": explain_all(case)}
+    found = ct_arms.collect_maps(Runner(), case, methods, both, 3, 5, 0)
+    for name, base in (("gradient", 0.1), ("ace", 0.3)):
         cfs = found.found[name]
         expected = 1200 * (cfs.counterfactual - cfs.query - base)
         torch.testing.assert_close(found.changes[name], expected, atol=1e-6, rtol=0)

@@ -228,7 +228,7 @@ class DiffExplainer(Explainer):
 def difference_maps(
     cfs: Counterfactuals,
     window: tuple[float, float] = (-1000.0, 200.0),
-    against: str = "reconstruction",
+    zero_edit: Tensor | None = None,
 ) -> Tensor:
     """Return counterfactual minus reconstruction in Hounsfield units, signed (B, S, H, W).
 
@@ -237,13 +237,13 @@ def difference_maps(
 
     Args:
         window: HU of the values 0 and 1 of x.
-        against: "reconstruction", or "query" for methods that keep most of the query's pixels.
+        zero_edit: what to subtract instead, like x: the method's result with nothing to change.
 
-    Raises ValueError for a result without path, unless the query is subtracted.
+    Raises ValueError for a result without path and zero edit.
     """
     low, high = window
-    if check_choice("against", against, ("reconstruction", "query")) == "query":
-        return (cfs.counterfactual - cfs.query) * (high - low)
+    if zero_edit is not None:
+        return (cfs.counterfactual - zero_edit) * (high - low)
     if cfs.path is None:
         raise ValueError("cfs: got a result without path, expected one of DiffExplainer")
     return (cfs.counterfactual - cfs.path[:, 1]) * (high - low)

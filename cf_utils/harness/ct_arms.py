@@ -28,7 +28,6 @@ from cf_utils.models.classifiers import predict
 
 REFERENCES = ("random", "edges", "atlas")  # maps that know nothing of the black box
 UNDRAWN = REFERENCES[:2]  # in Fig. 3
-PASTED = ("ace",)  # methods that restore the query's pixels where nothing need change
 PGD_EPS = 6 / 255  # 28 HU: noise of 2/255 flips only a third of the decisions, this nine in ten
 CAUSES = ("extent", "emphysema", "airway")  # factors that a black box may look at
 
@@ -143,8 +142,8 @@ def collect_maps(
         if name not in found:
             cfs = run.explain(name, method, f, data.x, target, data.ids)
             found |= {name: cfs} if cfs is not None else {}
-    bases = {k: "query" if k in PASTED else "reconstruction" for k in found}
-    changes = {k: difference_maps(cfs, against=bases[k]) for k, cfs in found.items()}
+    edits = {"ace": methods["ace"].zero_edit(data.x, data.ids)} if "ace" in found else {}
+    changes = {k: difference_maps(cfs, zero_edit=edits.get(k)) for k, cfs in found.items()}
     amounts: dict[str, Tensor | str] = {k: change.abs() for k, change in changes.items()}
     amounts |= attribution_maps(f, f.layer, data.x, 1 - target)
     disease = torch.zeros_like(data.x, dtype=torch.bool)
