@@ -14,7 +14,7 @@ from cf_utils.datasets.base import InMemory
 from cf_utils.evaluation import baselines
 from cf_utils.evaluation.ct_tables import body_overlap
 from cf_utils.evaluation.metrics.alignment import measure_alignment
-from cf_utils.evaluation.truth.table import truth_table
+from cf_utils.evaluation.truth.table import compare_validity, truth_table
 from cf_utils.explainers.diffexplainer import DiffExplainer
 from cf_utils.harness import ct_arms, ct_cases
 from cf_utils.harness.cases import Truth
@@ -271,7 +271,7 @@ def striped():
 def test_the_proof_is_the_truth_table_of_those_patients(striped):
     case, picked, found = striped
     methods = {"ours": Lifted(), "unused": None}
-    table = ct_arms.prove(case, found, methods, picked, 0.9)
+    table = ct_arms.prove(case, found, methods, picked, 0.9, 0)
     data, ours = case.data.take(picked), found["ours"]
     every = found | baselines.baseline_rows(
         case.classifier, data, ours.target, stripes.USES, ours.score, eps=ct_arms.PGD_EPS, tau=0.9
@@ -287,7 +287,13 @@ def test_the_proof_is_the_truth_table_of_those_patients(striped):
         zero_edits=edits,
     )
     assert list(table.index) == ["ours", "no change", "PGD", "true"]
-    assert table.drop(columns="body_overlap").equals(expected)
+    assert table[list(expected)].equals(expected)
+    gaps = compare_validity(
+        every, data.factors, case.classifier, stripes.USES, case.oracle, zero_edits=edits, seed=0
+    )
+    assert table[["ahead", "low", "high"]].equals(gaps)
+    assert table.reached["no change"] == 0
+    assert table.reached["ours"] == (ours.score >= 0.9).double().mean()
     overlap = [body_overlap(c.query, c.counterfactual).mean().item() for c in every.values()]
     assert table.body_overlap.tolist() == pytest.approx(overlap)
     assert table.body_overlap["no change"] == 1 > table.body_overlap["ours"]
@@ -298,14 +304,14 @@ def test_the_proof_is_the_truth_table_of_those_patients(striped):
 def test_factors_that_the_oracle_cannot_read_are_no_evidence(striped):
     case, picked, found = striped
     assert case.readable == ("left", "shade")
-    quiet = ct_arms.prove(case, found, {}, picked, 0.9)
+    quiet = ct_arms.prove(case, found, {}, picked, 0.9, 0)
     card = oracle_card(left=0.9, right=0.9, shade=0.9)
     truth = dataclasses.replace(case.truth, oracle=card)
-    heard = ct_arms.prove(dataclasses.replace(case, truth=truth), found, {}, picked, 0.9)
+    heard = ct_arms.prove(dataclasses.replace(case, truth=truth), found, {}, picked, 0.9, 0)
     moved = [table.unused_factor_moved["ours"] for table in (quiet, heard)]
     assert moved[0] < moved[1]
     for lost in ({"truth": None}, {"oracle": None}):
-        assert not len(ct_arms.prove(dataclasses.replace(case, **lost), found, {}, picked, 0.9))
+        assert not len(ct_arms.prove(dataclasses.replace(case, **lost), found, {}, picked, 0.9, 0))
 
 
 # ---------------------------------------------------------------- two black boxes

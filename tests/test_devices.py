@@ -5,6 +5,7 @@ Fake tensors know their device and refuse to mix two, without a GPU. Tests of va
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -17,8 +18,12 @@ from cf_utils.core import Counterfactuals
 from cf_utils.evaluation import baselines
 from cf_utils.evaluation.metrics import saliency
 from cf_utils.explainers.ace import ACE
+from cf_utils.explainers.shared.diffusion import count_passes
 from cf_utils.models import classifiers, oracles
+from cf_utils.models.agent import Agent
 from cf_utils.models.generators import diffusion
+from cf_utils.models.teacher import Teacher
+from cf_utils.training.recipes import distillation
 
 TINY = {
     "size": (16, 16),
@@ -106,6 +111,36 @@ def test_an_oracle_reads_images_from_the_cpu(fake):
     )
     assert value.shape == disagreement.shape == (5, 2)
     assert value.device.type == disagreement.device.type == "cpu"
+
+
+def test_a_prior_on_a_gpu_runs_in_the_autocast_of_the_gpu(fake, monkeypatch):
+    """Images may be on the CPU, as in a zero edit; the prior moves them."""
+    used = []
+
+    def autocast(device_type, dtype, enabled):
+        used.append((device_type, dtype, enabled))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    prior = move_to_fake_gpu(diffusion.build(**TINY)).eval()
+    z, t = torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
+    count_passes(prior, 2, bfloat16=True).module((z, t))
+    assert used == [("cuda", torch.bfloat16, True)]
+
+
+def test_an_agent_on_a_gpu_is_measured_on_codes_on_the_cpu(fake, monkeypatch):
+    def measure(build, fit, predict, y, *rest):
+        agent = move_to_fake_gpu(build())
+        return agent, {"logits": predict(agent, torch.tensor([2, 0, 1]))}
+
+    monkeypatch.setattr(distillation, "train_folds", measure)
+    for part in ("copy_head", "set_covariance"):  # compare values, which fake tensors lack
+        monkeypatch.setattr(Agent, part, lambda *arguments: None)
+    teacher = Teacher(growth=4, blocks=(1, 2), first=8)
+    table = torch.rand(5, 12), torch.rand(5, teacher.head.in_features), torch.rand(5, 2)
+    arguments = {"latent": 3, "features": teacher.head.in_features}
+    _, log = distillation.fit_agent(teacher, table, arguments, {"objective": "l1"}, 0, None)
+    assert log["logits"].shape == (3, 2) and log["logits"].device.type == "cpu"
 
 
 def test_a_result_moves_to_the_cpu(fake):

@@ -13,6 +13,7 @@ from torch import nn
 
 from cf_utils.core import target_score
 from cf_utils.evaluation import reconstructions, slice_attributions
+from cf_utils.evaluation.attributions import integrated_gradients
 from cf_utils.evaluation.metrics import alignment, manipulation, reconstruction, voxels
 from cf_utils.models.teacher import Teacher
 from tests.slice_models import LinearBlackBox, LinearSlices, make_patients
@@ -281,6 +282,33 @@ def test_occlusion_of_a_linear_classifier_has_a_closed_form():
     expected = square.repeat_interleave(2, 2).repeat_interleave(2, 3)
     sign = torch.tensor([1.0, -1.0, 1.0]).double()[:, None, None, None]
     torch.testing.assert_close(found, sign * expected)
+    images = torch.full_like(x, 0.25)
+    again = slice_attributions.occlusion(box, x, target, window=2, stride=2, baseline=images)
+    assert torch.equal(again, found)
+    images[2] = x[2]  # an item that equals its baseline loses nothing
+    again = slice_attributions.occlusion(box, x, target, window=2, stride=2, baseline=images)
+    assert torch.equal(again[:2], found[:2]) and not again[2].any()
+    with pytest.raises(ValueError, match=r"baseline: got shape \(2, "):
+        slice_attributions.occlusion(box, x, target, baseline=images[:2])
+
+
+def test_integrated_gradients_of_a_linear_classifier_start_at_the_baseline():
+    box, x = LinearBlackBox(), make_patients(3).clamp(0, 1)
+    target, start = torch.tensor([1, 0, 1]), slice_attributions.blur(x, 1)
+    found = integrated_gradients(box, x, target, start, batch_size=2)
+    sign = torch.tensor([1.0, -1.0, 1.0]).double()[:, None, None, None]
+    torch.testing.assert_close(found, sign * box.w.detach() * (x - start))
+
+
+def test_the_blurred_patient_is_a_gaussian_mean_of_each_slice():
+    x = torch.zeros(1, 2, 21, 21, dtype=torch.float64)
+    x[0, 0, 10, 10] = 1
+    at = torch.arange(21) - 10
+    weight = torch.exp(-at.double().square() / 8) * (at.abs() <= 6)
+    weight = weight / weight.sum()
+    found = slice_attributions.blur(x, 2)
+    torch.testing.assert_close(found[0, 0], weight[:, None] * weight)
+    assert not found[0, 1].any()
 
 
 def test_grad_cam_plus_plus_equals_its_equations():

@@ -7,7 +7,7 @@ import torch
 
 from cf_utils.evaluation import baselines
 from cf_utils.evaluation.truth import displacement, true_counterfactuals
-from cf_utils.evaluation.truth.table import overshoot, truth_table
+from cf_utils.evaluation.truth.table import compare_validity, overshoot, truth_table
 from tests.stripes import (
     USES,
     USES_BOTH,
@@ -111,3 +111,25 @@ def test_all_methods_share_the_largest_null(toy):
     table = truth_table(*args, readable=readable, zero_edits={"a": loose})
     assert table.unused_factor_moved.tolist() == [0, 0]
     assert table.loc["a"].unused_factor_moved_zero_edit == 0  # 0.1 is within 2 * 0.1
+
+
+def test_the_first_method_is_ahead_by_the_difference_of_paired_semantic_validity(toy):
+    """Half of b's edits do nothing; the two validities differ in exactly those items."""
+    rows, f, target = toy
+    left = 0.1 + 0.8 * target.float()
+    works = torch.arange(24) % 2 == 0
+    found = {
+        "a": make_counterfactuals(rows, f, render_moved(rows, left=left), target),
+        "b": make_counterfactuals(
+            rows, f, render_moved(rows, left=torch.where(works, left, rows.factors["left"])), target
+        ),
+    }
+    args = (found, rows.factors, f, USES, Perfect())
+    gaps, table = compare_validity(*args, seed=3), truth_table(*args)
+    assert gaps.loc["a"].tolist() == [0, 0, 0]
+    own = table.semantic_validity_used
+    assert gaps.ahead["b"] == pytest.approx(own["a"] - own["b"]) and gaps.ahead["b"] > 0.4
+    assert 0.2 < gaps.low["b"] < gaps.ahead["b"] < gaps.high["b"] < 0.8
+    coarse = render_moved(rows, left=(rows.factors["left"] + 0.5) % 1)
+    hidden = compare_validity(*args, zero_edits={"b": coarse})
+    assert hidden.loc["b"].tolist() == [0, 0, 0]  # nothing exceeds a null of 0.5

@@ -60,11 +60,25 @@ def normalise(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, positive / largest, 0)
 
 
+def fill_like(x: Tensor, baseline: float | Tensor) -> Tensor:
+    """Return the images `baseline`, or images like x (B, C, H, W) that have this value everywhere.
+
+    Raises ValueError for images of another shape.
+    """
+    if not isinstance(baseline, Tensor):
+        return torch.full_like(x, baseline)
+    if baseline.shape != x.shape:
+        raise ValueError(
+            f"baseline: got shape {tuple(baseline.shape)}, expected {tuple(x.shape)}, that of x"
+        )
+    return baseline
+
+
 def integrated_gradients(
     classifier: nn.Module,
     x: Tensor,
     target: Tensor,
-    baseline: float = 0.5,
+    baseline: float | Tensor = 0.5,
     steps: int = 50,
     batch_size: int = 50,
 ) -> Tensor:
@@ -72,8 +86,9 @@ def integrated_gradients(
 
     Args:
         x: images (B, C, H, W); target (B,) int64, the class to explain.
-        baseline: value of all pixels where the path begins. Deviation: mid-grey, which is 0 behind
-            the usual normalisation; the paper suggests black, which gives dark pixels no relevance.
+        baseline: where the path begins, a value of all pixels or images like x. Deviation:
+            mid-grey, which is 0 behind the usual normalisation; the paper suggests black, which
+            gives dark pixels no relevance.
 
     Returns: (B, C, H, W).
     """
@@ -81,11 +96,11 @@ def integrated_gradients(
     device, parts = device_of(classifier, x.device), []
     with frozen(classifier):
         method = IntegratedGradients(lambda v, t: saliency.logit_margin(classifier(v), t))
-        for images, classes in zip(x.split(batch_size), target.split(batch_size), strict=True):
-            images = images.detach().to(device)
+        batches = (part.split(batch_size) for part in (x, fill_like(x, baseline), target))
+        for images, start, classes in zip(*batches, strict=True):
             attribution: Any = method.attribute(
-                images,
-                torch.full_like(images, baseline),
+                images.detach().to(device),
+                start.detach().to(device),
                 additional_forward_args=(classes.to(device),),
                 n_steps=steps,
                 internal_batch_size=batch_size,

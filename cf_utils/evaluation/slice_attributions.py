@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from cf_utils.core import check_query, device_of, frozen
-from cf_utils.evaluation.attributions import integrated_gradients
+from cf_utils.evaluation.attributions import fill_like, integrated_gradients
 from cf_utils.evaluation.metrics import saliency
 
-AIR = 0.0  # value of air, the darkest of a lung window: the baseline of the maps
+BLUR = 4  # pixels, standard deviation of the blurred patient, the baseline of the maps
 
 
 def grad_cam_plus_plus(
@@ -68,30 +69,39 @@ def weigh_activations(a: Tensor, g: Tensor) -> Tensor:
     return (weight * a).sum(1).clamp(min=0)
 
 
+def blur(x: Tensor, sd: int = BLUR) -> Tensor:
+    """Return the images x (B, S, H, W) after a Gaussian blur of standard deviation sd pixels.
+
+    As a baseline, they keep the chest and lack the details. Air, the darkest value, would give dark
+    lung no relevance.
+    """
+    return gaussian_blur(x, [6 * sd + 1] * 2, [float(sd)] * 2)
+
+
 def occlusion(
     classifier: nn.Module,
     x: Tensor,
     target: Tensor,
     window: int = 8,
     stride: int = 8,
-    baseline: float = AIR,
+    baseline: float | Tensor = 0.0,
     batch_size: int = 64,
 ) -> Tensor:
     """Fall of the margin when a square of one slice is replaced by `baseline`, signed.
 
     A voxel's value is the mean over the squares that cover it. (B, S, H, W). Costs one forward pass
-    per square.
+    per square. baseline: a value of all voxels, or images like x.
     """
     check_query(x, target)
     device, parts = device_of(classifier, x.device), []
     with frozen(classifier), torch.no_grad():
         method = Occlusion(lambda v, t: saliency.logit_margin(classifier(v), t))
-        for image, label in zip(x, target, strict=True):
+        for image, label, other in zip(x, target, fill_like(x, baseline), strict=True):
             attribution: Any = method.attribute(
                 image[None].to(device),
                 sliding_window_shapes=(1, window, window),
                 strides=(1, stride, stride),
-                baselines=baseline,
+                baselines=other[None].to(device),
                 additional_forward_args=(label[None].to(device),),
                 perturbations_per_eval=batch_size,
             )
@@ -119,7 +129,7 @@ def attribution_maps(
 
     works: dict[str, Callable[[], Tensor]] = {
         "saliency": lambda: saliency.gradient(classifier, x, target).abs(),
-        "integrated gradients": lambda: integrated_gradients(classifier, x, target, AIR).abs(),
+        "integrated gradients": lambda: integrated_gradients(classifier, x, target, blur(x)).abs(),
         "occlusion": lambda: occlusion(classifier, x, target, **occluding).abs(),
         "Grad-CAM": lambda: share(saliency.grad_cam(classifier, layer, x, target)),
         "Grad-CAM++": lambda: share(grad_cam_plus_plus(classifier, layer, x, target)),

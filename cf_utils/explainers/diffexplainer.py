@@ -233,7 +233,8 @@ def difference_maps(
     """Return counterfactual minus reconstruction in Hounsfield units, signed (B, S, H, W).
 
     Positive values are textures that the counterfactual adds. The reconstruction is the second
-    state of the path; an item that was not searched has a map of 0.
+    state of the path; an item that was not searched has a map of 0. With `zero_edit`, its map is
+    the query minus the zero edit.
 
     Args:
         window: HU of the values 0 and 1 of x.

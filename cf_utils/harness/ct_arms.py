@@ -20,7 +20,7 @@ from cf_utils.evaluation.ct_tables import (
 )
 from cf_utils.evaluation.metrics import voxels
 from cf_utils.evaluation.slice_attributions import attribution_maps
-from cf_utils.evaluation.truth.table import truth_table
+from cf_utils.evaluation.truth.table import compare_validity, truth_table
 from cf_utils.explainers.diffexplainer import DIRECTIONS, difference_maps
 from cf_utils.harness.ct_cases import CTCase, render_atlas
 from cf_utils.harness.results import Run
@@ -38,17 +38,20 @@ def prove(
     methods: Mapping[str, Explainer],
     rows: Tensor,
     tau: float,
+    seed: int,
 ) -> pd.DataFrame:
     """Return the truth table of explanations of some patients; empty without known factors.
 
-    `body_overlap` is the mean Dice overlap of the bodies of query and counterfactual. The radius of
-    PGD is `PGD_EPS`.
+    Further columns: `reached`, the share whose score is at least tau; `ahead`, `low` and `high`,
+    see `compare_validity`; and `body_overlap`, the mean Dice overlap of the bodies of query and
+    counterfactual. The radius of PGD is `PGD_EPS`.
 
     Args:
         found: per method, explanations of the patients `rows` of the case. The first one sets the
             score that the true change must reach.
         methods: what explained them, for their zero edits.
         tau: wanted probability of the true change, see `baselines.baseline_rows`.
+        seed: of the bootstrap.
     """
     if case.truth is None or case.oracle is None:
         return pd.DataFrame()
@@ -59,17 +62,12 @@ def prove(
     )
     found = {**found, **anchors}
     edits = {k: methods[k].zero_edit(data.x, data.ids) for k in found if k in methods}
-    table = truth_table(
-        found,
-        data.factors,
-        case.classifier,
-        uses,
-        case.oracle,
-        readable=case.readable,
-        zero_edits=edits,
-    )
+    known = data.factors, case.classifier, uses, case.oracle
+    table = truth_table(found, *known, readable=case.readable, zero_edits=edits)
     overlap = {k: body_overlap(c.query, c.counterfactual).mean().item() for k, c in found.items()}
-    return table.assign(body_overlap=pd.Series(overlap))
+    reached = {k: (c.score >= tau).double().mean().item() for k, c in found.items()}
+    table = table.assign(reached=pd.Series(reached), body_overlap=pd.Series(overlap))
+    return table.join(compare_validity(found, *known, zero_edits=edits, seed=seed))
 
 
 def explain_undecided(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cf_utils.core import NAN, Counterfactuals, Ids, PassCounter, check_query
+from cf_utils.core import NAN, Counterfactuals, Ids, PassCounter, check_query, device_of
 from cf_utils.core.checks import to_list
 from cf_utils.models.generators.diffusion import DDPM, Chain
 
@@ -56,7 +56,8 @@ class _Autocast(nn.Module):
         self.prior, self.enabled = prior, bfloat16
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(pair[0].device.type, torch.bfloat16, enabled=self.enabled):
+        device = device_of(self.prior, pair[0].device)  # the prior moves its input there
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.enabled):
             return self.prior(*pair)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from cf_utils.models.agent import Agent, distillation_loss
+from cf_utils.models.classifiers import predict
 from cf_utils.models.generators.slices import DiffusionCodes
 from cf_utils.models.teacher import Teacher
 from cf_utils.training import loop
@@ -157,7 +158,7 @@ def fit_agent(
     return train_folds(
         build,
         functools.partial(fit_fold, prepare=prepare, settings=settings, seed=seed),
-        lambda model, rows: model(codes[rows]).detach(),
+        lambda model, rows: predict(model, codes[rows]).detach(),
         logits.argmax(1),
         FOLDS,
         seed,

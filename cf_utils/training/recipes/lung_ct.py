@@ -16,6 +16,7 @@ from cf_utils import worlds
 from cf_utils.evaluation.metrics.alignment import auc, confusion, measure_alignment
 from cf_utils.models import checkpoints
 from cf_utils.models.agent import Agent
+from cf_utils.models.classifiers import predict
 from cf_utils.models.teacher import Teacher
 from cf_utils.models.weights import channels_last
 from cf_utils.training.recipes.base import Trained, recipe
@@ -145,7 +146,7 @@ def measure_agent(
     for site in SITES:
         factors = worlds.get(WORLD).sample(n, "test", site, seed)
         codes, _, logits = read_patients(autoencoder, teacher, render_bytes(factors))
-        found[site] = measure_alignment(agent(codes), logits)
+        found[site] = measure_alignment(predict(agent, codes), logits)
     return found
 
 

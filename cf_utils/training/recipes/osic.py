@@ -19,6 +19,7 @@ from cf_utils.datasets import osic
 from cf_utils.evaluation.metrics.alignment import auc, confusion, measure_alignment
 from cf_utils.models import checkpoints
 from cf_utils.models.agent import Agent
+from cf_utils.models.classifiers import predict
 from cf_utils.models.teacher import Teacher
 from cf_utils.training.recipes import diffae
 from cf_utils.training.recipes.base import Trained, recipe
@@ -102,11 +103,10 @@ def train_agent(label: str, root: str, seed: int, folder: Path | None) -> Traine
     model, log = fit_agent(teacher, table, arguments, AGENT, seed, folder)
     source = {"teacher": f"osic_{label}", "autoencoder": "osic_diffae", "folds": FOLDS, **AGENT}
 
-    @torch.no_grad()
     def measure(model: Agent) -> dict[str, Any]:
         test, _ = read_split(root, "test", label, size)
         codes, _, logits = read_patients(autoencoder, teacher, test)
-        return measure_alignment(model(codes), logits)
+        return measure_alignment(predict(model, codes), logits)
 
     return Trained(model.cpu(), _describe(len(x), source, "Agent", arguments), log, measure)
 
