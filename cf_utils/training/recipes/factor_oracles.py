@@ -221,7 +221,7 @@ def lung_ct_oracle(root: str, seed: int, folder: Path | None) -> Trained:
     Side, zone and depth of the fibrosis count only in patients who have it.
     """
     return train_oracle(
-        "lung_ct", seed, folder, n=3000, epochs=8, n_prior=0, hard_epochs=1, bfloat16=True
+        "lung_ct", seed, folder, n=9000, epochs=10, n_prior=1200, hard_epochs=4, bfloat16=True
     )
 
 
