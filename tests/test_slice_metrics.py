@@ -337,6 +337,11 @@ def test_maps_of_a_teacher_have_one_plane_per_slice_and_need_no_batch():
     assert list(maps) == [
         "saliency", "integrated gradients", "occlusion", "Grad-CAM", "Grad-CAM++",
     ]  # fmt: skip
+    base = slice_attributions.blur(x)
+    own = slice_attributions.occlusion(teacher, x, target, baseline=base, **settings)
+    assert torch.equal(maps["occlusion"], own.abs())
+    own = integrated_gradients(teacher, x, target, base)
+    torch.testing.assert_close(maps["integrated gradients"], own.abs())
     rows = torch.tensor([2, 0])
     part = slice_attributions.attribution_maps(
         teacher, teacher.layer, x[rows], target[rows], **settings

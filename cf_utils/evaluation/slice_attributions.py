@@ -114,7 +114,8 @@ def attribution_maps(
 ) -> dict[str, Tensor | str]:
     """Return per method a map of amounts (B, S, H, W), or the reason why it has none.
 
-    Saliency, integrated gradients and occlusion are absolute values; CAMs their positive part.
+    Saliency, integrated gradients and occlusion are absolute values; CAMs their positive part. The
+    baseline of integrated gradients and occlusion is `blur(x)`.
 
     Args:
         classifier: maps x to logits (B, K).
@@ -123,14 +124,15 @@ def attribution_maps(
         occluding: settings of `occlusion`.
     """
     check_query(x, target)
+    base = blur(x)
 
     def share(cam: Tensor) -> Tensor:
         return cam.clamp(min=0)[:, None].expand_as(x)
 
     works: dict[str, Callable[[], Tensor]] = {
         "saliency": lambda: saliency.gradient(classifier, x, target).abs(),
-        "integrated gradients": lambda: integrated_gradients(classifier, x, target, blur(x)).abs(),
-        "occlusion": lambda: occlusion(classifier, x, target, **occluding).abs(),
+        "integrated gradients": lambda: integrated_gradients(classifier, x, target, base).abs(),
+        "occlusion": lambda: occlusion(classifier, x, target, baseline=base, **occluding).abs(),
         "Grad-CAM": lambda: share(saliency.grad_cam(classifier, layer, x, target)),
         "Grad-CAM++": lambda: share(grad_cam_plus_plus(classifier, layer, x, target)),
     }
